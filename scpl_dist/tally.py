@@ -1,0 +1,143 @@
+"""What a run has achieved so far: accuracies, samples, speed, and which stage holds the others back."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scpl_dist.events import Done
+from scpl_dist.roster import Member
+
+__all__ = ["Tally"]
+
+PATIENCE = 20
+"""Steps in a row before a slow stage is called a straggler."""
+
+
+class Tally:
+    """Counts over the items that the stages finish.
+
+    Args:
+        steps: steps that this generation has to do.
+        last: index of the last stage; its finished items are the clock of the run.
+        position: of the checkpoint that the run goes on from, with the earlier "accuracies", "samples", "seconds".
+    """
+
+    def __init__(self, steps: int, last: int, position: Mapping[str, Any] | None = None) -> None:
+        position = position or {}
+        self.accuracies: dict[int, dict[str, float]] = {
+            row["epoch"]: {name: row[name] for name in ("validation", "test") if name in row}
+            for row in position.get("accuracies", [])
+            if row["epoch"] < position["epoch"]
+        }
+        self.learning_rate: float | None = None
+        self.samples: int = position.get("samples", 0)
+        self.earlier_seconds: float = position.get("seconds", 0.0)
+        self._last = last
+        self._skip = max(1, math.ceil(steps / 10))
+        self._steps = 0
+        self._steady_samples = 0
+        self._steady_seconds = 0.0
+        self._previous: float | None = None
+        self._counts: dict[tuple[int, str], dict[int, list[int]]] = {}
+        self._busy: dict[int, dict[int, float]] = {}
+
+    def finished(self, message: Done, before: float, now: float) -> None:
+        """Count an item of one stage; `before` is the stage's busy time, in seconds, when it began."""
+        if message.kind == "train":
+            self._busy.setdefault(message.sequence, {})[message.stage] = message.stats.busy - before
+        if message.kind == "evaluate" and message.correct is not None and message.total is not None:
+            stages = self._counts.setdefault((message.epoch, message.split or ""), {})
+            counts = stages.setdefault(message.stage, [0, 0])
+            counts[0] += message.correct
+            counts[1] += message.total
+        if message.stage == self._last:
+            if message.kind == "train":
+                self.samples += message.samples
+                self._steps += 1
+                # The time since the previous item of any kind, so evaluations and checkpoints are left out.
+                if self._steps > self._skip and self._previous is not None:
+                    self._steady_samples += message.samples
+                    self._steady_seconds += now - self._previous
+            self._previous = now
+
+    def evaluated(self, epoch: int, split: str) -> dict[str, Any] | None:
+        """The row of a finished evaluation; the last stage that knows its correct answers counts."""
+        stages = self._counts.pop((epoch, split), {})
+        if not stages:
+            return None
+        correct, total = stages[max(stages)]
+        accuracy = correct / total if total else 0.0
+        self.accuracies.setdefault(epoch, {})[split] = accuracy
+        row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
+        return row | {"correct": correct, "total": total}
+
+    def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[Member, float, float]]:
+        """Stages that have just become stragglers, with their and the median busy seconds of this step.
+
+        The median is the lower one, so that of two stages one can be the straggler.
+        """
+        busy = self._busy.pop(sequence, {})
+        if not busy:
+            return []
+        median = statistics.median_low(busy.values())
+        found = []
+        for member in members:
+            seconds = busy.get(member.stage, 0.0)
+            member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
+            if member.slow_in_a_row == PATIENCE and not member.stragglings:
+                member.stragglings += 1
+                found.append((member, seconds, median))
+        return found
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with the highest validation accuracy; without a validation split, test accuracy."""
+        name = self.selected_by
+        scores = {epoch: found[name] for epoch, found in self.accuracies.items() if name in found}
+        return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
+
+    @property
+    def selected_by(self) -> str:
+        """The split that chooses the best epoch."""
+        return "validation" if any("validation" in found for found in self.accuracies.values()) else "test"
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Training samples per second without the first tenth of the steps, evaluations and checkpoints."""
+        return self._steady_samples / self._steady_seconds if self._steady_seconds > 0 else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """The accuracies by epoch, as a position keeps them."""
+        return [{"epoch": epoch, **found} for epoch, found in sorted(self.accuracies.items())]
+
+    def result(self, members: Iterable[Member], seconds: float) -> dict[str, Any]:
+        """The numbers of ``result.json``; `seconds` is the wall time of this generation."""
+        best = self.best_epoch
+        last = max(self.accuracies, default=None)
+        wall = self.earlier_seconds + seconds
+        speed = self.samples_per_second
+        return {
+            "accuracy_last": self.accuracies[last].get("test") if last is not None else None,
+            "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
+            "best_epoch": best,
+            "selected_by": self.selected_by,
+            "accuracies": self.history(),
+            "wall_seconds": wall,
+            "samples": self.samples,
+            "samples_per_second": speed if speed is not None else (self.samples / wall if wall > 0 else None),
+            "per_stage": [
+                {
+                    "stage": member.stage,
+                    "busy_seconds": member.stats.busy,
+                    "waiting_seconds": member.stats.waiting,
+                    "blocked_seconds": member.stats.blocked,
+                    "bytes_sent": member.stats.bytes_sent,
+                    "bytes_received": member.stats.bytes_received,
+                    "peak_memory_bytes": member.stats.peak_memory,
+                }
+                for member in members
+            ],
+        }
