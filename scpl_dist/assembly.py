@@ -1,0 +1,136 @@
+"""From a configuration to units: which blocks a stage holds, their heads, their initial weights.
+
+Every process works this out for itself from the configuration and the shape of a sample, so nothing but that shape
+has to be sent, and every process comes to the same result. All other blocks exist on the meta device only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from scpl_dist import methods, models, partition, seeds
+from scpl_dist.config import Config
+from scpl_dist.methods.unit import Unit
+from scpl_dist.schedule import Place
+
+__all__ = ["Assembly", "describe", "imagine"]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The whole model as a plan.
+
+    Attributes:
+        config: the run.
+        classes: number of classes.
+        shapes: input of block 0, then the output of every block: pytrees of meta tensors, batch 2.
+        parameters: number of parameters of each block, without heads.
+        places: what each stage holds.
+        method: the training method.
+    """
+
+    config: Config
+    classes: int
+    shapes: list[Any]
+    parameters: list[int]
+    places: list[Place]
+    method: methods.Method
+
+    @classmethod
+    def plan(cls, config: Config, classes: int, example: Any) -> Assembly:
+        """Work out shapes and places.
+
+        Args:
+            config: the run.
+            classes: number of classes.
+            example: a batch of two inputs, a pytree of tensors; their values are not used.
+
+        Raises:
+            ValueError: model, method, partition or shapes do not fit; the message has the key and the fix.
+        """
+        method_type = methods.resolve(config.run.method)
+        blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
+        parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        places = _places(config, parameters)
+        method = method_type(config, len(blocks), classes)
+        return cls(config, classes, [example, *outputs], parameters, places, method)
+
+    def units(self, blocks: Iterable[int]) -> dict[int, Unit]:
+        """Build blocks with their heads; weights are drawn from (seed, block)."""
+        wanted = list(blocks)
+        config = self.config
+        modules = models.build(config.model.name, config.model.args, self.classes, config.run.seed, wanted)
+        units: dict[int, Unit] = {}
+        for index, module in zip(wanted, modules, strict=True):
+            with seeds.seeded(config.run.seed, "heads", index):
+                units[index] = self.method.unit(index, module, self.shapes[index], self.shapes[index + 1])
+        return units
+
+
+    def table(self) -> str:
+        """The stages as text: blocks, parameters, and the size of what one sample sends on."""
+        rows = ["stage  blocks  parameters  output of a sample"]
+        for place in self.places:
+            count = sum(self.parameters[block] for block in place.blocks)
+            blocks = f"{place.blocks[0]}-{place.blocks[-1]}" if len(place.blocks) > 1 else str(place.blocks[0])
+            leaves = [leaf for leaf in pytree.tree_leaves(self.shapes[place.blocks[-1] + 1]) if isinstance(leaf, Tensor)]
+            shapes = " ".join("x".join(map(str, leaf.shape[1:])) for leaf in leaves)
+            rows.append(f"{place.stage:5}  {blocks:>6}  {count:10,}  {shapes}")
+        return "\n".join(rows)
+
+
+def _places(config: Config, parameters: list[int]) -> list[Place]:
+    stages, rule = config.pipeline.stages, config.pipeline.partition
+    blocks = len(parameters)
+    if stages > blocks:
+        raise ValueError(
+            f"pipeline.stages = {stages}: the model {config.model.name!r} has {blocks} blocks and a stage needs at "
+            f"least one; use at most {blocks} stages or a model with more blocks"
+        )
+    if isinstance(rule, list):
+        if sum(rule) != blocks:
+            raise ValueError(
+                f"pipeline.partition = {rule}: {sum(rule)} blocks in all, but the model {config.model.name!r} has "
+                f"{blocks}; the counts must add up to {blocks}"
+            )
+        counts = rule
+    else:
+        costs = {"uniform": [1.0] * blocks, "parameters": [float(count) for count in parameters]}
+        counts = partition.balanced(costs[rule], stages)
+    return [Place(stage, stages, held) for stage, held in enumerate(partition.split(counts))]
+
+
+def describe(example: Any) -> Any:
+    """A pytree of tensors as plain values that msgpack carries: shapes and dtypes only. `imagine` is its inverse."""
+    if isinstance(example, Tensor):
+        return {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+    if isinstance(example, list | tuple):
+        return {type(example).__name__: [describe(part) for part in example]}
+    if isinstance(example, dict):
+        return {"dict": [[key, describe(part)] for key, part in example.items()]}
+    raise ValueError(
+        f"the data set gives a {type(example).__name__} as input: use tensors, and tuples, lists or dicts of tensors"
+    )
+
+
+def imagine(description: Any) -> Any:
+    """A pytree of zeros on the CPU from `describe`'s description."""
+    if "shape" in description:
+        return torch.zeros(description["shape"], dtype=getattr(torch, description["dtype"]))
+    if "dict" in description:
+        return {key: imagine(part) for key, part in description["dict"]}
+    if "tuple" in description:
+        return tuple(imagine(part) for part in description["tuple"])
+    return [imagine(part) for part in description["list"]]
+
+
+def place_units(units: dict[int, Unit], device: torch.device) -> None:
+    """Move units to the device they compute on."""
+    for unit in units.values():
+        unit.to(device)

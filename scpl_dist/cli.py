@@ -1,0 +1,116 @@
+"""The command ``scpl-dist``.
+
+Exit codes: 0 done; 1 failed; 2 usage or configuration; 130 / 143 stopped by SIGINT / SIGTERM with a good checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from scpl_dist import config as configuration
+from scpl_dist.config import Config
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
+
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")]
+Overrides = Annotated[list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")]
+RunDir = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<time>-<method>.")]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder.")]
+CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="Such as step-200. Default: the newest.")]
+
+
+@app.command()
+def train(
+    config: ConfigFile = None,
+    override: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Annotated[str, typer.Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")] = "never",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")] = False,
+) -> None:
+    """Train on this machine, one process a stage."""
+    from scpl_dist.run_folder import RunFolder
+
+    settings = configuration.load(config, override or [])
+    from scpl_dist import launch  # imports torch, so that a mistyped key is answered at once
+
+    plan = launch.preflight(settings)
+    if dry_run:
+        print(settings.to_toml())
+        print(plan.table())
+        return
+    folder = RunFolder.create(run_dir, settings, resume=resume != "never")
+    _leave(launch.launch(settings, folder, resume))
+
+
+@app.command()
+def evaluate(
+    run_dir: RunFolderArgument,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    checkpoint: CheckpointName = None,
+) -> None:
+    """Accuracy of a run's saved weights."""
+    from scpl_dist import evaluation
+
+    result = evaluation.evaluate(run_dir, split, checkpoint)
+    print(f"{result['split']} accuracy {result['accuracy']:.4f} ({result['correct']} of {result['total']})")
+
+
+@app.command()
+def export(
+    run_dir: RunFolderArgument,
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    checkpoint: CheckpointName = None,
+) -> None:
+    """Write a run's weights as one plain state dict."""
+    from scpl_dist import evaluation
+
+    print(f"{evaluation.export(run_dir, target, checkpoint)} tensors in {target}")
+
+
+@app.command()
+def worker(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration.")],
+    override: Overrides = None,
+    run_dir: RunDir = None,
+    control: Annotated[str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")] = None,
+    no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Rank 0 starts none.")] = False,
+    log_to_folder: Annotated[bool, typer.Option("--log-to-folder", help="Write output to RUN/log.")] = False,
+) -> None:
+    """Be the stage of this rank; started by torchrun or by the local launcher."""
+    settings = configuration.load(config, override or [])
+    from scpl_dist import worker as process
+
+    if run_dir is None:
+        run_dir = config.parent
+    address = control or f"tcp://{settings.control.host}:{settings.control.port}"
+    _leave(process.main(settings, run_dir, address, log_to_folder))
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: no thread or library of a finished run may keep the process, and children die with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    """Entry point."""
+    from scpl_dist.checkpoint import CheckpointError
+
+    try:
+        app()
+    except ValueError as error:
+        print(f"scpl-dist: {error}", file=sys.stderr)
+        sys.exit(2)
+    except CheckpointError as error:
+        print(f"scpl-dist: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,266 @@
+"""The local launcher: a coordinator and all workers on this machine, and nothing left of them afterwards.
+
+    scpl-dist train ---- preflight: configuration, data, model, ports, run folder (exit 2 before anything starts)
+        |-- coordinator              told over its standard input of signals and of workers that exited
+        '-- torch's elastic agent    (a thread) starts a worker for each stage, stops all when one fails
+               |-- worker 0
+               '-- worker 1 ...      each dies with this process (PR_SET_PDEATHSIG)
+
+The launcher itself decides nothing about training. It passes signals on and makes sure that everything ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scpl_dist.config import Config
+from scpl_dist.run_folder import RunFolder
+
+__all__ = ["launch", "preflight"]
+
+# Seconds that the rest of the group has to end after its first part ended.
+_GRACE_S = 10.0
+_START_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _CoordinatorEnded:
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkersEnded:
+    codes: dict[int, int]
+    """Exit codes by rank, of those that failed; a negative one is the number of the signal."""
+    error: str = ""
+
+
+_Event = _Signal | _CoordinatorEnded | _WorkersEnded
+
+
+def preflight(config: Config) -> Any:
+    """Find the user's mistakes before any process starts.
+
+    Returns:
+        The `scpl_dist.assembly.Assembly` of the run.
+
+    Raises:
+        ValueError: with the key, the value and the fix.
+    """
+    from scpl_dist import data
+    from scpl_dist.assembly import Assembly
+
+    source = data.resolve(config)
+    size = source.sizes["train"]
+    if config.data.batch_size > size:
+        raise ValueError(
+            f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
+            f"samples; use at most {size}"
+        )
+    assembly = Assembly.plan(config, source.classes, source.example())
+    if config.runtime.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
+    _check_port("metrics", config.metrics.host, config.metrics.port)
+    _check_port("control", config.control.host, config.control.port)
+    return assembly
+
+
+def launch(config: Config, folder: RunFolder, resume: str = "never") -> int:
+    """Run to the end.
+
+    Args:
+        config: the run, checked by `preflight`.
+        folder: an opened run folder.
+        resume: "never", "auto" or the folder of a checkpoint.
+
+    Returns:
+        The exit code of the contract: 0 done, 1 failed, 2 configuration, 130 or 143 stopped.
+    """
+    return _Group(config, folder, resume).run()
+
+
+class _Group:
+    """The processes of one launch."""
+
+    def __init__(self, config: Config, folder: RunFolder, resume: str) -> None:
+        self.config = config
+        self.folder = folder
+        self.resume = resume
+        self.generation = uuid.uuid4().hex
+        self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self.coordinator: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in handlers:
+            signal.signal(number, self._on_signal)
+        try:
+            self._start_coordinator()
+            endpoint = self._endpoint()
+            if endpoint is not None:
+                self._start_workers(endpoint)
+            return self._supervise(workers=endpoint is not None)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.events.put(_Signal(number))
+
+    # Start ------------------------------------------------------------------------------------------------------
+
+    def _start_coordinator(self) -> None:
+        self.folder.remove("run.json", "exit.json", "result.json")
+        command = [sys.executable, "-m", "scpl_dist.service", str(self.folder.path / "config.toml")]
+        command += ["--run-dir", str(self.folder.path), "--generation", self.generation, "--resume", self.resume]
+        command += ["--launcher"]
+        self.coordinator = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        coordinator = self.coordinator
+        threading.Thread(
+            target=lambda: self.events.put(_CoordinatorEnded(coordinator.wait())), name="coordinator", daemon=True
+        ).start()
+
+    def _endpoint(self) -> str | None:
+        """Address of the control plane; None if the coordinator ended instead of binding it."""
+        assert self.coordinator is not None
+        deadline = time.monotonic() + _START_S
+        while self.coordinator.poll() is None and time.monotonic() < deadline:
+            run = self.folder.read("run.json")
+            if run is not None and run.get("generation") == self.generation:
+                return str(run["control"])
+            time.sleep(0.02)
+        return None
+
+    def _start_workers(self, endpoint: str) -> None:
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        # The agent's own reports name no stage and would come last on the screen; ours does and shall.
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+        interface = self.config.runtime.interface or _loopback()
+        os.environ["TP_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = interface
+        os.environ["OMP_NUM_THREADS"] = str(self.config.runtime.threads)
+        launch_config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=self.config.pipeline.stages,
+            run_id=self.generation,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            rdzv_configs={"timeout": int(self.config.runtime.timeout_s) + 1},
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            shutdown_timeout=3,
+        )
+        command = ("-m", "scpl_dist", "worker", str(self.folder.path / "config.toml"))
+        command += ("--run-dir", str(self.folder.path), "--control", endpoint, "--no-coordinator", "--log-to-folder")
+
+        def run_agent() -> None:
+            try:
+                elastic_launch(launch_config, sys.executable)(*command)
+            except ChildFailedError as error:
+                codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+                self.events.put(_WorkersEnded(codes))
+            except Exception as error:  # the agent itself failed: report it instead of losing it with the thread
+                self.events.put(_WorkersEnded({}, f"{type(error).__name__}: {error}"))
+            else:
+                self.events.put(_WorkersEnded({}))
+
+        threading.Thread(target=run_agent, name="agent", daemon=True).start()
+
+    # Supervision ------------------------------------------------------------------------------------------------
+
+    def _supervise(self, workers: bool) -> int:
+        """Pass events on until coordinator and workers have ended, or the grace is over."""
+        code: int | None = None
+        ended = None if workers else _WorkersEnded({})
+        deadline: float | None = None
+        while code is None or ended is None:
+            try:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                event = self.events.get(timeout=left)
+            except queue.Empty:
+                break
+            match event:
+                case _Signal(number):
+                    self._tell({"event": "signal", "number": number})
+                case _CoordinatorEnded():
+                    code = event.code
+                    deadline = time.monotonic() + _GRACE_S
+                case _WorkersEnded():
+                    ended = event
+                    deadline = time.monotonic() + _GRACE_S
+                    for rank, exit_code in event.codes.items():
+                        self._tell({"event": "exited", "rank": rank, "code": exit_code})
+                    if event.error:
+                        self._tell({"event": "exited", "rank": 0, "code": 1, "message": event.error})
+        return self._conclude(code, ended)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        assert self.coordinator is not None
+        assert self.coordinator.stdin is not None
+        try:
+            self.coordinator.stdin.write(json.dumps(event).encode() + b"\n")
+            self.coordinator.stdin.flush()
+        except OSError:
+            pass  # it has ended, which is an event of its own
+
+    def _conclude(self, code: int | None, ended: _WorkersEnded | None) -> int:
+        """The exit code; writes exit.json where the coordinator could not."""
+        assert self.coordinator is not None
+        if code is None:
+            self.coordinator.kill()
+            self.coordinator.wait()
+            reason = "the workers ended, and the coordinator did not finish the run"
+        elif self.folder.read("exit.json") is not None:
+            return code
+        elif code < 0:
+            reason = f"the coordinator was killed by {signal.Signals(-code).name}"
+        else:
+            reason = f"the coordinator exited with code {code} before it could finish the run"
+        if ended is not None and ended.error:
+            reason += f"; the elastic agent said: {ended.error}"
+        return self.folder.fail(code if code == 2 else 1, reason)
+
+
+def _check_port(section: str, host: str, port: int) -> None:
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"{section}.port = {port}: cannot listen on {host}:{port} ({error.strerror}); choose another one, "
+                f"or -o {section}.port=0 for any free one"
+            ) from None
+
+
+def _loopback() -> str:
+    """Name of the loopback interface: "lo" on Linux, "lo0" elsewhere."""
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return names[0] if names else "lo"

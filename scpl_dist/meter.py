@@ -1,0 +1,73 @@
+"""Where the time of a stage goes.
+
+The training thread says which phase it enters; everything since the last such call belongs to the phase before. The
+control thread reads a snapshot for its heartbeats. Plain attributes suffice: one thread writes, and a reader that
+sees one phase change early or late is harmless.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+__all__ = ["Meter"]
+
+WAITING = "receive"
+BLOCKED = "room"
+IDLE = "idle"
+
+
+class Meter:
+    """Phase, position and cumulative seconds of a stage.
+
+    Attributes:
+        phase: what the training thread does now.
+        step: optimizer updates done before the present item.
+        epoch: epoch of the present item.
+        micro_batch: micro-batch within the item.
+        begun: sequence number of the present item; -1 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.phase = "starting"
+        self.step = 0
+        self.epoch = 0
+        self.micro_batch = 0
+        self.begun = -1
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def enter(self, phase: str) -> None:
+        """The phase that begins now."""
+        now = time.perf_counter()
+        self._seconds[self.phase] += now - self._since
+        self._since = now
+        self.phase = phase
+
+    def begin(self, item: dict[str, Any]) -> None:
+        """The item that begins now."""
+        self.begun = item["sequence"]
+        self.step = item.get("step", self.step)
+        self.epoch = item.get("epoch", self.epoch)
+        self.micro_batch = 0
+
+    def position(self) -> dict[str, Any]:
+        """Phase, step, epoch and micro-batch, for heartbeats and error reports."""
+        return {"phase": self.phase, "step": self.step, "epoch": self.epoch, "micro_batch": self.micro_batch}
+
+    def stats(self) -> dict[str, Any]:
+        """Cumulative seconds: busy, waiting for input, blocked by a full neighbour, and by phase."""
+        seconds = dict(self._seconds)
+        seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
+        waiting = seconds.pop(WAITING, 0.0)
+        blocked = seconds.pop(BLOCKED, 0.0)
+        for outside in ("starting", IDLE):
+            seconds.pop(outside, 0.0)
+        return {
+            "busy": sum(seconds.values()),
+            "waiting": waiting,
+            "blocked": blocked,
+            "phases": {**seconds, WAITING: waiting, BLOCKED: blocked},
+            "begun": self.begun,
+        }

@@ -1,0 +1,91 @@
+"""What every training method has to say: the actions of a stage and the units of its blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from scpl_dist.config import Config
+from scpl_dist.methods.unit import Carry, Unit
+from scpl_dist.schedule import Action, Kind, Place
+
+__all__ = ["LocalMethod", "Method"]
+
+
+class Method(ABC):
+    """A training method for a model of ``num_blocks`` blocks and ``classes`` classes.
+
+    Class attributes:
+        local: gradients end at every block; if False, autograd joins the blocks of a stage.
+    """
+
+    name: ClassVar[str]
+    local: ClassVar[bool]
+
+    def __init__(self, config: Config, num_blocks: int, classes: int) -> None:
+        self.config = config
+        self.num_blocks = num_blocks
+        self.classes = classes
+
+    def micro_batches(self) -> int:
+        """Parts that a batch is split into; 1 unless the method splits it."""
+        return 1
+
+    @abstractmethod
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+        """Block ``index`` with its heads.
+
+        Args:
+            index: number of the block.
+            block: the block itself.
+            before: input of the block as a pytree of meta tensors, batch 2.
+            after: output likewise.
+        """
+
+    @abstractmethod
+    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+        """Actions of one stage for one training step."""
+
+    def evaluate(self, place: Place, micro_batches: int) -> Iterator[Action]:
+        """Actions of one stage for one batch of an evaluation: forward only, prediction at the last block."""
+        for m in range(micro_batches):
+            yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
+            for block in place.blocks:
+                yield Action(Kind.FORWARD, block, m)
+            if place.last:
+                yield Action(Kind.PREDICT, place.blocks[-1], m)
+            else:
+                yield Action(Kind.SEND_F, micro_batch=m)
+
+    def carry(self, inputs: Any, labels: Tensor) -> Carry:
+        """What the first unit is given for a batch."""
+        return inputs
+
+
+class LocalMethod(Method):
+    """Methods whose blocks learn from losses of their own: nothing ever comes back.
+
+        time       ------------------------------------------------->
+        stage 0    LOAD F0 LOSS0 B0 STEP0 F1 SEND_F LOSS1 B1 STEP1 | LOAD F0 ...
+        stage 1                                   RECV_F F2 LOSS2 B2 STEP2 ...
+
+    A block inside a stage finishes its update before the next one starts, so only one block's activations are alive;
+    the last one sends its output first, so that the next stage works while this one goes backward.
+    """
+
+    local = True
+
+    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+        """See the class; a batch of a contrastive loss is one micro-batch."""
+        for m in range(micro_batches):
+            yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
+            for block in place.blocks:
+                yield Action(Kind.FORWARD, block, m)
+                if block == place.blocks[-1] and not place.last:
+                    yield Action(Kind.SEND_F, micro_batch=m)
+                yield Action(Kind.LOSS, block, m)
+                yield Action(Kind.BACKWARD, block, m)
+                yield Action(Kind.STEP, block)

@@ -1,0 +1,75 @@
+"""A unit: one block and everything that trains together with it.
+
+The executor moves a *carry* (a pytree of tensors, batch first) from unit to unit. Most methods carry activations
+only; a method with a second stream, such as associated learning, carries both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from scpl_dist import seeds
+from scpl_dist.config import Config
+
+__all__ = ["Carry", "Unit", "detached", "make_optimizers", "seed_operators"]
+
+Carry = Any
+"""A pytree of tensors, batch dimension first."""
+
+
+class Unit(nn.Module):
+    """One block with its heads.
+
+    Attributes:
+        block: the part of the model, kept for inference.
+        heads: what the local objective adds, by name; the name ``predictor`` is kept for inference.
+    """
+
+    def __init__(self, block: nn.Module, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.block = block
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, carry: Carry) -> Carry:
+        """Output of the block, which is the carry of the next unit."""
+        return self.block(carry)
+
+    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of the local objective, scalars; their sum is minimised.
+
+        Args:
+            before: carry that the unit was given.
+            after: what `forward` made of it, still joined to the unit by autograd.
+            labels: classes, int64 of shape (N,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
+
+    def predict(self, after: Carry) -> Tensor:
+        """Class scores of shape (N, classes) from the unit's output."""
+        raise NotImplementedError(f"{type(self).__name__} makes no prediction")
+
+    def paths(self) -> list[list[nn.Parameter]]:
+        """Parameters by optimizer: one Adam is made for each list."""
+        return [list(self.parameters())]
+
+
+def detached(carry: Carry) -> Carry:
+    """The same tensors without their history: where the gradient is cut."""
+    return pytree.tree_map_only(Tensor, Tensor.detach, carry)
+
+
+def make_optimizers(unit: Unit, config: Config) -> list[torch.optim.Optimizer]:
+    """One Adam for each path of the unit (betas 0.9 and 0.999, eps 1e-8, no weight decay), as published.
+
+    The fused kernel updates all parameters of a unit in one pass over memory; the update is Adam's all the same.
+    """
+    return [torch.optim.Adam(path, lr=config.optimizer.lr, fused=True) for path in unit.paths() if path]
+
+
+def seed_operators(seed: int, block: int, step: int, micro_batch: int) -> None:
+    """Let dropout in one block draw from (seed, block, step, micro-batch), whatever ran before it."""
+    torch.manual_seed(seeds.derive(seed, "dropout", block, step, micro_batch))

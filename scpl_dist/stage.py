@@ -1,0 +1,376 @@
+"""The executor: carries out the actions of one stage, item by item, for every method alike.
+
+    item     from the coordinator (stage 0) or in-band from the stage before
+    marker   passed on first, then acted upon: evaluation, checkpoint, epoch end and stop reach every stage after all
+             micro-batches before them, so nothing has to be drained
+
+What a stage computes depends on the items, the seed and its blocks alone. That is why the number of stages does not
+change a bit of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from scpl_dist import checkpoint
+from scpl_dist.loader import Batch, Loader
+from scpl_dist.meter import Meter
+from scpl_dist.methods import Method
+from scpl_dist.methods.unit import Carry, Unit, detached, seed_operators
+from scpl_dist.schedule import Action, Kind, Place
+from scpl_dist.transport import Message, Transport
+
+__all__ = ["NonFiniteLoss", "Stage"]
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class NonFiniteLoss(Exception):
+    """A loss is NaN or infinite; raised before the update that it would spoil."""
+
+
+class _Flow:
+    """What a stage remembers of one micro-batch between its actions."""
+
+    __slots__ = ("after", "before", "carry", "gradients", "inputs", "labels", "losses", "weight")
+
+    def __init__(self, inputs: Carry, labels: Tensor, weight: float) -> None:
+        self.inputs = inputs
+        self.carry = inputs
+        self.labels = labels
+        self.weight = weight
+        self.before: dict[int, Carry] = {}
+        self.after: dict[int, Carry] = {}
+        self.losses: dict[int, dict[str, Tensor]] = {}
+        self.gradients: list[Tensor] | None = None
+
+
+class _Work:
+    """One item in progress."""
+
+    def __init__(self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None, training: bool) -> None:
+        self.item = item
+        self.batches = batches
+        self.received = received
+        self.training = training
+        self.sends_gradients = False
+        self.flows: dict[int, _Flow] = {}
+        self.losses: dict[str, dict[str, float]] = {}
+        self.correct: Tensor | None = None
+        self.total = 0
+        parts: list[list[int]] = item["micro_batches"]
+        self.sizes = [stop - start for start, stop in parts]
+
+
+class Stage:
+    """One stage of the pipeline.
+
+    Args:
+        place: where the stage stands and which blocks it holds.
+        method: the training method.
+        units: the stage's blocks with their heads, by block number, on ``device``.
+        optimizers: optimizers of each unit.
+        transport: connected to the neighbours; not used with one stage.
+        loader: batches; None on all stages but the first.
+        seed: the run's seed.
+        device: where the stage computes.
+        meter: takes the times.
+        report: called with a ``done`` message after every item.
+        run_dir: run folder for checkpoints.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        method: Method,
+        units: dict[int, Unit],
+        optimizers: dict[int, list[torch.optim.Optimizer]],
+        transport: Transport,
+        loader: Loader | None,
+        *,
+        seed: int,
+        device: torch.device,
+        meter: Meter,
+        report: Report,
+        run_dir: Path,
+    ) -> None:
+        self.place = place
+        self.method = method
+        self.units = units
+        self.optimizers = optimizers
+        self.transport = transport
+        self.loader = loader
+        self.seed = seed
+        self.device = device
+        self.meter = meter
+        self.report = report
+        self.run_dir = run_dir
+        self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
+        self._training: bool | None = None
+        self._handlers: dict[Kind, Callable[[_Work, Action], None]] = {
+            Kind.LOAD: self._load,
+            Kind.RECV_F: self._receive_forward,
+            Kind.FORWARD: self._forward,
+            Kind.SEND_F: self._send_forward,
+            Kind.LOSS: self._loss,
+            Kind.BACKWARD: self._backward,
+            Kind.SEND_B: self._send_backward,
+            Kind.RECV_B: self._receive_backward,
+            Kind.STEP: self._step,
+            Kind.PREDICT: self._predict,
+        }
+
+    def run(self) -> None:
+        """Handle items until the stop marker.
+
+        Raises:
+            NonFiniteLoss: a loss is NaN or infinite.
+            Aborted: the run was ended from outside.
+            PeerLost: a neighbour is gone.
+        """
+        while True:
+            item, batches, received = self._next()
+            self.meter.begin(item)
+            kind = item["kind"]
+            details: dict[str, Any] = {}
+            if kind in ("train", "evaluate"):
+                details = self._compute(item, batches, received)
+            else:
+                self._pass_on(item)
+                if kind == "checkpoint":
+                    details = self._checkpoint(item)
+            self._done(item, details)
+            if kind == "stop":
+                self.meter.enter("idle")
+                return
+
+    def stats(self) -> dict[str, Any]:
+        """Cumulative figures of this stage, see the control plane's ``stats``."""
+        queued = self.transport.queued() if self.loader is None else self.loader.queued()
+        return {
+            **self.meter.stats(),
+            "queue": queued,
+            "bytes_sent": self.transport.bytes_sent,
+            "bytes_received": self.transport.bytes_received,
+            "peak_memory": _peak_memory(self.device),
+        }
+
+    # Items ------------------------------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[dict[str, Any], Iterator[Batch], Message | None]:
+        self.meter.enter("receive")
+        if self.loader is not None:
+            item, batches = self.loader.next()
+            return item, batches, None
+        message = self.transport.receive(self.place.stage - 1)
+        return message.item, iter(()), message
+
+    def _pass_on(self, marker: dict[str, Any]) -> None:
+        if not self.place.last:
+            self.meter.enter("room")
+            self.transport.wait_for_room(self.place.stage + 1)
+            self.meter.enter("send")
+            self.transport.post(self.place.stage + 1, Message(marker))
+
+    def _compute(self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None) -> dict[str, Any]:
+        training = item["kind"] == "train"
+        if training is not self._training:
+            self._training = training
+            for unit in self.units.values():
+                unit.train(training)
+        work = _Work(item, batches, received, training)
+        program = self._program(training, len(work.sizes))
+        work.sends_gradients = any(action.kind is Kind.SEND_B for action in program)
+        with torch.set_grad_enabled(training):
+            for action in program:
+                if action.micro_batch is not None:
+                    self.meter.micro_batch = action.micro_batch
+                self._handlers[action.kind](work, action)
+        if training:
+            return {"losses": work.losses, "samples": sum(work.sizes)}
+        correct = None if work.correct is None else int(work.correct.item())
+        return {"correct": correct, "total": work.total if correct is not None else None, "split": item["split"]}
+
+    def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
+        key = (training, micro_batches)
+        if key not in self._programs:
+            actions = self.method.train if training else self.method.evaluate
+            self._programs[key] = tuple(actions(self.place, micro_batches))
+        return self._programs[key]
+
+    def _checkpoint(self, item: dict[str, Any]) -> dict[str, Any]:
+        self.meter.enter("checkpoint")
+        start = time.perf_counter()
+        folder = checkpoint.folder_for(self.run_dir, item["step"])
+        files = [
+            checkpoint.write_part(folder, block, unit, self.optimizers[block]) for block, unit in self.units.items()
+        ]
+        return {"files": files, "seconds": time.perf_counter() - start}
+
+    def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
+        message = {
+            "type": "done",
+            "stage": self.place.stage,
+            "sequence": item["sequence"],
+            "kind": item["kind"],
+            "step": self.meter.step,
+            "epoch": self.meter.epoch,
+            "losses": None,
+            "samples": 0,
+            "correct": None,
+            "total": None,
+            "files": None,
+            "seconds": None,
+            "split": None,
+            "stats": self.stats(),
+        }
+        self.report(message | details)
+
+    # Actions ----------------------------------------------------------------------------------------------------
+
+    def _load(self, work: _Work, action: Action) -> None:
+        self.meter.enter("data")
+        inputs, labels = next(work.batches)
+        if self.device.type != "cpu":
+            inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
+        self._start(work, action, self.method.carry(inputs, labels), labels)
+
+    def _receive_forward(self, work: _Work, action: Action) -> None:
+        message, work.received = work.received, None
+        if message is None:
+            self.meter.enter("receive")
+            message = self.transport.receive(self.place.stage - 1)
+        assert message.micro_batch == action.micro_batch, (message, action)
+        carry, labels = message.payload
+        if work.sends_gradients:
+            carry = pytree.tree_map_only(Tensor, _as_leaf, carry)
+        self._start(work, action, carry, labels)
+
+    def _start(self, work: _Work, action: Action, carry: Carry, labels: Tensor) -> None:
+        assert action.micro_batch is not None
+        weight = work.sizes[action.micro_batch] / sum(work.sizes)
+        work.flows[action.micro_batch] = _Flow(carry, labels, weight)
+
+    def _forward(self, work: _Work, action: Action) -> None:
+        flow, block, micro_batch = _flow(work, action)
+        if block == self.place.blocks[-1] and not self.place.last:
+            # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
+            # and never between the sending and the backward pass.
+            self.meter.enter("room")
+            self.transport.wait_for_room(self.place.stage + 1)
+        self.meter.enter("forward" if work.training else "evaluate")
+        if work.training:
+            seed_operators(self.seed, block, work.item["step"], micro_batch)
+        before = flow.carry
+        after = self.units[block](before)
+        if work.training:
+            flow.before[block] = before
+            flow.after[block] = after
+        flow.carry = detached(after) if self.method.local else after
+
+    def _send_forward(self, work: _Work, action: Action) -> None:
+        assert action.micro_batch is not None
+        flow = work.flows[action.micro_batch]
+        self.meter.enter("send")
+        payload = (detached(flow.carry), flow.labels)
+        self.transport.post(self.place.stage + 1, Message(work.item, action.micro_batch, payload))
+
+    def _loss(self, work: _Work, action: Action) -> None:
+        flow, block, _ = _flow(work, action)
+        self.meter.enter("loss")
+        flow.losses[block] = self.units[block].losses(flow.before[block], flow.after[block], flow.labels)
+
+    def _backward(self, work: _Work, action: Action) -> None:
+        flow, block, _ = _flow(work, action)
+        self.meter.enter("backward")
+        terms = flow.losses.pop(block, None)
+        if terms is not None:
+            total = torch.stack(list(terms.values())).sum()
+            (total if flow.weight == 1.0 else total * flow.weight).backward()
+            self._note_losses(work, block, terms, flow.weight)
+        else:
+            assert flow.gradients is not None
+            outputs = [leaf for leaf in pytree.tree_leaves(flow.after[block]) if _differentiable(leaf)]
+            torch.autograd.backward(outputs, flow.gradients)
+        # The graph is used up. Without autograd between blocks, nothing needs their tensors any more.
+        if self.method.local:
+            del flow.before[block], flow.after[block]
+
+    def _note_losses(self, work: _Work, block: int, terms: dict[str, Tensor], weight: float) -> None:
+        noted = work.losses.setdefault(str(block), {})
+        for name, term in terms.items():
+            value = term.item()
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"loss {name!r} of block {block} is {value}: lower optimizer.lr or check the data; "
+                    "the update was not made"
+                )
+            noted[name] = noted.get(name, 0.0) + weight * value
+
+    def _send_backward(self, work: _Work, action: Action) -> None:
+        assert action.micro_batch is not None
+        flow = work.flows[action.micro_batch]
+        self.meter.enter("room")
+        self.transport.wait_for_room(self.place.stage - 1)
+        self.meter.enter("send")
+        leaves = [leaf for leaf in pytree.tree_leaves(flow.inputs) if _differentiable(leaf)]
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        self.transport.post(self.place.stage - 1, Message(work.item, action.micro_batch, gradients))
+
+    def _receive_backward(self, work: _Work, action: Action) -> None:
+        assert action.micro_batch is not None
+        self.meter.enter("receive")
+        message = self.transport.receive(self.place.stage + 1)
+        assert message.micro_batch == action.micro_batch, (message, action)
+        work.flows[action.micro_batch].gradients = message.payload
+
+    def _step(self, work: _Work, action: Action) -> None:
+        assert action.block is not None
+        self.meter.enter("optimizer")
+        for optimizer in self.optimizers[action.block]:
+            for group in optimizer.param_groups:
+                group["lr"] = work.item["lr"] * group.get("lr_scale", 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _predict(self, work: _Work, action: Action) -> None:
+        flow, block, _ = _flow(work, action)
+        self.meter.enter("evaluate")
+        correct = (self.units[block].predict(flow.carry).argmax(1) == flow.labels).sum()
+        work.correct = correct if work.correct is None else work.correct + correct
+        work.total += len(flow.labels)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _flow(work: _Work, action: Action) -> tuple[_Flow, int, int]:
+    assert action.block is not None
+    assert action.micro_batch is not None
+    return work.flows[action.micro_batch], action.block, action.micro_batch
+
+
+def _differentiable(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    return tensor.requires_grad_(tensor.is_floating_point())
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the allocator on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,124 @@
+"""How activations, labels, gradients and markers travel between neighbouring stages.
+
+A transport is one small interface, `Transport`; the executor uses nothing else. Messages of a lane (sender, receiver)
+arrive in the order in which they were sent, each tensor with its values, dtype and strides. A lane holds at most
+``max_in_flight`` messages that its receiver has not taken: that is the credit of the sender.
+
+    sender                                        receiver
+    wait_for_room()   <-- a taken message --      receive()     takes message 0
+    post(1)           ----- tensors ------->      lane: 1 2     (max_in_flight = 2)
+    backward pass     (the tensors travel         backward pass
+                       in the meantime)
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Aborted", "Message", "PeerLost", "Transport"]
+
+
+@dataclass(slots=True)
+class Message:
+    """What travels: the item it belongs to, and a pytree of tensors.
+
+    Attributes:
+        item: the coordinator's item (see `scpl_dist.coordinator`), plain values only.
+        micro_batch: number of the micro-batch within the item.
+        payload: pytree of tensors; None for a marker.
+    """
+
+    item: dict[str, Any]
+    micro_batch: int = 0
+    payload: Any = field(default=None)
+
+
+class Aborted(Exception):
+    """The run is over: a wait was ended from outside."""
+
+
+class PeerLost(Exception):
+    """A neighbour's process is gone or its connection broke.
+
+    Attributes:
+        peer: number of the neighbour's stage.
+    """
+
+    def __init__(self, peer: int, reason: str) -> None:
+        super().__init__(f"connection to stage {peer} broke: {reason}")
+        self.peer = peer
+
+
+class Transport(ABC):
+    """The executor's view of its neighbours. All methods but `abort` belong to the training thread.
+
+    Attributes:
+        bytes_sent: bytes of tensors posted so far.
+        bytes_received: bytes of tensors received so far.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._changed = threading.Condition()
+        self._ended: Exception | None = None
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Join the neighbours; returns when messages can be posted."""
+
+    @abstractmethod
+    def post(self, target: int, message: Message) -> None:
+        """Hand a message over and return at once; its tensors must not be changed afterwards.
+
+        Raises:
+            PeerLost: the neighbour is gone.
+        """
+
+    @abstractmethod
+    def wait_for_room(self, target: int) -> None:
+        """Wait until fewer than ``max_in_flight`` messages to the neighbour are untaken.
+
+        Raises:
+            Aborted: the run ended meanwhile.
+            PeerLost: the neighbour is gone.
+        """
+
+    @abstractmethod
+    def receive(self, source: int) -> Message:
+        """Take the next message of a neighbour.
+
+        Raises:
+            Aborted: the run ended meanwhile.
+            PeerLost: the neighbour is gone.
+        """
+
+    @abstractmethod
+    def queued(self) -> int:
+        """Messages that have arrived and were not taken."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave. Never waits for a peer: the dead cannot answer."""
+
+    def abort(self, error: Exception) -> None:
+        """End every present and future wait with this error. May be called from any thread."""
+        with self._changed:
+            if self._ended is None:
+                self._ended = error
+            self._changed.notify_all()
+
+    def _wait(self, ready: Any) -> None:
+        """Wait under ``_changed`` until ``ready()`` holds; the caller holds the condition.
+
+        The wait needs no limit of its own: the control thread calls `abort` when the coordinator says so or falls
+        silent, and the coordinator watches progress (``runtime.timeout_s``).
+        """
+        while not ready():
+            if self._ended is not None:
+                raise self._ended
+            self._changed.wait()

@@ -1,0 +1,299 @@
+"""The process of one stage: joins the run, builds its blocks, runs the executor, leaves.
+
+    control thread (scpl_dist.control)          training thread (this module)
+    hello  ----> coordinator                    loads the data set (stage 0 only)
+    start  <---- all stages are there           builds blocks and heads
+                                                joins the other stages' transport
+    ready  ---->
+    go     <---- all stages are ready           Stage.run(): items until the stop marker
+    left   ---->
+    close  <---- all stages have left           exit 0
+
+Whatever goes wrong is reported to the coordinator, which ends the run; if it has fallen silent, the worker ends
+itself. The last thing a worker does is `os._exit`: no library's clean-up can keep a process of a dead run alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import platform
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from scpl_dist import assembly, checkpoint
+from scpl_dist.assembly import Assembly
+from scpl_dist.config import Config
+from scpl_dist.control import PROTOCOL, Channel
+from scpl_dist.loader import Loader
+from scpl_dist.meter import Meter
+from scpl_dist.methods.unit import make_optimizers
+from scpl_dist.stage import NonFiniteLoss, Stage
+from scpl_dist.transport import Aborted, PeerLost, Transport
+from scpl_dist.transport.rpc import RpcTransport
+
+__all__ = ["Worker", "die_with_parent"]
+
+# Seconds that the training thread has to notice an abort before the control thread ends the process.
+_ABORT_GRACE_S = 2.0
+
+
+class Worker:
+    """One stage's process.
+
+    Args:
+        config: the run.
+        run_dir: run folder, shared by all stages.
+        control: address of the coordinator, ``tcp://host:port``.
+        rank: rank of this process in the launch; the number of its stage.
+        world_size: processes in the launch.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, control: str, rank: int, world_size: int) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.stage = rank
+        self.world_size = world_size
+        self.device = _device(config)
+        self.meter = Meter()
+        self._messages: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
+        self._transport: Transport | None = None
+        self._loader: Loader | None = None
+        self._executor: Stage | None = None
+        self._ended: Exception | None = None
+        self._stop_signal: int | None = None
+        self._channel = Channel(
+            control, rank, snapshot=self._snapshot, on_message=self._on_message, on_lost=self._abort, config=config
+        )
+
+    def run(self) -> int:
+        """Everything from hello to close.
+
+        Returns:
+            Exit code: 0, 1 after a failure, 2 if the coordinator refused this worker.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._channel.start()
+        code = 0
+        try:
+            self._train()
+        except Aborted as error:
+            print(f"stage {self.stage}: {error}", file=sys.stderr)
+            code = 1
+        except Exception as error:  # every failure is reported with its place, whatever it is
+            traceback.print_exc()
+            self._channel.send(self._failure(error))
+            self._await_verdict()
+            code = 1
+        finally:
+            self._channel.close()
+            if self._transport is not None:
+                self._transport.close()
+        return code
+
+    def _train(self) -> None:
+        source = None
+        if self.stage == 0:
+            from scpl_dist import data
+
+            self.meter.enter("data")
+            source = data.resolve(self.config)
+        self._channel.send(self._hello(source))
+        self.meter.enter("idle")
+        start = self._expect("start")
+        self.meter.enter("starting")
+        plan = Assembly.plan(self.config, start["data"]["classes"], assembly.imagine(start["data"]["input"]))
+        place = plan.places[self.stage]
+        units = plan.units(place.blocks)
+        assembly.place_units(units, self.device)
+        optimizers = {index: make_optimizers(unit, self.config) for index, unit in units.items()}
+        if start.get("restore"):
+            folder = Path(start["restore"]["folder"])
+            for index, unit in units.items():
+                checkpoint.restore(unit, optimizers[index], checkpoint.read_part(folder, index, self.device))
+        transport = RpcTransport(
+            self.stage, self.world_size, start["generation"], self.config.pipeline.max_in_flight, self.device
+        )
+        if self.world_size > 1:
+            transport.connect()
+        if source is not None:
+            self._loader = Loader(source, self.config.run.seed, self.config.data.workers)
+        self._executor = Stage(
+            place,
+            plan.method,
+            units,
+            optimizers,
+            transport,
+            self._loader,
+            seed=self.config.run.seed,
+            device=self.device,
+            meter=self.meter,
+            report=self._channel.send,
+            run_dir=self.run_dir,
+        )
+        self._transport = transport
+        if self._ended is not None:
+            raise self._ended
+        self.meter.enter("idle")
+        self._channel.send({"type": "ready", "stage": self.stage})
+        self._expect("go")
+        self._executor.run()
+        self._channel.send({"type": "left", "stage": self.stage})
+        self._expect("close")
+
+    # Messages ---------------------------------------------------------------------------------------------------
+
+    def _hello(self, source: Any) -> dict[str, Any]:
+        from scpl_dist import __version__
+
+        description = None
+        if source is not None:
+            description = {
+                "classes": source.classes,
+                "sizes": dict(source.sizes),
+                "input": assembly.describe(source.example()),
+            }
+        return {
+            "type": "hello",
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "torch": torch.__version__,
+            "config": self.config.digest(),
+            "stage": self.stage,
+            "stages": self.world_size,
+            "rank": self.stage,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": _device_name(self.device),
+            "data": description,
+        }
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Called by the control thread for a heartbeat."""
+        if self._stop_signal is not None:
+            number, self._stop_signal = self._stop_signal, None
+            self._channel.send({"type": "stop_requested", "stage": self.stage, "signal": number})
+        stats = self.meter.stats() if self._executor is None else self._executor.stats()
+        return {**self.meter.position(), "stats": stats}
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        """Called by the control thread."""
+        match message["type"]:
+            case "work" if self._loader is not None:
+                self._loader.put(message["items"])
+            case "abort" | "refuse":
+                self._abort(message["reason"])
+            case _:
+                self._messages.put(message)
+
+    def _expect(self, kind: str) -> dict[str, Any]:
+        """Wait for a message; the coordinator's silence ends the wait through `_abort`."""
+        message = self._messages.get()
+        if isinstance(message, Exception):
+            raise message
+        assert message["type"] == kind, message
+        return message
+
+    def _await_verdict(self) -> None:
+        """Give the coordinator time to take the report before the connection goes down."""
+        try:
+            self._messages.get(timeout=_ABORT_GRACE_S)
+        except queue.Empty:
+            pass
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        causes: list[tuple[type[Exception], str]] = [
+            (PeerLost, "peer_lost"),
+            (NonFiniteLoss, "nonfinite"),
+            (torch.OutOfMemoryError, "out_of_memory"),
+            (OSError, "disk"),
+        ]
+        cause = next((name for kind, name in causes if isinstance(error, kind)), "raised")
+        text = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+        return {
+            "type": "failed",
+            "stage": self.stage,
+            "cause": cause,
+            "message": text[:2000],
+            "traceback": traceback.format_exc()[-8000:],
+            "peer": error.peer if isinstance(error, PeerLost) else None,
+            **self.meter.position(),
+        }
+
+    # Ends -------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
+        self._stop_signal = number
+
+    def _abort(self, reason: str) -> None:
+        """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
+        self._ended = Aborted(reason)
+        self._messages.put(self._ended)
+        for part in (self._transport, self._loader):
+            if part is not None:
+                part.abort(self._ended)
+        threading.Thread(target=_end_process, args=(reason,), name="abort", daemon=True).start()
+
+
+def _end_process(reason: str) -> None:
+    time.sleep(_ABORT_GRACE_S)
+    print(f"ended, because the training thread did not react to: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _device(config: Config) -> torch.device:
+    """Device of this worker: the workers of a host take its GPUs in the order of their local rank."""
+    if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies, however that happens. Linux only."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+def redirect_output(path: Path) -> None:
+    """Send what this process and its libraries print to a file, also what C++ prints."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def main(config: Config, run_dir: Path, control: str, log_to_folder: bool) -> int:
+    """Run the worker of this process; ranks come from the launcher's environment."""
+    die_with_parent()
+    rank = int(os.environ["RANK"])
+    if log_to_folder:
+        redirect_output(run_dir / "log" / f"stage{rank}.log")
+    faulthandler.enable()
+    torch.set_num_threads(config.runtime.threads)
+    torch.use_deterministic_algorithms(False)
+    return Worker(config, run_dir, control, rank, int(os.environ["WORLD_SIZE"])).run()
