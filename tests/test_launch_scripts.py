@@ -20,7 +20,11 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 INTERPRETER = """#!/bin/bash
 trap 'echo "stopped $GLOO_SOCKET_IFNAME $*"; exit 5' TERM
 echo "started $*"
-[[ "$*" != *--node-rank\\ $FAILING_RANK* ]] || exit 7
+[[ -z $READY ]] || touch "$READY/$$"
+if [[ "$*" == *--node-rank\\ $FAILING_RANK* ]]; then
+    until [[ $(ls "$READY" | wc -l) -eq 3 ]]; do sleep 0.01; done
+    exit 7
+fi
 while :; do sleep 0.05; done
 """
 
@@ -77,7 +81,7 @@ def test_help_says_usage_interface_and_exit_or_stop(script: Path) -> None:
     assert f"launch/{script.name}" in done.stdout
     assert "launch/interface.sh" in done.stdout
     assert "\nexit: " in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines()) <= 118
+    assert max(len(line) for line in done.stdout.splitlines()) <= 110
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -217,8 +221,12 @@ def here_as_ssh(tmp_path: Path, interpreter: Path) -> dict[str, str]:
     return {"SSH": str(ssh), "PYTHON": str(interpreter), "FAILING_RANK": "-"}
 
 
-def test_hosts_stops_all_when_one_fails_and_names_it(config: Path, here_as_ssh: dict[str, str]) -> None:
-    environment = {**here_as_ssh, "FAILING_RANK": "1"}
+def test_hosts_stops_all_when_one_fails_and_names_it(
+    config: Path, here_as_ssh: dict[str, str], tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    environment = {**here_as_ssh, "FAILING_RANK": "1", "READY": str(ready)}
     done = run(LAUNCH / "hosts.sh", "127.0.0.1,b,c", "--interface", "lo", config, env=environment)
     assert done.returncode == 7
     assert "hosts.sh: host b (rank 1) ended with code 7" in done.stderr
