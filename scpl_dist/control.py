@@ -1,0 +1,324 @@
+"""The control plane: msgpack maps over ZeroMQ, ROUTER at the coordinator, DEALER at the workers.
+
+    training thread --send()--> queue --> control thread === TCP === service --> Coordinator.handle
+                    <--on_message, on_lost------'  every 0.5 s: heartbeat, also while the training thread computes
+
+Everything that comes from the network passes `decode`: limits first, then the shape of each message. Nothing in a
+frame can build an object, and a frame that is no message is an error of its own, counted and dropped. Sockets are
+made in `router` and `dealer` only, so that keys have one place at each end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+import zmq
+from pydantic import ValidationError
+from zmq.utils.monitor import recv_monitor_message
+
+from scpl_dist import events
+from scpl_dist.events import Message
+
+__all__ = ["MAX_BYTES", "Channel", "ProtocolError", "dealer", "decode", "encode", "router"]
+
+MAX_BYTES = 1 << 20
+"""Longest frame, in bytes."""
+MAX_TEXT = 1 << 18
+HEARTBEAT_S = 0.5
+HEAL_S = 2.0
+"""How long a connection may be gone before the coordinator counts as lost."""
+QUEUED = 1000
+"""High-water mark of a connection, in messages."""
+
+_MODELS: dict[str, type[Message]] = {
+    model.model_fields["type"].default: model for model in Message.__subclasses__()
+}
+
+
+class ProtocolError(ValueError):
+    """A frame is no message of this protocol."""
+
+
+def encode(message: Message | Mapping[str, Any]) -> bytes:
+    """A message as one frame.
+
+    Raises:
+        ProtocolError: the message does not have the shape of its type.
+    """
+    checked = message if isinstance(message, Message) else _check(dict(message))
+    frame: bytes = msgpack.packb(checked.model_dump())
+    if len(frame) > MAX_BYTES:
+        raise ProtocolError(f"a {checked.type!r} message of {len(frame)} bytes is longer than {MAX_BYTES}")
+    return frame
+
+
+def decode(frame: bytes) -> Message:
+    """The message in a frame from anybody.
+
+    Raises:
+        ProtocolError: it is none; no other exception, whatever the bytes are.
+    """
+    if len(frame) > MAX_BYTES:
+        raise ProtocolError(f"a frame of {len(frame)} bytes is longer than {MAX_BYTES}")
+    try:
+        value = msgpack.unpackb(
+            frame,
+            strict_map_key=True,
+            max_str_len=MAX_TEXT,
+            max_bin_len=0,
+            max_ext_len=0,
+            max_array_len=1 << 16,
+            max_map_len=1 << 12,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"not a msgpack map: {error}") from None
+    return _check(value)
+
+
+def _check(value: object) -> Message:
+    if not isinstance(value, dict):
+        raise ProtocolError(f"a {type(value).__name__} instead of a map")
+    name = value.get("type")
+    model = _MODELS.get(name) if isinstance(name, str) else None
+    if model is None:
+        raise ProtocolError(f"unknown type {name!r:.80}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"{name}.{place} = {first['input']!r:.80}: {first['msg']}") from None
+    except RecursionError:
+        raise ProtocolError(f"{name}: nested too deeply") from None
+
+
+def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """What both ends set: nothing unlimited, and a vanished host is noticed."""
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, QUEUED)
+    socket.setsockopt(zmq.RCVHWM, QUEUED)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    return socket
+
+
+def router(context: zmq.Context[Any], host: str, port: int) -> tuple[zmq.Socket[bytes], str]:
+    """The coordinator's socket, bound, and its address.
+
+    Raises:
+        ValueError: the address cannot be bound; the message has the keys and the fix.
+    """
+    socket = _configured(context.socket(zmq.ROUTER))
+    socket.setsockopt(
+        zmq.ROUTER_MANDATORY, 1
+    )  # sending to a peer that is gone is an error, not a silent loss
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that reconnects takes its name over
+    literal = f"[{host}]" if ":" in host else host
+    if ":" in host:
+        socket.setsockopt(zmq.IPV6, 1)
+    try:
+        socket.bind(f"tcp://{literal}:{port or '*'}")
+    except zmq.ZMQError as error:
+        socket.close()
+        raise ValueError(
+            f"control.host = {host!r}, control.port = {port}: cannot listen there ({error.strerror}); choose "
+            "another one, or -o control.port=0 for any free port"
+        ) from None
+    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return socket, bound.decode().rstrip("\0")
+
+
+def dealer(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
+    """A worker's socket, connecting to `address` such as "tcp://127.0.0.1:4711"."""
+    socket = _configured(context.socket(zmq.DEALER))
+    socket.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))  # nobody can guess it and take over
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    if "[" in address:
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(address)
+    return socket
+
+
+class Channel:
+    """A worker's end of the control plane: one thread that owns the socket.
+
+    Args:
+        address: the coordinator's, from ``run.json``.
+        hello: the first message.
+        snapshot: called for each heartbeat: a map with phase, step, epoch, micro_batch and stats.
+        on_message: called with each message from the coordinator, as a map with "type".
+        on_lost: called once, with the reason, when the coordinator is gone or this thread fails.
+        timeout_s: longest silence of the coordinator, in seconds.
+
+    The callables run in the control thread and must not block.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        hello: Message | Mapping[str, Any],
+        snapshot: Callable[[], Mapping[str, Any]],
+        on_message: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[str], None],
+        timeout_s: float,
+    ) -> None:
+        first = _check(dict(hello)) if not isinstance(hello, Message) else hello
+        assert isinstance(first, events.Hello)
+        self._stage = first.stage
+        self._address = address
+        self._snapshot = snapshot
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._timeout_s = timeout_s
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._outbox.put(encode(first))
+        self._closing = False
+        self._flush_s = 0.0
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._thread = threading.Thread(target=self._main, name="control", daemon=True)
+        self._thread.start()
+
+    def send(self, message: Message | Mapping[str, Any]) -> None:
+        """Queue a message from any thread; returns at once. "stage" may be left out.
+
+        Raises:
+            ProtocolError: the message does not have the shape of its type.
+        """
+        if not isinstance(message, Message):
+            message = {"stage": self._stage, **message}
+            for key in ("traceback", "message"):  # the end of a long text has the cause
+                if len(str(message.get(key, ""))) > MAX_TEXT // 8:
+                    message[key] = "... " + message[key][-MAX_TEXT // 8 :]
+        self._outbox.put(encode(message))
+        self._wake()
+
+    def close(self, flush_s: float = 2.0) -> bool:
+        """Send what is queued, for at most `flush_s` seconds, and end the thread.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        if self._thread.is_alive():
+            self._flush_s = flush_s
+            self._closing = True
+            self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(flush_s + 1.0)
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
+            os.write(self._wake_write, b"!")
+
+    def _main(self) -> None:
+        try:
+            reason = self._serve()
+        except BaseException:  # a silent end of this thread would look like a dead worker
+            reason = f"the control thread failed:\n{traceback.format_exc()}"
+        if reason is not None:
+            self._on_lost(reason)
+
+    def _serve(self) -> str | None:
+        """Until closed (None) or the coordinator is lost (why)."""
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        socket = dealer(context, self._address)
+        lifeline = Lifeline(socket, self._address, self._timeout_s)
+        poller = zmq.Poller()
+        for source in (socket, lifeline.monitor, self._wake_read):
+            poller.register(source, zmq.POLLIN)
+        beat = time.monotonic()
+        try:
+            while True:
+                poller.poll(max(0, math.ceil((beat - time.monotonic()) * 1000)))
+                now = time.monotonic()
+                if self._receive(socket):
+                    lifeline.heard = now
+                reason = lifeline.check(now)
+                if reason is not None:
+                    return reason
+                if now >= beat:
+                    self._outbox.put(encode({"type": "heartbeat", "stage": self._stage, **self._snapshot()}))
+                    beat = now + HEARTBEAT_S
+                self._drain(socket)
+                if self._closing:
+                    socket.setsockopt(zmq.LINGER, int(self._flush_s * 1000))
+                    return None
+        finally:
+            socket.disable_monitor()
+            lifeline.monitor.close(0)
+            socket.close()
+            context.term()  # waits for at most LINGER
+            os.close(self._wake_read)
+            wake, self._wake_write = self._wake_write, -1
+            os.close(wake)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> bool:
+        """Hand on what has come; True if there was anything."""
+        found = False
+        while not self._closing:
+            try:
+                frame = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            found = True
+            self._on_message(decode(frame).model_dump())
+        return found
+
+    def _drain(self, socket: zmq.Socket[bytes]) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 1 << 16)
+        while True:
+            try:
+                frame = self._outbox.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                socket.send(frame, zmq.NOBLOCK)
+            except zmq.Again:  # 1000 messages wait: the coordinator is gone, and its silence ends the run
+                return
+
+
+class Lifeline:
+    """Notices that the coordinator is gone: by the connection, or by its silence."""
+
+    def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
+        self.monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.heard = self._checked = time.monotonic()
+        self._address = address
+        self._timeout_s = timeout_s
+        self._connected = False
+        self._broken: float | None = None
+
+    def check(self, now: float) -> str | None:
+        """Why the coordinator counts as lost, or None."""
+        while self.monitor.poll(0):
+            if recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED:
+                self._broken = self._broken or now
+            else:
+                self._connected, self._broken = True, None
+        pause, self._checked = now - self._checked, now
+        if pause > 5 * HEARTBEAT_S:  # this process was stopped: the coordinator is not to blame for it
+            self.heard = now
+            self._broken = self._broken and now
+        if self._broken is not None and now - self._broken >= HEAL_S:
+            return f"the connection to the coordinator at {self._address} broke and did not come back in {HEAL_S:g} s"
+        if now - self.heard >= self._timeout_s:
+            state = "has been silent" if self._connected else "could not be reached"
+            return f"the coordinator at {self._address} {state} for {self._timeout_s:g} s"
+        return None

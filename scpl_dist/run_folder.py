@@ -1,0 +1,159 @@
+"""The folder of a run: everything that is known about it afterwards.
+
+JSON files are replaced in one step, so a reader sees the old content or the new one, never half of it.
+``metrics.jsonl`` only grows; a row that was cut off by a crash is dropped when the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from scpl_dist.config import Config
+from scpl_dist.events import Outcome
+
+__all__ = ["RunFolder"]
+
+LEFTOVERS = frozenset({"log", "config.toml"})
+"""What a launcher may have put there before the run starts."""
+
+
+class RunFolder:
+    """A run's folder and its files.
+
+    Args:
+        path: created if it does not exist.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            self.log.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--run-dir {path}: not writable ({error.strerror}): choose another folder"
+            ) from None
+
+    @classmethod
+    def create(cls, path: str | Path | None, config: Config, resume: bool = False) -> RunFolder:
+        """The folder of a new run, or with `resume` of an old one, with its ``config.toml``.
+
+        Args:
+            path: None makes ``runs/<time>-<method>``.
+            config: the run.
+            resume: whether the run in the folder goes on.
+
+        Raises:
+            ValueError: the folder cannot be written, or has another run in it.
+        """
+        path = (
+            Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-{config.run.method}")
+            if path is None
+            else Path(path)
+        )
+        try:
+            used = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        except OSError as error:
+            raise ValueError(
+                f"--run-dir {path}: not a folder ({error.strerror}): choose another one"
+            ) from None
+        if not resume and set(used) - LEFTOVERS:
+            raise ValueError(
+                f"--run-dir {path}: not empty ({', '.join(used[:5])}): choose another folder, or --resume auto to "
+                "go on with the run that is in it"
+            )
+        folder = cls(path)
+        folder.write_text("config.toml", config.to_toml())
+        return folder
+
+    @property
+    def log(self) -> Path:
+        """The folder of the workers' logs."""
+        return self.path / "log"
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to ``metrics.jsonl``; floats keep their full precision."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows of ``metrics.jsonl``."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def repair(self) -> None:
+        """Drop the end of ``metrics.jsonl`` that a crash cut off."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Replace a JSON file in one step."""
+        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text file in one step, durably."""
+        final = self.path / name
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file, or None if it does not exist.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path / name}: not JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{self.path / name}: not a JSON object")
+        return value
+
+    def remove(self, *names: str) -> None:
+        """Remove files that may exist."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write ``result.json``, if there is a result, and then ``exit.json``."""
+        if outcome.result is not None:
+            self.write("result.json", outcome.result)
+        failure = outcome.failure
+        keys = ("stage", "host", "step", "micro_batch", "pid", "rank", "phase", "traceback")
+        row: dict[str, Any] = {"code": outcome.code, "reason": outcome.reason}
+        if failure is not None:
+            row |= {"reason": failure.message, "cause": failure.cause, "advice": failure.advice}
+            row |= {key: getattr(failure, key) for key in keys} | {"log": str(self.log)}
+        else:
+            row |= dict.fromkeys(keys) | {"log": str(self.log)}
+        self.write("exit.json", row)
+
+    def fail(self, code: int, reason: str) -> int:
+        """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
+        self.finish(Outcome(code, reason))
+        return code

@@ -1,0 +1,315 @@
+"""The coordinator's process: ``python -m scpl_dist.service CONFIG --run-dir DIR --generation ID``.
+
+    workers --ROUTER--.                        .-- messages to workers
+    launcher --stdin--+-> events -> Coordinator -> commands -+-- run folder, checkpoints
+    clock, signals ---'     (under one lock)   '-- terminal; a second thread serves the metrics
+
+A thin shell: it turns bytes into events and commands into bytes and decides nothing. It starts fast because it
+imports no torch, and nothing here waits for a peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import zmq
+
+from scpl_dist import config as configuration
+from scpl_dist.checkpoint import CheckpointError, commit, folder_for
+from scpl_dist.config import Config
+from scpl_dist.control import ProtocolError, decode, encode, router
+from scpl_dist.coordinator import Coordinator
+from scpl_dist.events import (
+    VERSION,
+    Command,
+    Commit,
+    CommitFailed,
+    Committed,
+    Event,
+    Exited,
+    Finish,
+    Garbage,
+    LauncherLost,
+    Outcome,
+    Received,
+    Record,
+    Say,
+    Send,
+    Signal,
+    Tick,
+    Unreachable,
+)
+from scpl_dist.metrics import Exporter, RunCollector
+from scpl_dist.progress import Progress, failure_text, summary
+from scpl_dist.recovery import choose
+from scpl_dist.run_folder import RunFolder
+
+__all__ = ["main"]
+
+TICK_S = 0.25
+WINDOW = 8
+FLUSH_MS = 1000
+BURST = 1000
+"""Messages that are handled between two looks at the clock: a flood must not hide a timeout."""
+
+
+class Launcher:
+    """The launcher's end of standard input: lines of JSON."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.open = True
+        self._rest = b""
+        os.set_blocking(descriptor, False)
+
+    def events(self) -> list[Event]:
+        """What the launcher has said since the last call; its death is its last word."""
+        try:
+            chunk = os.read(self.descriptor, 1 << 16)
+        except BlockingIOError:
+            return []
+        if not chunk:
+            self.open = False
+            return [LauncherLost()]
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return [event for line in lines if (event := self._parse(line)) is not None]
+
+    @staticmethod
+    def _parse(line: bytes) -> Event | None:
+        try:
+            value = json.loads(line)
+            if value["event"] == "signal":
+                return Signal("launcher", int(value["number"]))
+            if value["event"] == "exited":
+                return Exited(int(value["rank"]), int(value["code"]))
+        except (ValueError, KeyError, TypeError):
+            pass
+        return Garbage()
+
+
+class Service:
+    """Sockets, files and terminal around one `Coordinator`.
+
+    Args:
+        config: the run.
+        folder: the run's folder.
+        generation: unique name of this start.
+        resume: "never", "auto" or a folder, see `scpl_dist.recovery.choose`.
+        restarts: earlier starts of this run by what ended them.
+        launcher: whether a launcher is at the other end of standard input.
+
+    Raises:
+        ValueError: a port is taken, or there is no usable checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        generation: str,
+        resume: str = "never",
+        restarts: Counter[str] | None = None,
+        launcher: bool = False,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.outcome: Outcome | None = None
+        chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr))
+        position = chosen[1]["position"] if chosen else None
+        restore = None
+        if chosen:
+            restore = {
+                "folder": str(chosen[0].resolve()),
+                "step": chosen[1]["step"],
+                "epoch": chosen[1]["epoch"],
+            }
+        self.coordinator = Coordinator(config, generation, WINDOW, position, restore)
+        self._lock = threading.Lock()
+        self._signals: deque[int] = deque()
+        self._launcher = Launcher(sys.stdin.fileno()) if launcher else None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router, self.control = router(self._context, config.control.host, config.control.port)
+        self._collector = RunCollector(self.coordinator, self._lock, restarts)
+        try:
+            self._exporter = Exporter(
+                self._collector, self._unready, config.metrics.host, config.metrics.port
+            )
+        except ValueError:
+            self._context.destroy(0)
+            raise
+        folder.repair()
+        self._progress = Progress(self.coordinator)
+        run = {
+            "generation": generation,
+            "pid": os.getpid(),
+            "control": self.control,
+            "metrics": self._exporter.url,
+        }
+        folder.write("run.json", run)
+
+    def _unready(self) -> str | None:
+        with self._lock:
+            return self.coordinator.unready(time.monotonic())
+
+    def on_signal(self, number: int, frame: FrameType | None = None) -> None:
+        """Signal handler: the loop takes it from here."""
+        self._signals.append(number)
+
+    def run(self) -> int:
+        """Until the run is over; returns its exit code."""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        if self._launcher is not None:
+            poller.register(self._launcher.descriptor, zmq.POLLIN)
+        tick = time.monotonic()
+        try:
+            while self.outcome is None:
+                ready = dict(poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000))))
+                while self._signals:
+                    self._handle(Signal("coordinator", self._signals.popleft()))
+                if self._launcher is not None and self._launcher.descriptor in ready:
+                    for event in self._launcher.events():
+                        self._handle(event)
+                    if not self._launcher.open:
+                        poller.unregister(self._launcher.descriptor)
+                        self._launcher = None
+                if self._router in ready:
+                    self._receive()
+                if time.monotonic() >= tick:
+                    self._handle(Tick())
+                    self._progress.update(time.monotonic())
+                    tick = time.monotonic() + TICK_S
+        finally:
+            self._progress.close()
+            self._router.close(FLUSH_MS)
+            self._exporter.close()
+            self._context.term()
+        return self._conclude(self.outcome)
+
+    def _receive(self) -> None:
+        for _ in range(BURST):
+            try:
+                parts = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event: Event
+            try:
+                if len(parts) != 2:
+                    raise ProtocolError(f"{len(parts) - 1} frames instead of one")
+                event = Received(parts[0], decode(parts[1]))
+            except ProtocolError:
+                event = Garbage()
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        """Hand an event to the coordinator, and the events that its commands cause."""
+        pending = deque([event])
+        while pending:
+            with self._lock:
+                commands = self.coordinator.handle(pending.popleft(), time.monotonic())
+            for command in commands:
+                pending.extend(self._execute(command))
+
+    def _execute(self, command: Command) -> list[Event]:
+        match command:
+            case Send(peers, message):
+                frame = encode(message)
+                return [Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
+            case Record(row):
+                self.folder.append(row | {"time": time.time()})
+            case Say():
+                self._progress.say(command)
+            case Commit():
+                return [self._commit(command)]
+            case Finish(outcome):
+                self.outcome = outcome
+        return []
+
+    def _sent(self, peer: bytes, frame: bytes) -> bool:
+        """Whether the message is on its way; a peer that is gone or does not read never blocks."""
+        try:
+            self._router.send_multipart([peer, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True
+
+    def _commit(self, command: Commit) -> Event:
+        members = self.coordinator.ordered()
+        manifest: dict[str, Any] = {
+            "step": command.step,
+            "epoch": command.epoch,
+            "position": command.position,
+            "method": self.config.run.method,
+            "stages": self.config.pipeline.stages,
+            "blocks": [member.blocks for member in members],
+            "config": self.config.digest(),
+            "versions": {"scpl_dist": VERSION, "torch": members[0].hello.torch},
+            "files": command.files,
+            "best": command.best,
+            "created": time.time(),
+        }
+        begin = time.monotonic()
+        try:
+            commit(folder_for(self.folder.path, command.step), manifest, self.config.checkpoint.keep)
+        except OSError as error:
+            return CommitFailed(command.step, str(error))
+        self._collector.committed_at = time.time()
+        size = sum(int(file["bytes"]) for file in command.files)
+        return Committed(command.step, size, command.seconds + time.monotonic() - begin)
+
+    def _conclude(self, outcome: Outcome) -> int:
+        try:
+            self.folder.finish(outcome)
+        except OSError as error:  # a full disk must not hide why the run ended
+            print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
+        if outcome.failure is not None:
+            print(failure_text(outcome.failure, self.folder.log), file=sys.stderr, flush=True)
+        else:
+            print(summary(outcome, self.folder.path), flush=True)
+        return outcome.code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the service; returns the exit code of the run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scpl_dist.service", description="The coordinator of a run."
+    )
+    parser.add_argument("config", type=Path, help="TOML file of the run")
+    parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--generation", required=True, help="unique name of this start of the run")
+    parser.add_argument("--resume", default="never", help="never, auto, or a checkpoint's or run's folder")
+    parser.add_argument("--restarted", action="append", default=[], help="what ended an earlier start")
+    parser.add_argument("--launcher", action="store_true", help="a launcher speaks on standard input")
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config)
+        folder = RunFolder(options.run_dir)
+        restarts = Counter(options.restarted)
+        service = Service(config, folder, options.generation, options.resume, restarts, options.launcher)
+    except (ValueError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1 if isinstance(error, CheckpointError) else 2
+        with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
+            RunFolder(options.run_dir).fail(code, str(error))
+        return code
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, service.on_signal)
+    return service.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
