@@ -35,7 +35,8 @@ import torch
 from scpl_dist import assembly, checkpoint
 from scpl_dist.assembly import Assembly
 from scpl_dist.config import Config
-from scpl_dist.control import PROTOCOL, Channel
+from scpl_dist.control import Channel
+from scpl_dist.events import PROTOCOL, VERSION
 from scpl_dist.loader import Loader
 from scpl_dist.meter import Meter
 from scpl_dist.methods.unit import make_optimizers
@@ -73,9 +74,7 @@ class Worker:
         self._executor: Stage | None = None
         self._ended: Exception | None = None
         self._stop_signal: int | None = None
-        self._channel = Channel(
-            control, rank, snapshot=self._snapshot, on_message=self._on_message, on_lost=self._abort, config=config
-        )
+        self._control = control
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -85,10 +84,18 @@ class Worker:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._channel.start()
+        source = self._source()
+        self._channel = Channel(
+            self._control,
+            self._hello(source),
+            snapshot=self._snapshot,
+            on_message=self._on_message,
+            on_lost=self._abort,
+            timeout_s=self.config.runtime.timeout_s,
+        )
         code = 0
         try:
-            self._train()
+            self._train(source)
         except Aborted as error:
             print(f"stage {self.stage}: {error}", file=sys.stderr)
             code = 1
@@ -103,14 +110,15 @@ class Worker:
                 self._transport.close()
         return code
 
-    def _train(self) -> None:
-        source = None
-        if self.stage == 0:
-            from scpl_dist import data
+    def _source(self) -> Any:
+        """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
+        if self.stage != 0:
+            return None
+        from scpl_dist import data
 
-            self.meter.enter("data")
-            source = data.resolve(self.config)
-        self._channel.send(self._hello(source))
+        return data.resolve(self.config)
+
+    def _train(self, source: Any) -> None:
         self.meter.enter("idle")
         start = self._expect("start")
         self.meter.enter("starting")
@@ -124,7 +132,12 @@ class Worker:
             for index, unit in units.items():
                 checkpoint.restore(unit, optimizers[index], checkpoint.read_part(folder, index, self.device))
         transport = RpcTransport(
-            self.stage, self.world_size, start["generation"], self.config.pipeline.max_in_flight, self.device
+            self.stage,
+            self.world_size,
+            start["generation"],
+            self.config.pipeline.max_in_flight,
+            self.device,
+            self.config.runtime.timeout_s,
         )
         if self.world_size > 1:
             transport.connect()
@@ -156,8 +169,6 @@ class Worker:
     # Messages ---------------------------------------------------------------------------------------------------
 
     def _hello(self, source: Any) -> dict[str, Any]:
-        from scpl_dist import __version__
-
         description = None
         if source is not None:
             description = {
@@ -168,7 +179,7 @@ class Worker:
         return {
             "type": "hello",
             "protocol": PROTOCOL,
-            "version": __version__,
+            "version": VERSION,
             "torch": torch.__version__,
             "config": self.config.digest(),
             "stage": self.stage,

@@ -51,10 +51,14 @@ class RpcTransport(Transport):
         generation: identifier of this launch; messages of another one are refused.
         max_in_flight: credit of a lane.
         device: where received tensors shall be.
+        timeout_s: limit of the rendezvous, in seconds.
     """
 
-    def __init__(self, stage: int, stages: int, generation: str, max_in_flight: int, device: torch.device) -> None:
+    def __init__(
+        self, stage: int, stages: int, generation: str, max_in_flight: int, device: torch.device, timeout_s: float = 60
+    ) -> None:
         super().__init__(max_in_flight)
+        self.timeout_s = timeout_s
         self.stage = stage
         self.stages = stages
         self.generation = generation
@@ -70,7 +74,7 @@ class RpcTransport(Transport):
         _transport = self
         options = rpc.TensorPipeRpcBackendOptions(
             num_worker_threads=_SERVER_THREADS,
-            rpc_timeout=0,  # an answer means "taken", which may rightly take long; see Transport._wait
+            rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
         if self.device.type == "cuda":
             for peer in (self.stage - 1, self.stage + 1):
@@ -98,7 +102,8 @@ class RpcTransport(Transport):
         self.bytes_sent += _bytes(message.payload)
         arguments = (self.generation, self.stage, number, message.item, message.micro_batch, message.payload)
         try:
-            answer = rpc.rpc_async(_name(target), _deliver, args=arguments)
+            # No time-out: an answer means "taken", which may rightly take long; see Transport._wait.
+            answer = rpc.rpc_async(_name(target), _deliver, args=arguments, timeout=0)
         except RuntimeError as error:
             raise PeerLost(target, str(error)) from error
         answer.add_done_callback(lambda future: self._answered(target, future))
