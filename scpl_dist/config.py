@@ -105,7 +105,7 @@ class Loss(Section):
 class Optimizer(Section):
     """Adam, one for each block, with a cosine schedule that changes once an epoch."""
 
-    lr: Rate = 1e-3
+    lr: Rate = 2e-3
     """Learning rate at the start."""
     end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-5
     """Learning rate that the cosine reaches at the end."""

@@ -1,0 +1,81 @@
+"""Finds a function of the user's by name: ``package.module:function`` or ``path/to/file.py:function``.
+
+Models and data sets are named in a text file and built in several processes, so what they need is a name that
+every process can look up, not an object that one of them has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["load_object"]
+
+
+def load_object(name: str, key: str) -> Callable[..., Any]:
+    """Import the callable that `name` means.
+
+    Args:
+        name: ``package.module:function`` or ``path/to/file.py:function``; a relative path starts at the
+            working directory.
+        key: configuration key that holds the name, for messages: ``model.name``.
+
+    Raises:
+        ValueError: no such module, file or attribute, or it cannot be called. An exception that the user's
+            code raises while it is imported is passed on as it is.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ValueError(f"{key} = {name!r}: write package.module:function or path/to/file.py:function")
+    module = _from_file(Path(place), name, key) if place.endswith(".py") else _from_package(place, name, key)
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        public = ", ".join(sorted(entry for entry in vars(module) if not entry.startswith("_"))[:20])
+        raise ValueError(
+            f"{key} = {name!r}: {place} has no {attribute!r}; it has {public or 'nothing'}"
+        ) from None
+    if not callable(found):
+        raise ValueError(
+            f"{key} = {name!r}: {attribute!r} is {type(found).__name__}, give a function or class"
+        )
+    function: Callable[..., Any] = found
+    return function
+
+
+def _from_file(path: Path, name: str, key: str) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise ValueError(f"{key} = {name!r}: there is no file {path}; check the path")
+    # A stable module name lets two loads in one process share classes, and keeps pickling by name possible.
+    module_name = f"scpl_dist_user_{path.stem}_{abs(hash(str(path))):x}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _from_package(place: str, name: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
+            raise  # the module exists, something that it imports does not
+        raise ValueError(
+            f"{key} = {name!r}: there is no module {error.name!r}; install it, "
+            "or write path/to/file.py:function"
+        ) from None
