@@ -75,6 +75,7 @@ class Worker:
         self._ended: Exception | None = None
         self._stop_signal: int | None = None
         self._control = control
+        self._channel: Channel | None = None
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -85,7 +86,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         source = self._source()
-        self._channel = Channel(
+        channel = self._channel = Channel(
             self._control,
             self._hello(source),
             snapshot=self._snapshot,
@@ -95,17 +96,17 @@ class Worker:
         )
         code = 0
         try:
-            self._train(source)
+            self._train(source, channel)
         except Aborted as error:
             print(f"stage {self.stage}: {error}", file=sys.stderr)
             code = 1
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
-            self._channel.send(self._failure(error))
+            channel.send(self._failure(error))
             self._await_verdict()
             code = 1
         finally:
-            self._channel.close()
+            channel.close()
             if self._transport is not None:
                 self._transport.close()
         return code
@@ -118,7 +119,7 @@ class Worker:
 
         return data.resolve(self.config)
 
-    def _train(self, source: Any) -> None:
+    def _train(self, source: Any, channel: Channel) -> None:
         self.meter.enter("idle")
         start = self._expect("start")
         self.meter.enter("starting")
@@ -153,17 +154,17 @@ class Worker:
             seed=self.config.run.seed,
             device=self.device,
             meter=self.meter,
-            report=self._channel.send,
+            report=channel.send,
             run_dir=self.run_dir,
         )
         self._transport = transport
         if self._ended is not None:
             raise self._ended
         self.meter.enter("idle")
-        self._channel.send({"type": "ready", "stage": self.stage})
+        channel.send({"type": "ready", "stage": self.stage})
         self._expect("go")
         self._executor.run()
-        self._channel.send({"type": "left", "stage": self.stage})
+        channel.send({"type": "left", "stage": self.stage})
         self._expect("close")
 
     # Messages ---------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ class Worker:
 
     def _snapshot(self) -> dict[str, Any]:
         """Called by the control thread for a heartbeat."""
-        if self._stop_signal is not None:
+        if self._stop_signal is not None and self._channel is not None:
             number, self._stop_signal = self._stop_signal, None
             self._channel.send({"type": "stop_requested", "stage": self.stage, "signal": number})
         stats = self.meter.stats() if self._executor is None else self._executor.stats()
@@ -206,8 +207,10 @@ class Worker:
                 self._loader.put(message["items"])
             case "abort" | "refuse":
                 self._abort(message["reason"])
-            case _:
+            case "start" | "go" | "close":
                 self._messages.put(message)
+            case _:
+                pass  # "alive" has done its work by arriving
 
     def _expect(self, kind: str) -> dict[str, Any]:
         """Wait for a message; the coordinator's silence ends the wait through `_abort`."""
@@ -240,7 +243,9 @@ class Worker:
             "message": text[:2000],
             "traceback": traceback.format_exc()[-8000:],
             "peer": error.peer if isinstance(error, PeerLost) else None,
-            **self.meter.position(),
+            "phase": self.meter.phase,
+            "step": self.meter.step,
+            "micro_batch": self.meter.micro_batch,
         }
 
     # Ends -------------------------------------------------------------------------------------------------------
