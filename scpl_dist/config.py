@@ -136,6 +136,8 @@ class Control(Section):
     """Address that the coordinator binds and the workers connect to."""
     port: Port = 0
     """Port of the coordinator; 0 takes any free one, which only the local launcher can pass on."""
+    keys: str = ""
+    """Folder with the CURVE keys of this process; empty is no encryption, for loopback only."""
 
 
 class Runtime(Section):
