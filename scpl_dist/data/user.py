@@ -65,9 +65,8 @@ class ItemSource(DataSource):
         labels = [self._labels(dataset, position) for position, dataset in enumerate(datasets)]
         positions = [torch.arange(len(part)) for part in labels]
         named = getattr(datasets[0], "classes", None)
-        self.classes = (
-            len(named) if named is not None else max([int(part.max()) for part in labels if len(part)]) + 1
-        )
+        # Labels of the training part decide, so that a class which only the test part has is found out.
+        self.classes = len(named) if named is not None else max(labels[0].tolist(), default=0) + 1
         if len(datasets) == 2:
             check_labels(labels[0], self.classes, f"data.name = {name!r}, train")
             kept, held_out = stratified(labels[0], (0.1,))
