@@ -1,4 +1,4 @@
-"""Augmentation depends on (seed, epoch, sample) alone, and colours change as torchvision's functions do it."""
+"""Augmentation depends on (seed, epoch, sample) alone, and colours change as torchvision's functions do."""
 
 from __future__ import annotations
 
