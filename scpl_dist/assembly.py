@@ -72,14 +72,19 @@ class Assembly:
                 units[index] = self.method.unit(index, module, self.shapes[index], self.shapes[index + 1])
         return units
 
-
     def table(self) -> str:
         """The stages as text: blocks, parameters, and the size of what one sample sends on."""
         rows = ["stage  blocks  parameters  output of a sample"]
         for place in self.places:
             count = sum(self.parameters[block] for block in place.blocks)
-            blocks = f"{place.blocks[0]}-{place.blocks[-1]}" if len(place.blocks) > 1 else str(place.blocks[0])
-            leaves = [leaf for leaf in pytree.tree_leaves(self.shapes[place.blocks[-1] + 1]) if isinstance(leaf, Tensor)]
+            blocks = (
+                f"{place.blocks[0]}-{place.blocks[-1]}" if len(place.blocks) > 1 else str(place.blocks[0])
+            )
+            leaves = [
+                leaf
+                for leaf in pytree.tree_leaves(self.shapes[place.blocks[-1] + 1])
+                if isinstance(leaf, Tensor)
+            ]
             shapes = " ".join("x".join(map(str, leaf.shape[1:])) for leaf in leaves)
             rows.append(f"{place.stage:5}  {blocks:>6}  {count:10,}  {shapes}")
         return "\n".join(rows)

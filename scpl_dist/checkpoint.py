@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from scpl_dist.methods.unit import Unit
 
-__all__ = ["CheckpointError", "commit", "find", "folder_for", "manifest_of", "read_part", "restore", "write_part"]
+__all__ = [
+    "CheckpointError",
+    "commit",
+    "find",
+    "folder_for",
+    "manifest_of",
+    "read_part",
+    "restore",
+    "write_part",
+]
 
 
 class CheckpointError(RuntimeError):
@@ -93,7 +102,9 @@ def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
 
 def steps(run_dir: Path) -> list[Path]:
     """Committed checkpoints of a run, oldest first."""
-    found = [path for path in (run_dir / "checkpoints").glob("step-*") if path.suffix != ".tmp" and path.is_dir()]
+    found = [
+        path for path in (run_dir / "checkpoints").glob("step-*") if path.suffix != ".tmp" and path.is_dir()
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 

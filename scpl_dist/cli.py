@@ -13,19 +13,28 @@ from typing import Annotated, NoReturn
 import typer
 
 from scpl_dist import config as configuration
-from scpl_dist.config import Config
 
 __all__ = ["main"]
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
 )
 
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")]
-Overrides = Annotated[list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")
+]
 RunDir = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<time>-<method>.")]
 RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder.")]
-CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="Such as step-200. Default: the newest.")]
+CheckpointName = Annotated[
+    str | None, typer.Option("--checkpoint", help="Such as step-200. Default: the newest.")
+]
 
 
 @app.command()
@@ -33,8 +42,12 @@ def train(
     config: ConfigFile = None,
     override: Overrides = None,
     run_dir: RunDir = None,
-    resume: Annotated[str, typer.Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")] = "never",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")] = False,
+    resume: Annotated[
+        str, typer.Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")
+    ] = "never",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")
+    ] = False,
 ) -> None:
     """Train on this machine, one process a stage."""
     from scpl_dist.run_folder import RunFolder
@@ -81,7 +94,9 @@ def worker(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration.")],
     override: Overrides = None,
     run_dir: RunDir = None,
-    control: Annotated[str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")
+    ] = None,
     no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Rank 0 starts none.")] = False,
     log_to_folder: Annotated[bool, typer.Option("--log-to-folder", help="Write output to RUN/log.")] = False,
 ) -> None:

@@ -85,7 +85,9 @@ class Pipeline(Section):
     @classmethod
     def _partition_is_readable(cls, value: object) -> object:
         if not isinstance(value, str | list):
-            raise ValueError('use "uniform", "parameters", "measured" or a list of block counts such as [1, 3]')
+            raise ValueError(
+                'use "uniform", "parameters", "measured" or a list of block counts such as [1, 3]'
+            )
         return value
 
 
@@ -204,7 +206,9 @@ class Config(Section):
         return "\n".join(lines)
 
 
-def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
+def load(
+    path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Config:
     """Read a configuration.
 
     Args:

@@ -75,7 +75,13 @@ def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dic
     starts = range(0, size, batch)
     loader.put(
         [
-            {"kind": "evaluate", "sequence": n, "epoch": 0, "split": split, "micro_batches": [[a, min(a + batch, size)]]}
+            {
+                "kind": "evaluate",
+                "sequence": n,
+                "epoch": 0,
+                "split": split,
+                "micro_batches": [[a, min(a + batch, size)]],
+            }
             for n, a in enumerate(starts)
         ]
         + [{"kind": "stop", "sequence": len(starts)}]

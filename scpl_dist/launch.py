@@ -23,7 +23,6 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -134,12 +133,21 @@ class _Group:
     def _start_coordinator(self) -> None:
         self.folder.remove("run.json", "exit.json", "result.json")
         command = [sys.executable, "-m", "scpl_dist.service", str(self.folder.path / "config.toml")]
-        command += ["--run-dir", str(self.folder.path), "--generation", self.generation, "--resume", self.resume]
+        command += [
+            "--run-dir",
+            str(self.folder.path),
+            "--generation",
+            self.generation,
+            "--resume",
+            self.resume,
+        ]
         command += ["--launcher"]
         self.coordinator = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         coordinator = self.coordinator
         threading.Thread(
-            target=lambda: self.events.put(_CoordinatorEnded(coordinator.wait())), name="coordinator", daemon=True
+            target=lambda: self.events.put(_CoordinatorEnded(coordinator.wait())),
+            name="coordinator",
+            daemon=True,
         ).start()
 
     def _endpoint(self) -> str | None:
@@ -175,7 +183,14 @@ class _Group:
             shutdown_timeout=3,
         )
         command = ("-m", "scpl_dist", "worker", str(self.folder.path / "config.toml"))
-        command += ("--run-dir", str(self.folder.path), "--control", endpoint, "--no-coordinator", "--log-to-folder")
+        command += (
+            "--run-dir",
+            str(self.folder.path),
+            "--control",
+            endpoint,
+            "--no-coordinator",
+            "--log-to-folder",
+        )
 
         def run_agent() -> None:
             try:
@@ -183,7 +198,9 @@ class _Group:
             except ChildFailedError as error:
                 codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
                 self.events.put(_WorkersEnded(codes))
-            except Exception as error:  # the agent itself failed: report it instead of losing it with the thread
+            except (
+                Exception
+            ) as error:  # the agent itself failed: report it instead of losing it with the thread
                 self.events.put(_WorkersEnded({}, f"{type(error).__name__}: {error}"))
             else:
                 self.events.put(_WorkersEnded({}))

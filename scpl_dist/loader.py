@@ -36,7 +36,9 @@ class Loader:
         self.source = source
         self.seed = seed
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
-        self._items: queue.SimpleQueue[tuple[dict[str, Any], list[Future[Batch]]] | Exception] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[tuple[dict[str, Any], list[Future[Batch]]] | Exception] = (
+            queue.SimpleQueue()
+        )
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def put(self, items: list[dict[str, Any]]) -> None:

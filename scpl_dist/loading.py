@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_object"]
+__all__ = ["load_object", "name_of"]
 
 
 def load_object(name: str, key: str) -> Callable[..., Any]:
@@ -79,3 +79,25 @@ def _from_package(place: str, name: str, key: str) -> ModuleType:
             f"{key} = {name!r}: there is no module {error.name!r}; install it, "
             "or write path/to/file.py:function"
         ) from None
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name that `load_object` finds a function by, in this process and in any other.
+
+    Raises:
+        ValueError: it has none: a lambda, a local function or something typed into an interpreter.
+    """
+    name = getattr(function, "__qualname__", type(function).__name__)
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    if module is None or not name.isidentifier() or getattr(module, name, None) is not function:
+        raise ValueError(
+            f"{name}: other processes cannot import it; write it as a function at the top level of a file"
+        )
+    if module.__name__ != "__main__":
+        return f"{module.__name__}:{name}"
+    file = getattr(module, "__file__", None)
+    if file is None:
+        raise ValueError(
+            f"{name}: the worker processes cannot import what was typed into an interpreter; write it into a file"
+        )
+    return f"{Path(file).resolve()}:{name}"

@@ -27,12 +27,15 @@ def balanced(costs: Sequence[float], stages: int) -> list[int]:
     total = list(itertools.accumulate(costs, initial=0.0))
     blocks = len(costs)
     # best[k][i]: (cost of the slowest of k stages, sum of squared counts) for the first i blocks, with the last cut.
-    best: list[list[tuple[float, int, int]]] = [[(float("inf"), 0, 0)] * (blocks + 1) for _ in range(stages + 1)]
+    best: list[list[tuple[float, int, int]]] = [
+        [(float("inf"), 0, 0)] * (blocks + 1) for _ in range(stages + 1)
+    ]
     best[0][0] = (0.0, 0, 0)
     for k in range(1, stages + 1):
         for i in range(k, blocks + 1):
             best[k][i] = min(
-                (max(best[k - 1][j][0], total[i] - total[j]), best[k - 1][j][1] + (i - j) ** 2, j) for j in range(k - 1, i)
+                (max(best[k - 1][j][0], total[i] - total[j]), best[k - 1][j][1] + (i - j) ** 2, j)
+                for j in range(k - 1, i)
             )
     counts: list[int] = []
     end = blocks

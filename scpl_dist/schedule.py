@@ -42,7 +42,9 @@ class Kind(StrEnum):
     PREDICT = "PRED"
 
 
-_TEXT = re.compile(r"(?P<kind>RECV_F|SEND_F|RECV_B|SEND_B|LOAD|LOSS|STEP|PRED|F|B)(?P<block>\d*)(?:\.(?P<micro_batch>\d+))?")
+_TEXT = re.compile(
+    r"(?P<kind>RECV_F|SEND_F|RECV_B|SEND_B|LOAD|LOSS|STEP|PRED|F|B)(?P<block>\d*)(?:\.(?P<micro_batch>\d+))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ def picture(programs: Sequence[Iterable[Action]], capacity: int) -> str:
         rows.append(cells)
         width = max(width, *map(len, cells))
     lines = [
-        f"stage {k} " + " ".join((cell or ".").ljust(width) for cell in cells).rstrip(" ") for k, cells in enumerate(rows)
+        f"stage {k} " + " ".join((cell or ".").ljust(width) for cell in cells).rstrip(" ")
+        for k, cells in enumerate(rows)
     ]
     return "\n".join(lines)

@@ -58,7 +58,9 @@ class _Flow:
 class _Work:
     """One item in progress."""
 
-    def __init__(self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None, training: bool) -> None:
+    def __init__(
+        self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None, training: bool
+    ) -> None:
         self.item = item
         self.batches = batches
         self.received = received
@@ -182,7 +184,9 @@ class Stage:
             self.meter.enter("send")
             self.transport.post(self.place.stage + 1, Message(marker))
 
-    def _compute(self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None) -> dict[str, Any]:
+    def _compute(
+        self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None
+    ) -> dict[str, Any]:
         training = item["kind"] == "train"
         if training is not self._training:
             self._training = training
@@ -199,7 +203,11 @@ class Stage:
         if training:
             return {"losses": work.losses, "samples": sum(work.sizes)}
         correct = None if work.correct is None else int(work.correct.item())
-        return {"correct": correct, "total": work.total if correct is not None else None, "split": item["split"]}
+        return {
+            "correct": correct,
+            "total": work.total if correct is not None else None,
+            "split": item["split"],
+        }
 
     def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
         key = (training, micro_batches)
@@ -213,7 +221,8 @@ class Stage:
         start = time.perf_counter()
         folder = checkpoint.folder_for(self.run_dir, item["step"])
         files = [
-            checkpoint.write_part(folder, block, unit, self.optimizers[block]) for block, unit in self.units.items()
+            checkpoint.write_part(folder, block, unit, self.optimizers[block])
+            for block, unit in self.units.items()
         ]
         return {"files": files, "seconds": time.perf_counter() - start}
 

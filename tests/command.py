@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 
-def scpl_dist(*arguments: str | Path, code: int = 0, timeout_s: float = 150) -> subprocess.CompletedProcess[str]:
+def scpl_dist(
+    *arguments: str | Path, code: int = 0, timeout_s: float = 150
+) -> subprocess.CompletedProcess[str]:
     """Run ``scpl-dist`` to its end and check its exit code.
 
     Raises:
@@ -20,5 +22,7 @@ def scpl_dist(*arguments: str | Path, code: int = 0, timeout_s: float = 150) -> 
         timeout=timeout_s,
         check=False,
     )
-    assert done.returncode == code, f"exit code {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, (
+        f"exit code {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
+    )
     return done

@@ -41,7 +41,9 @@ def train(config: Config) -> Reference:
     step = 0
     for epoch in range(config.run.epochs):
         turn = math.pi * (epoch * steps_per_epoch) / (config.run.epochs * steps_per_epoch)
-        lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (1 + math.cos(turn))
+        lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
+            1 + math.cos(turn)
+        )
         for indices in seeds.permutation(config.run.seed, epoch, size).split(config.data.batch_size):
             x, labels = source.batch("train", epoch, indices)
             for block, unit in result.units.items():

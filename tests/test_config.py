@@ -8,7 +8,9 @@ from scpl_dist.config import Config, load
 
 
 def test_the_resolved_file_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
-    config = load(None, ["pipeline.partition=[1, 3]", "model.args.width=8", 'data.root="a b"', "optimizer.lr=3e-4"])
+    config = load(
+        None, ["pipeline.partition=[1, 3]", "model.args.width=8", 'data.root="a b"', "optimizer.lr=3e-4"]
+    )
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml())
     assert load(path) == config

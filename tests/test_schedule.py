@@ -22,7 +22,9 @@ class Local(LocalMethod):
 
 
 def stream(stages: int, blocks_per_stage: int = 1, items: int = 5) -> list[list[Action]]:
-    places = [Place(k, stages, range(k * blocks_per_stage, (k + 1) * blocks_per_stage)) for k in range(stages)]
+    places = [
+        Place(k, stages, range(k * blocks_per_stage, (k + 1) * blocks_per_stage)) for k in range(stages)
+    ]
     return [[action for _ in range(items) for action in Local().train(place, 1)] for place in places]
 
 
@@ -41,18 +43,20 @@ def test_local_methods_stream_without_a_bubble_after_filling() -> None:
 
 
 def test_a_stage_updates_each_block_before_the_next_and_sends_before_its_last_backward() -> None:
-    first = Local().train(Place(0, 2, range(0, 2)), 1)
+    first = Local().train(Place(0, 2, range(2)), 1)
     assert texts(first) == "LOAD.0 F0.0 LOSS0.0 B0.0 STEP0 F1.0 SEND_F.0 LOSS1.0 B1.0 STEP1"
     last = Local().train(Place(1, 2, range(2, 4)), 1)
     assert texts(last) == "RECV_F.0 F2.0 LOSS2.0 B2.0 STEP2 F3.0 LOSS3.0 B3.0 STEP3"
 
 
 def test_an_evaluation_goes_forward_and_predicts_at_the_last_block() -> None:
-    assert texts(Local().evaluate(Place(0, 2, range(0, 2)), 1)) == "LOAD.0 F0.0 F1.0 SEND_F.0"
+    assert texts(Local().evaluate(Place(0, 2, range(2)), 1)) == "LOAD.0 F0.0 F1.0 SEND_F.0"
     assert texts(Local().evaluate(Place(1, 2, range(2, 4)), 1)) == "RECV_F.0 F2.0 F3.0 PRED3.0"
 
 
-@pytest.mark.parametrize(("stages", "blocks", "capacity"), [*itertools.product([1, 2, 5, 16], [1, 3], [1, 2, 4])])
+@pytest.mark.parametrize(
+    ("stages", "blocks", "capacity"), [*itertools.product([1, 2, 5, 16], [1, 3], [1, 2, 4])]
+)
 def test_every_message_finds_its_receiver_for_any_size(stages: int, blocks: int, capacity: int) -> None:
     timeline = simulate(stream(stages, blocks, items=6), capacity)
     work = blocks * 6 * 3  # forward 1, backward 2
@@ -97,5 +101,5 @@ def test_the_text_form_and_the_action_are_inverse(kind: Kind) -> None:
 
 
 def test_a_text_that_is_no_action_is_named() -> None:
-    with pytest.raises(ValueError, match="'G1.0' is no action"):
+    with pytest.raises(ValueError, match=r"'G1\.0' is no action"):
         Action.from_text("G1.0")

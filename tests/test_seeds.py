@@ -6,7 +6,12 @@ from scpl_dist.seeds import derive, permutation, seeded
 
 
 def test_purposes_and_positions_draw_different_numbers() -> None:
-    drawn = {derive(seed, purpose, *at) for seed in (0, 1) for purpose in ("a", "b") for at in [(), (0,), (0, 1), (1, 0)]}
+    drawn = {
+        derive(seed, purpose, *at)
+        for seed in (0, 1)
+        for purpose in ("a", "b")
+        for at in [(), (0,), (0, 1), (1, 0)]
+    }
     assert len(drawn) == 16
     assert all(0 <= number < 2**63 for number in drawn)
 

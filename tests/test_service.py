@@ -32,7 +32,6 @@ class Worker:
 
     def __init__(self, context: zmq.Context[Any], address: str, stage: int, config: Config) -> None:
         self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 1000)
         self.socket.setsockopt(zmq.RCVTIMEO, int(LIMIT_S * 1000))
         self.socket.connect(address)
         self.stage = stage
@@ -85,6 +84,7 @@ class Coordinator:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.context: zmq.Context[Any] = zmq.Context()
+        self.context.setsockopt(zmq.LINGER, 1000)  # what the test forgets to close may not hold it up
 
     def run_json(self) -> dict[str, Any]:
         deadline = time.monotonic() + LIMIT_S
@@ -202,9 +202,16 @@ def test_a_tiny_run_ends_with_a_result_rows_and_a_checkpoint(start: Any) -> None
     assert [row["stage"] for row in result["per_stage"]] == [0, 1]
     rows = [json.loads(line) for line in (coordinator.folder / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if row["event"] == "train"]
-    assert {(row["step"], row["stage"], row["block"]) for row in train} == {(s, k, k) for s in (0, 1) for k in (0, 1)}
+    assert {(row["step"], row["stage"], row["block"]) for row in train} == {
+        (s, k, k) for s in (0, 1) for k in (0, 1)
+    }
     assert {row["loss"] for row in train} == {0.1 + 0.2}  # to the last bit
-    assert [row["event"] for row in rows if row["event"] != "train"] == ["start", "eval", "eval", "checkpoint"]
+    assert [row["event"] for row in rows if row["event"] != "train"] == [
+        "start",
+        "eval",
+        "eval",
+        "checkpoint",
+    ]
     manifest = json.loads((coordinator.folder / "checkpoints" / "step-2" / "manifest.json").read_text())
     assert [(file["name"], file["stage"]) for file in manifest["files"]] == [
         ("block-000.pt", 0),
@@ -393,7 +400,9 @@ def test_a_missing_worker_is_named_when_the_start_takes_too_long(start: Any) -> 
 
 
 def test_no_module_of_the_coordinator_imports_torch() -> None:
-    modules = "agenda config control coordinator events metrics progress recovery roster run_folder service tally"
+    modules = (
+        "agenda config control coordinator events metrics progress recovery roster run_folder service tally"
+    )
     imports = "; ".join(f"import scpl_dist.{name}" for name in modules.split())
     code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -69,7 +69,9 @@ def payload(number: int) -> Any:
     """A pytree whose size varies from message to message; one tensor is not contiguous, one is empty."""
     generator = torch.Generator().manual_seed(number)
     rows = 1 + 997 * number % 301
-    image = torch.rand(rows, 8, 4, generator=generator).to(memory_format=torch.contiguous_format).transpose(1, 2)
+    image = (
+        torch.rand(rows, 8, 4, generator=generator).to(memory_format=torch.contiguous_format).transpose(1, 2)
+    )
     return (image, {"labels": torch.arange(rows), "none": torch.empty(0)})
 
 
@@ -109,8 +111,8 @@ def receive_many(transport: Transport, results: Any) -> None:
 
 def transport_idle(transport: Transport) -> None:
     """Take nothing for a while: wait for a stage that does not exist."""
+    threading.Timer(1.0, transport.abort, [Aborted("enough")]).start()
     with pytest.raises((PeerLost, Aborted)):
-        threading.Timer(1.0, transport.abort, [Aborted("enough")]).start()
         transport.receive(99)
 
 
@@ -122,8 +124,10 @@ def test_messages_arrive_in_order_with_values_and_strides_and_within_the_credit(
         results[name] = (count, value)
     assert results["sent"][1] == COUNT
     assert results["received"][1] <= 2
-    assert results["sent"][0] == results["received"][0] == sum(
-        image.nbytes + extra["labels"].nbytes for image, extra in map(payload, range(COUNT))
+    assert (
+        results["sent"][0]
+        == results["received"][0]
+        == sum(image.nbytes + extra["labels"].nbytes for image, extra in map(payload, range(COUNT)))
     )
 
 

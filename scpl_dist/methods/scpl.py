@@ -22,7 +22,9 @@ __all__ = ["Scpl"]
 class ContrastiveUnit(Unit):
     """A block with a projector and, if it is the last, a predictor."""
 
-    def __init__(self, block: nn.Module, heads: dict[str, nn.Module], temperature: float, divisor: str) -> None:
+    def __init__(
+        self, block: nn.Module, heads: dict[str, nn.Module], temperature: float, divisor: str
+    ) -> None:
         super().__init__(block, heads)
         self.temperature = temperature
         self.divisor = divisor

@@ -35,7 +35,9 @@ _transport: RpcTransport | None = None
 
 
 @rpc.functions.async_execution
-def _deliver(generation: str, source: int, number: int, item: dict[str, Any], micro_batch: int, payload: Any) -> Any:
+def _deliver(
+    generation: str, source: int, number: int, item: dict[str, Any], micro_batch: int, payload: Any
+) -> Any:
     """Runs at the receiver, on an RPC thread."""
     if _transport is None or _transport.generation != generation:
         raise RuntimeError(f"a message of generation {generation} reached a process of another generation")
@@ -55,7 +57,13 @@ class RpcTransport(Transport):
     """
 
     def __init__(
-        self, stage: int, stages: int, generation: str, max_in_flight: int, device: torch.device, timeout_s: float = 60
+        self,
+        stage: int,
+        stages: int,
+        generation: str,
+        max_in_flight: int,
+        device: torch.device,
+        timeout_s: float = 60,
     ) -> None:
         super().__init__(max_in_flight)
         self.timeout_s = timeout_s
@@ -182,4 +190,6 @@ def _adopt(payload: Any, event: Any) -> None:
 
 def _peer_device(peer: int) -> torch.device:
     """Device of a peer: workers of a host take its GPUs in the order of their local rank."""
-    return torch.device("cuda", peer % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) % torch.cuda.device_count())
+    return torch.device(
+        "cuda", peer % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) % torch.cuda.device_count()
+    )
