@@ -182,15 +182,9 @@ class _Group:
             max_restarts=0,
             shutdown_timeout=3,
         )
-        command = ("-m", "scpl_dist", "worker", str(self.folder.path / "config.toml"))
-        command += (
-            "--run-dir",
-            str(self.folder.path),
-            "--control",
-            endpoint,
-            "--no-coordinator",
-            "--log-to-folder",
-        )
+        config_file = str(self.folder.path / "config.toml")
+        command = ["-m", "scpl_dist", "worker", config_file, "--run-dir", str(self.folder.path)]
+        command += ["--control", endpoint, "--no-coordinator", "--log-to-folder"]
 
         def run_agent() -> None:
             try:

@@ -305,7 +305,7 @@ class Stage:
         terms = flow.losses.pop(block, None)
         if terms is not None:
             total = torch.stack(list(terms.values())).sum()
-            (total if flow.weight == 1.0 else total * flow.weight).backward()
+            torch.autograd.backward(total if flow.weight == 1.0 else total * flow.weight)
             self._note_losses(work, block, terms, flow.weight)
         else:
             assert flow.gradients is not None

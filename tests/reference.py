@@ -44,7 +44,7 @@ def train(config: Config) -> Reference:
         lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
             1 + math.cos(turn)
         )
-        for indices in seeds.permutation(config.run.seed, epoch, size).split(config.data.batch_size):
+        for indices in torch.split(seeds.permutation(config.run.seed, epoch, size), config.data.batch_size):
             x, labels = source.batch("train", epoch, indices)
             for block, unit in result.units.items():
                 unit.train()
@@ -53,7 +53,7 @@ def train(config: Config) -> Reference:
                 terms = unit.losses(x, output, labels)
                 adams[block].param_groups[0]["lr"] = lr
                 adams[block].zero_grad()
-                torch.stack(list(terms.values())).sum().backward()
+                torch.autograd.backward(torch.stack(list(terms.values())).sum())
                 adams[block].step()
                 result.losses[step, block] = {name: term.item() for name, term in terms.items()}
                 x = output.detach()
@@ -66,7 +66,7 @@ def train(config: Config) -> Reference:
 def evaluate(config: Config, source: data.DataSource, units: dict[int, Unit]) -> float:
     """Test accuracy."""
     correct = 0
-    for indices in torch.arange(source.sizes["test"]).split(config.data.batch_size):
+    for indices in torch.split(torch.arange(source.sizes["test"]), config.data.batch_size):
         x, labels = source.batch("test", 0, indices)
         last: Unit | None = None
         for unit in units.values():

@@ -34,7 +34,7 @@ _transport: RpcTransport | None = None
 """The transport of this process: RPC reaches functions by name, so the receiver has to be found by name."""
 
 
-@rpc.functions.async_execution
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]  # torch has no types here
 def _deliver(
     generation: str, source: int, number: int, item: dict[str, Any], micro_batch: int, payload: Any
 ) -> Any:
@@ -91,9 +91,9 @@ class RpcTransport(Transport):
         with warnings.catch_warnings():
             # torch warns about its own use of a process group inside init_rpc
             warnings.simplefilter("ignore")
-            rpc.init_rpc(
+            rpc.init_rpc(  # type: ignore[no-untyped-call]
                 _name(self.stage),
-                backend=rpc.BackendType.TENSORPIPE,
+                backend=rpc.BackendType.TENSORPIPE,  # type: ignore[attr-defined]  # registered at run time
                 rank=self.stage,
                 world_size=self.stages,
                 rpc_backend_options=options,
@@ -144,7 +144,7 @@ class RpcTransport(Transport):
         global _transport
         _transport = None
         self.abort(Aborted("the transport is closed"))
-        if rpc.api._is_current_rpc_agent_set():
+        if rpc.api._is_current_rpc_agent_set():  # type: ignore[attr-defined]
             rpc.shutdown(graceful=False)
 
     def accept(self, source: int, number: int, message: Message) -> Future[None]:

@@ -1,0 +1,108 @@
+"""The networks of the speed benchmarks: a CNN and a Transformer encoder whose halves cost the same, and pure delays.
+
+Everything is reachable by name, as `scpl-dist` needs it, and used by plain PyTorch and torch's own pipeline as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+CLASSES = 10
+
+
+class TokenMean(nn.Module):
+    """Mean over the positions of (N, tokens, width)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Give (N, width)."""
+        return tokens.mean(1)
+
+
+class EncoderBlock(nn.TransformerEncoderLayer):
+    """A pre-norm encoder layer whose feature is the mean over positions."""
+
+    projector_widths = (256, 256)
+
+    def __init__(self) -> None:
+        super().__init__(256, 8, 512, dropout=0.0, batch_first=True, norm_first=True)
+
+    def feature(self, output: Tensor) -> Tensor:
+        """Input of the heads, (N, 256)."""
+        return output.mean(1)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, BatchNorm, ReLU; a feature pooled to 4x4 keeps the projector small beside the convolution."""
+
+    projector_widths = (128, 128)
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+        )
+
+    def feature(self, output: Tensor) -> Tensor:
+        """Input of the heads, (N, channels, 4, 4)."""
+        return nn.functional.adaptive_avg_pool2d(output, 4)
+
+
+class Delay(nn.Module):
+    """A stage that takes a given time in which the processor is free, as if it computed on a device of its own."""
+
+    projector_widths = (8, 8)
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sleep, then give the input."""
+        if self.training:
+            time.sleep(self.seconds)
+        return x * self.scale
+
+
+def transformer(classes: int) -> list[Callable[[], nn.Module]]:
+    """Six equal encoder layers; inputs are (N, 32, 256)."""
+    return [EncoderBlock] * 6
+
+
+def cnn(classes: int) -> list[Callable[[], nn.Module]]:
+    """Four convolutions of equal cost; inputs are (N, 64, 16, 16)."""
+    return [partial(ConvBlock, 64, 64, 1)] * 4
+
+
+def delays(classes: int, stages: int, seconds: float) -> list[Callable[[], nn.Module]]:
+    """One delay for each stage."""
+    return [lambda: Delay(seconds)] * stages
+
+
+def _data(shape: Sequence[int], size: int) -> tuple[TensorDataset, TensorDataset]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(size) % CLASSES
+    inputs = torch.randn(size, *shape, generator=generator)
+    return TensorDataset(inputs, labels), TensorDataset(inputs[:CLASSES], labels[:CLASSES])
+
+
+def token_data(root: str, size: int) -> tuple[TensorDataset, TensorDataset]:
+    """Random (32, 256) inputs."""
+    return _data((32, 256), size)
+
+
+def image_data(root: str, size: int) -> tuple[TensorDataset, TensorDataset]:
+    """Random (64, 16, 16) inputs."""
+    return _data((64, 16, 16), size)
+
+
+def small_data(root: str, size: int) -> tuple[TensorDataset, TensorDataset]:
+    """Random vectors of 64 numbers."""
+    return _data((64,), size)
