@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import yaml
@@ -194,3 +200,142 @@ def test_provisioning_fits_dashboard_and_prometheus() -> None:
     assert uids == {source["uid"]}
     [job] = scrape["scrape_configs"]
     assert job["job_name"] == "scpl"  # the rules name it
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A Prometheus of our configuration that watches one coordinator every second."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self.target = target
+        self.port = free_port()
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+        path = folder / "prometheus.yml"
+        path.write_text(yaml.safe_dump(config))
+        command = [find("prometheus", "apt-get install prometheus"), f"--config.file={path}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{self.port}"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """The data of an answer of the HTTP API; None as long as it does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
+            answer = json.loads(connection.getresponse().read())
+        except OSError:
+            assert self.process.poll() is None, "Prometheus ended"
+            return None
+        finally:
+            connection.close()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def values(self, query: str) -> dict[tuple[str, ...], float]:
+        """Labels of every series of an instant query, job and instance left out, and its value."""
+        data = self.ask("query", query=query)
+        result = data["result"] if data else []
+        return {
+            tuple(
+                value for key, value in sorted(row["metric"].items()) if key not in ("job", "instance")
+            ): float(row["value"][1])
+            for row in result
+        }
+
+
+def until_nothing(missing: Callable[[], object], seconds: float = 90) -> None:
+    """Ask until nothing is missing any more.
+
+    Raises:
+        AssertionError: something still is after `seconds`; the message says what.
+    """
+    deadline = time.monotonic() + seconds
+    while left := missing():
+        assert time.monotonic() < deadline, f"after {seconds} s: {left}"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def run_and_prometheus(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Server]]:
+    """A run of two stages that goes on until it is stopped, and a Prometheus that scrapes it."""
+    port = free_port()
+    command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(tmp_path / "run")]
+    for override in (f"metrics.port={port}", "run.epochs=60", "checkpoint.every_steps=5"):
+        command += ["-o", override]
+    server = Server(tmp_path, f"127.0.0.1:{port}")
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield run, server
+    finally:
+        for process in (run, server.process):
+            if process.poll() is None:
+                process.terminate()
+            process.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_prometheus_sees_a_run_from_its_start_to_its_end(
+    run_and_prometheus: tuple[subprocess.Popen[str], Server],
+) -> None:
+    run, server = run_and_prometheus
+    silent = {"scpl_restarts_total"}  # has a series only after a restart
+
+    def missing() -> set[str]:
+        assert run.poll() is None, run.communicate()[0]
+        return set(NAMES) - silent - {key[0] for key in server.values('{__name__=~"scpl_.+"}')}
+
+    until_nothing(missing)
+    until_nothing(lambda: not server.values("rate(scpl_samples_total[20s]) > 0"))
+
+    # The values make sense.
+    assert server.values("up") == {("up",): 1}
+    assert set(server.values("scpl_stage_up").values()) == {1}
+    assert len(server.values("scpl_stage_up")) == 2
+    assert all(value > 0 for value in server.values("scpl_loss").values())
+    assert all(0 <= value <= 1 for value in server.values("scpl_accuracy_ratio").values())
+    assert len(server.values("scpl_accuracy_ratio")) == 2
+    assert server.values('rate(scpl_transport_sent_bytes_total{stage="0"}[20s])').popitem()[1] > 0
+    assert server.values('rate(scpl_transport_received_bytes_total{stage="1"}[20s])').popitem()[1] > 0
+    assert all(value > 2**20 for value in server.values("scpl_memory_peak_bytes").values())
+    assert all(
+        abs(value) < 60
+        for value in server.values("time() - scpl_stage_last_progress_timestamp_seconds").values()
+    )
+    assert server.values("time() - scpl_checkpoint_last_success_timestamp_seconds").popitem()[1] < 60
+    assert server.values("scpl_checkpoint_size_bytes").popitem()[1] > 1000
+    kinds = "busy", "waiting", "blocked"
+    shares = server.values(" + ".join(f"rate(scpl_stage_{kind}_seconds_total[20s])" for kind in kinds))
+    assert len(shares) == 2
+    assert all(0.5 < share < 1.2 for share in shares.values()), shares
+
+    # Every panel has something to show, and no rule is broken or fires.
+    for query in queries():
+        asked = (
+            query.replace("$__rate_interval", "20s")
+            .replace("[1m]", "[20s]")
+            .replace("$instance", server.target)
+        )
+        if not metrics_in(query) <= silent | {"ALERTS"}:
+            assert server.values(asked), asked
+    rules = server.ask("rules")["groups"][0]["rules"]
+    assert {rule["name"] for rule in rules} == {rule["alert"] for rule in RULES}
+    assert {rule["health"] for rule in rules} == {"ok"}
+    assert [alert for alert in server.ask("alerts")["alerts"] if alert["state"] == "firing"] == []
+
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143
+    until_nothing(lambda: server.values("up == 1"))
+
+    def unexpected() -> set[str]:
+        return {alert["labels"]["alertname"] for alert in server.ask("alerts")["alerts"]} ^ {
+            "ScplTargetMissing"
+        }
+
+    until_nothing(unexpected)
