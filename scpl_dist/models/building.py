@@ -23,7 +23,18 @@ __all__ = ["Entry", "ModelFunction", "build", "names", "outline", "resolve"]
 Entry = nn.Module | Callable[[], nn.Module]
 ModelFunction = Callable[..., Sequence[Entry]]
 
-_MODULES = {"vgg_tiny": "vgg", "vgg8": "vgg"}  # name of a built-in function -> module of this package
+_MODULES = {  # name of a built-in function -> module of this package
+    "vgg_tiny": "vgg",
+    "vgg8": "vgg",
+    "resnet_tiny": "resnet",
+    "resnet18": "resnet",
+    "resnet18_3x3": "resnet",
+    "lstm_tiny": "text",
+    "lstm": "text",
+    "transformer_tiny": "text",
+    "transformer": "text",
+}
+_ZOO = "torchvision:"
 
 
 def names() -> list[str]:
@@ -35,7 +46,8 @@ def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], list[Entry]]:
     """Find a model by name, without building anything.
 
     Args:
-        name: a built-in name, ``package.module:function`` or ``path/to/file.py:function``.
+        name: a built-in name, ``torchvision:NAME``, ``package.module:function`` or
+            ``path/to/file.py:function``.
         args: keyword arguments for the model function, ``model.args``.
 
     Returns:
@@ -48,12 +60,16 @@ def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], list[Entry]]:
     if name in _MODULES:
         module = importlib.import_module(f"scpl_dist.models.{_MODULES[name]}")
         function: ModelFunction = getattr(module, name)
+    elif name.startswith(_ZOO):
+        from scpl_dist.models.zoo import model_function  # torchvision takes a second to import
+
+        function = model_function(name.removeprefix(_ZOO))
     elif ":" in name:
         function = load_object(name, "model.name")
     else:
         raise ValueError(
             f"model.name = {name!r}: unknown; built in are {', '.join(names())}; "
-            "for your own write package.module:function or path/to/file.py:function"
+            "others are torchvision:NAME, and your own as package.module:function or path/to/file.py:function"
         )
     try:
         inspect.signature(function).bind(0, **args)

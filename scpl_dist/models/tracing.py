@@ -30,20 +30,21 @@ def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
 
     Args:
         blocks: consecutive blocks, on the CPU or on "meta". Their parameters and buffers are not changed.
-        example: input of the first block, a pytree of tensors with 2 samples; only shapes and dtypes are
-        read.
+        example: input of the first block, a pytree of tensors; only shapes and dtypes are read. It has at
+            least 2 samples: with 1, a block that loses the dimension of the batch would not be noticed.
 
     Returns:
         One spec for each block: the pytree it returns, with ``torch.empty(..., device="meta")`` tensors.
 
     Raises:
-        ValueError: a block cannot take what the block before it returns, or returns no tensors of 2 samples.
+        ValueError: a block cannot take what the block before it returns, or loses the batch dimension.
     """
     current = spec(example)
+    samples = int(pytree.tree_leaves(current)[0].shape[0])
     specs: list[Any] = []
     for index, block in enumerate(blocks):
         output = _run(index, block, current)
-        _check(index, block, output)
+        _check(index, block, output, samples)
         specs.append(output)
         current = output
     return specs
@@ -85,12 +86,14 @@ def _call(block: nn.Module, entered: Any, device: str) -> Any:
             module.training = mode
 
 
-def _check(index: int, block: nn.Module, output: Any) -> None:
+def _check(index: int, block: nn.Module, output: Any, samples: int) -> None:
     leaves = pytree.tree_leaves(output)
-    fits = bool(leaves) and all(isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (2,) for leaf in leaves)
+    fits = bool(leaves) and all(
+        isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (samples,) for leaf in leaves
+    )
     if not fits:
         raise ValueError(
-            f"block {index} ({type(block).__name__}) returns {_shapes(output)} for 2 samples: "
+            f"block {index} ({type(block).__name__}) returns {_shapes(output)} for {samples} samples: "
             "return a tensor, or a list, tuple or dict of tensors, whose first dimension is the batch"
         )
 
