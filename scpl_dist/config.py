@@ -63,6 +63,12 @@ class Data(Section):
     """"none", "basic" (shift and, where it makes sense, flip) or "strong" (two views: basic and colour)."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads of stage 0 that prepare batches ahead; 0 prepares them in the training thread."""
+    download: bool = False
+    """Fetch the files of a data set that torchvision can download, if they are not under ``data.root``."""
+    text_column: str = "text"
+    """Column of the texts in a table (``data.name = "csv"``)."""
+    label_column: str = "label"
+    """Column of the labels in a table."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the data function."""
 

@@ -123,7 +123,7 @@ def test_transformer_block_is_torchs_pre_norm_encoder_layer() -> None:
     query, key, value, output = block.project
     with torch.no_grad():
         for part in (query, key, value, output, block.expand, block.contract):
-            part.bias.normal_()  # type: ignore[union-attr,operator]
+            part.bias.normal_()  # type: ignore[operator]
         joined = {
             name: torch.cat([getattr(p, name) for p in (query, key, value)]) for name in ("weight", "bias")
         }
