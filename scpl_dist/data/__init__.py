@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 from scpl_dist.config import Config
+from scpl_dist.data.corpora import PUBLISHED, published, table
 from scpl_dist.data.digits import digits
+from scpl_dist.data.docstrings import docstrings
+from scpl_dist.data.images import cifar10, cifar100, image_folder, tiny_imagenet
 from scpl_dist.data.source import DataSource, ImageSource
+from scpl_dist.data.text import TextSource
 from scpl_dist.data.user import ItemSource, user
 
-__all__ = ["DataSource", "ImageSource", "ItemSource", "resolve"]
+__all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "resolve"]
 
-_BUILT_IN = {"digits": digits}
+_LOADERS: dict[str, Callable[..., DataSource]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "tiny_imagenet": tiny_imagenet,
+    "image_folder": image_folder,
+    "docstrings": docstrings,
+    "csv": table,
+    **dict.fromkeys(PUBLISHED, published),
+}
+
+
+def names() -> list[str]:
+    """Names of the built-in data sets."""
+    return list(_LOADERS)
 
 
 def resolve(config: Config) -> DataSource:
-    """Load the data set that ``data.name`` means.
+    """Load the data set that ``data.name`` means, with ``data.args`` as keyword arguments of its loader.
 
     Raises:
-        ValueError: unknown name, files that are missing or not readable, labels or shapes that do not fit.
+        ValueError: unknown name or arguments, files that are missing or not readable, labels or shapes that
+            do not fit.
     """
-    name = config.data.name
+    name, args = config.data.name, config.data.args
     if ":" in name:
         return user(config)
-    if name not in _BUILT_IN:
+    if name not in _LOADERS:
         raise ValueError(
-            f"data.name = {name!r}: unknown; built in are {', '.join(_BUILT_IN)}; "
+            f"data.name = {name!r}: unknown; built in are {', '.join(names())}; "
             "for your own write package.module:function or path/to/file.py:function"
         )
-    if config.data.args and name == "digits":
+    loader = _LOADERS[name]
+    try:
+        inspect.signature(loader).bind(config, **args)
+    except TypeError:
+        known = list(inspect.signature(loader).parameters)[1:]
         raise ValueError(
-            f"data.args = {config.data.args!r}: data.name = {name!r} takes none; leave data.args out"
-        )
-    return _BUILT_IN[name](config)
+            f"data.args = {args!r}: {name} takes {', '.join(known) if known else 'no arguments'}"
+        ) from None
+    return loader(config, **args)

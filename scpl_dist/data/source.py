@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from scpl_dist.data.augmentation import uniform, views
 
-__all__ = ["DataSource", "ImageSource", "Split", "check_labels"]
+__all__ = ["DataSource", "ImageSource", "Split", "check_labels", "check_share"]
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -47,9 +48,28 @@ class DataSource(ABC):
         """Inputs of 2 samples, to infer shapes from."""
         return self.batch("validation", 0, torch.tensor([0, 0]))[0]
 
+    def prepare(self, first: nn.Module) -> None:  # noqa: B027  most data sets have nothing to do here
+        """Give block 0 what only the data knows, such as word vectors, before the training starts.
+
+        Called once by the process that holds block 0 and reads the data, and not if weights are restored.
+
+        Args:
+            first: block 0, on the CPU, changed in place.
+        """
+
+
+class Images(Protocol):
+    """Images of one size that are read by position: a tensor, or files that look like one."""
+
+    shape: Any
+    """``(N, C, H, W)``."""
+
+    def __getitem__(self, indices: torch.Tensor, /) -> torch.Tensor:
+        """Images ``(B, C, H, W)``, uint8 or float32 in [0, 1], for ``(B,)`` int64."""
+
 
 class ImageSource(DataSource):
-    """Images of one size, held in memory.
+    """Images of one size, augmented as a whole batch.
 
     Args:
         parts: images and labels of each part: ``(N, C, H, W)`` uint8, or float32 in [0, 1]; and ``(N,)``
@@ -64,7 +84,7 @@ class ImageSource(DataSource):
 
     def __init__(
         self,
-        parts: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        parts: Mapping[str, tuple[Images, torch.Tensor]],
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -93,6 +113,19 @@ class ImageSource(DataSource):
             images = views(images, numbers, self._augmentation, self._shift, self._flip)
             labels = labels.repeat(len(images) // len(labels))
         return (images - self._mean) / self._std, labels
+
+
+def check_share(share: object) -> None:
+    """Refuse a share of the training part that cannot be held out for validation.
+
+    Raises:
+        ValueError: no number above 0 and up to 0.5.
+    """
+    if not isinstance(share, int | float) or not 0 < share <= 0.5:
+        raise ValueError(
+            f"data.args: validation = {share!r}: give the share of the training part to hold out for validation, "
+            "above 0 and at most 0.5"
+        )
 
 
 def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:

@@ -6,7 +6,7 @@ no block (see `scpl_dist.heads`).
 
 from __future__ import annotations
 
-from scpl_dist.models.building import build, names, outline, resolve
+from scpl_dist.models.building import argument, build, names, outline, resolve
 from scpl_dist.models.tracing import spec, trace
 
-__all__ = ["build", "names", "outline", "resolve", "spec", "trace"]
+__all__ = ["argument", "build", "names", "outline", "resolve", "spec", "trace"]

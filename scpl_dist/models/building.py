@@ -18,7 +18,7 @@ from scpl_dist.loading import load_object
 from scpl_dist.models.tracing import trace
 from scpl_dist.seeds import seeded
 
-__all__ = ["Entry", "ModelFunction", "build", "names", "outline", "resolve"]
+__all__ = ["Entry", "ModelFunction", "argument", "build", "names", "outline", "resolve"]
 
 Entry = nn.Module | Callable[[], nn.Module]
 ModelFunction = Callable[..., Sequence[Entry]]
@@ -109,6 +109,22 @@ def build(
             entries = function(classes)
         wanted = range(len(entries)) if blocks is None else blocks
         return [_module(name, entries, index, seed) for index in wanted]
+
+
+def argument(name: str, args: Mapping[str, Any], parameter: str) -> Any:
+    """Value that a model's function gets for one of its parameters.
+
+    Returns:
+        The value in `args`, else the default of the function; None if it has no such parameter.
+
+    Raises:
+        ValueError: see `resolve`.
+    """
+    call = resolve(name, args)
+    assert isinstance(call, partial)
+    function: ModelFunction = call.args[1]
+    found = inspect.signature(function).parameters.get(parameter)
+    return args.get(parameter, None if found is None else found.default)
 
 
 def outline(
