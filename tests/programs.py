@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,19 @@ def need_root() -> None:
     """The test makes network namespaces, which only root can."""
     if os.geteuid() != 0:
         missing("network namespaces need root")
+
+
+def until_nothing(missing: Callable[[], object], seconds: float = 90) -> None:
+    """Ask until nothing is missing any more.
+
+    Args:
+        missing: what still is; anything false ends the wait.
+        seconds: longest time.
+
+    Raises:
+        AssertionError: something still is missing; the message says what.
+    """
+    deadline = time.monotonic() + seconds
+    while left := missing():
+        assert time.monotonic() < deadline, f"after {seconds} s: {left}"
+        time.sleep(0.1)

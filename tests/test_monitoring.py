@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from scpl_dist.metrics import NAMES
-from tests.programs import ROOT, find
+from tests.programs import ROOT, find, until_nothing
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 GRAFANA = ROOT / "docker" / "grafana"
@@ -248,18 +247,6 @@ class Server:
             ): float(row["value"][1])
             for row in result
         }
-
-
-def until_nothing(missing: Callable[[], object], seconds: float = 90) -> None:
-    """Ask until nothing is missing any more.
-
-    Raises:
-        AssertionError: something still is after `seconds`; the message says what.
-    """
-    deadline = time.monotonic() + seconds
-    while left := missing():
-        assert time.monotonic() < deadline, f"after {seconds} s: {left}"
-        time.sleep(0.2)
 
 
 @pytest.fixture
