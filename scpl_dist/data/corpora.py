@@ -108,7 +108,8 @@ def published(
     for split, file in zip(("train", "test"), entry.files, strict=False):
         if not (root / file).is_file():
             raise ValueError(
-                f"data.root = {config.data.root!r}: there is no {root / file}: get {entry.origin} and put it there"
+                f"data.root = {config.data.root!r}: there is no {root / file}: "
+                f"get {entry.origin} and put it, unpacked, there"
             )
         parts[split] = tables.read(root / file, entry.texts, entry.label, entry.header, entry.quoted)
     source = text_source(

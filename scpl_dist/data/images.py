@@ -158,23 +158,20 @@ def _source(
 ) -> ImageSource:
     """Hold out the parts that are missing and make a source of all."""
     check_share(validation)
-    labels = {split: torch.tensor([label for _, label in samples]).long() for split, samples in parts.items()}
-    for split, targets in labels.items():
-        check_labels(targets, len(classes), f"data.root = {config.data.root!r}, {split}")
     train = parts["train"]
+    labels = torch.tensor([label for _, label in train]).long()
     missing = {"validation": validation, "test": 0.2}
     missing = {split: share for split, share in missing.items() if split not in parts}
-    positions = stratified(labels["train"], list(missing.values()))
+    positions = stratified(labels, list(missing.values()))
     chosen = {
         split: [train[index] for index in rows.tolist()]
         for split, rows in zip(["train", *missing], positions, strict=True)
     }
     stored: dict[str, tuple[Any, torch.Tensor]] = {}
     for split, samples in {**parts, **chosen}.items():
-        files = ImageFiles([path for path, _ in samples], size, len(mean))
         targets = torch.tensor([label for _, label in samples]).long()
         check_labels(targets, len(classes), f"data.root = {config.data.root!r}, {split}")
-        stored[split] = (files, targets)
+        stored[split] = (ImageFiles([path for path, _ in samples], size, len(mean)), targets)
     shapes = {files.shape[2:] for files, _ in stored.values()}
     if len(shapes) > 1:
         raise ValueError(

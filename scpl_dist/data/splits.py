@@ -26,7 +26,7 @@ def stratified(labels: torch.Tensor, shares: Sequence[float]) -> list[torch.Tens
         One sorted ``int64`` tensor of positions for each part: the first, then one for each share. Each
         share is rounded down within each class.
     """
-    parts: list[list[torch.Tensor]] = [[] for _ in range(len(shares) + 1)]
+    parts = [[torch.empty(0, dtype=torch.int64)] for _ in range(len(shares) + 1)]
     for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         generator = torch.Generator().manual_seed(derive(0, "split", int(label)))

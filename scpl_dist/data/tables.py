@@ -99,7 +99,7 @@ def _separated(
             _check_columns(path, columns, reader.fieldnames)
             yield from reader
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num} cannot be read: {error}") from None
+            raise ValueError(f"{path}: cannot be read after line {reader.line_num}: {error}") from None
 
 
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
