@@ -13,6 +13,7 @@ checkpoint handles exactly the items that an undisturbed one handles after it. A
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,8 +21,6 @@ from typing import Any
 from scpl_dist.config import Config
 
 __all__ = ["Agenda", "rate", "split"]
-
-SPLITS = ("validation", "test")
 
 
 def rate(config: Config, done: int, steps: int) -> float:
@@ -37,7 +36,7 @@ def split(begin: int, end: int, parts: int) -> list[list[int]]:
     """Cut ``[begin, end)`` into at most `parts` ranges whose lengths differ by at most one, none empty."""
     parts = min(parts, end - begin)
     cuts = [begin + (end - begin) * part // parts for part in range(parts + 1)]
-    return [[a, b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [[a, b] for a, b in itertools.pairwise(cuts)]
 
 
 class Agenda:
@@ -61,6 +60,8 @@ class Agenda:
         self._sizes = sizes
         self.steps_per_epoch = math.ceil(sizes["train"] / config.data.batch_size)
         self.steps = self.steps_per_epoch * config.run.epochs
+        self.splits = [name for name in ("validation", "test") if sizes.get(name, 0) > 0]
+        """What is evaluated after each epoch, in this order."""
         self._epoch: int = position["epoch"] if position else 0
         self._step: int = position["step"] if position else 0
         self._batch: int = position["batch"] if position else 0
@@ -136,8 +137,8 @@ class Agenda:
     def _close_epoch(self) -> Iterator[dict[str, Any]]:
         items: list[dict[str, Any]] = [{"kind": "epoch", "epoch": self._epoch}]
         size = self._config.data.batch_size
-        for name in SPLITS:
-            total = self._sizes.get(name, 0)
+        for name in self.splits:
+            total = self._sizes[name]
             for begin in range(0, total, size):
                 end = min(begin + size, total)
                 items.append(

@@ -10,15 +10,15 @@ made in `router` and `dealer` only, so that keys have one place at each end.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import queue
 import secrets
+import socket as sockets
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -26,8 +26,7 @@ import zmq
 from pydantic import ValidationError
 from zmq.utils.monitor import recv_monitor_message
 
-from scpl_dist import events
-from scpl_dist.events import Message
+from scpl_dist.messages import MESSAGES, Hello, Message
 
 __all__ = ["MAX_BYTES", "Channel", "ProtocolError", "dealer", "decode", "encode", "router"]
 
@@ -39,10 +38,6 @@ HEAL_S = 2.0
 """How long a connection may be gone before the coordinator counts as lost."""
 QUEUED = 1000
 """High-water mark of a connection, in messages."""
-
-_MODELS: dict[str, type[Message]] = {
-    model.model_fields["type"].default: model for model in Message.__subclasses__()
-}
 
 
 class ProtocolError(ValueError):
@@ -89,7 +84,7 @@ def _check(value: object) -> Message:
     if not isinstance(value, dict):
         raise ProtocolError(f"a {type(value).__name__} instead of a map")
     name = value.get("type")
-    model = _MODELS.get(name) if isinstance(name, str) else None
+    model = MESSAGES.get(name) if isinstance(name, str) else None
     if model is None:
         raise ProtocolError(f"unknown type {name!r:.80}")
     try:
@@ -124,6 +119,9 @@ def router(context: zmq.Context[Any], host: str, port: int) -> tuple[zmq.Socket[
     socket.setsockopt(
         zmq.ROUTER_MANDATORY, 1
     )  # sending to a peer that is gone is an error, not a silent loss
+    socket.setsockopt(
+        zmq.RCVHWM, QUEUED // 10
+    )  # a stranger can fill QUEUED // 10 * MAX_BYTES of memory, not more
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that reconnects takes its name over
     literal = f"[{host}]" if ":" in host else host
     if ":" in host:
@@ -177,20 +175,19 @@ class Channel:
         timeout_s: float,
     ) -> None:
         first = _check(dict(hello)) if not isinstance(hello, Message) else hello
-        assert isinstance(first, events.Hello)
+        assert isinstance(first, Hello)
         self._stage = first.stage
         self._address = address
         self._snapshot = snapshot
         self._on_message = on_message
         self._on_lost = on_lost
         self._timeout_s = timeout_s
-        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._outbox.put(encode(first))
+        self._outbox = deque([encode(first)])
         self._closing = False
         self._flush_s = 0.0
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
+        self._alarm.setblocking(False)
+        self._bell.setblocking(False)
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._thread.start()
 
@@ -205,7 +202,7 @@ class Channel:
             for key in ("traceback", "message"):  # the end of a long text has the cause
                 if len(str(message.get(key, ""))) > MAX_TEXT // 8:
                     message[key] = "... " + message[key][-MAX_TEXT // 8 :]
-        self._outbox.put(encode(message))
+        self._outbox.append(encode(message))
         self._wake()
 
     def close(self, flush_s: float = 2.0) -> bool:
@@ -223,8 +220,8 @@ class Channel:
         return not self._thread.is_alive()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
-            os.write(self._wake_write, b"!")
+        with suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
+            self._bell.send(b"!")
 
     def _main(self) -> None:
         try:
@@ -240,7 +237,7 @@ class Channel:
         socket = dealer(context, self._address)
         lifeline = Lifeline(socket, self._address, self._timeout_s)
         poller = zmq.Poller()
-        for source in (socket, lifeline.monitor, self._wake_read):
+        for source in (socket, lifeline.monitor, self._alarm):
             poller.register(source, zmq.POLLIN)
         beat = time.monotonic()
         try:
@@ -253,7 +250,7 @@ class Channel:
                 if reason is not None:
                     return reason
                 if now >= beat:
-                    self._outbox.put(encode({"type": "heartbeat", "stage": self._stage, **self._snapshot()}))
+                    self.send({"type": "heartbeat", **self._snapshot()})
                     beat = now + HEARTBEAT_S
                 self._drain(socket)
                 if self._closing:
@@ -264,9 +261,8 @@ class Channel:
             lifeline.monitor.close(0)
             socket.close()
             context.term()  # waits for at most LINGER
-            os.close(self._wake_read)
-            wake, self._wake_write = self._wake_write, -1
-            os.close(wake)
+            self._alarm.close()
+            self._bell.close()
 
     def _receive(self, socket: zmq.Socket[bytes]) -> bool:
         """Hand on what has come; True if there was anything."""
@@ -281,17 +277,13 @@ class Channel:
         return found
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 1 << 16)
-        while True:
-            try:
-                frame = self._outbox.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                socket.send(frame, zmq.NOBLOCK)
-            except zmq.Again:  # 1000 messages wait: the coordinator is gone, and its silence ends the run
-                return
+        with suppress(BlockingIOError):
+            self._alarm.recv(1 << 16)
+        # Again: 1000 messages wait already, so the coordinator is slow or gone; the rest is sent later, in order.
+        with suppress(zmq.Again):
+            while self._outbox:
+                socket.send(self._outbox[0], zmq.NOBLOCK)
+                self._outbox.popleft()
 
 
 class Lifeline:

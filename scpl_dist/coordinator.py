@@ -1,7 +1,7 @@
 """The coordinator: a pure state machine that schedules the items of a run and watches the stages.
 
     gathering --all said hello--> preparing --all ready--> running --all left--> over
-         \\________________________\\__________________________\\___failure, signal___/
+        '-------------------------------'-------------------'--failure, signal----'
 
 `handle(event, now)` is the only way to change it. It reads no clock, socket or file, so each of its decisions can
 be replayed in a test. It is never in the way of the tensors: stage 0 gets positions ahead of time, and everything
@@ -19,57 +19,56 @@ from typing import Any
 from scpl_dist.agenda import Agenda
 from scpl_dist.config import Config
 from scpl_dist.events import (
-    PROTOCOL,
-    VERSION,
-    Abort,
-    Alive,
-    Close,
     Command,
-    Commit,
-    CommitFailed,
     Committed,
-    Dataset,
-    Done,
     Event,
     Exited,
-    Failed,
     Failure,
     Finish,
     Garbage,
-    Go,
-    Heartbeat,
-    Hello,
     LauncherLost,
-    Left,
+    NotWritten,
     Outcome,
-    Ready,
     Received,
     Record,
-    Refuse,
     Say,
     Send,
     Signal,
-    Start,
-    StopRequested,
     Tick,
     Unreachable,
+)
+from scpl_dist.messages import (
+    Abort,
+    Alive,
+    Close,
+    Dataset,
+    Done,
+    Failed,
+    Go,
+    Heartbeat,
+    Hello,
+    Left,
+    Message,
+    Ready,
+    Refuse,
+    Start,
+    StopRequested,
     Work,
 )
-from scpl_dist.roster import Member, Suspects, blame, overdue
+from scpl_dist.roster import ADVICE, Member, blame, objection
+from scpl_dist.supply import WINDOW, Supply
 from scpl_dist.tally import Tally
+from scpl_dist.watchdog import Suspects, late, overdue, unready
 
 __all__ = ["Coordinator"]
 
 ALIVE_EVERY_S = 1.0
 PAUSE_S = 5.0
-"""A longer time between two ticks means that the coordinator itself was stopped: no stage is to blame for it."""
-ADVICE = {
-    "raised": "read the traceback; it comes from the model, the loss or the data of this stage",
-    "nonfinite": "lower optimizer.lr, or check the data for NaN and Inf; the last checkpoint is unharmed",
-    "out_of_memory": "lower data.batch_size or pipeline.max_in_flight, or give this stage fewer blocks",
-    "disk": "free some space or choose another --run-dir, then resume; the last checkpoint is unharmed",
-    "config": "correct the configuration; all processes need the same",
-}
+"""A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
+STOP_GRACE_S = 10.0
+"""How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
+REFUSALS = 20
+"""Refused workers that are reported; the others are only counted, so that a stranger cannot fill the disk."""
 
 
 class Coordinator:
@@ -78,7 +77,7 @@ class Coordinator:
     Args:
         config: the run.
         generation: unique name of this start of the run.
-        window: items that may be sent to stage 0 and not yet begun by it.
+        window: most items that are sent to stage 0 and not yet begun by it.
         resume: the "position" of a checkpoint's manifest.
         restore: what the workers are told of that checkpoint.
     """
@@ -87,7 +86,7 @@ class Coordinator:
         self,
         config: Config,
         generation: str,
-        window: int = 8,
+        window: int = WINDOW,
         resume: Mapping[str, Any] | None = None,
         restore: Mapping[str, Any] | None = None,
     ) -> None:
@@ -106,20 +105,16 @@ class Coordinator:
         self.outcome: Outcome | None = None
         self.started: float | None = None
         """Monotonic time of the first item."""
+        self._supply: Supply | None = None
         self._window = window
         self._resume = resume
         self._restore = restore
         self._since: float | None = None
         self._tick: float | None = None
         self._alive = -math.inf
-        self._items: dict[int, dict[str, Any]] = {}
-        self._files: dict[int, list[dict[str, Any]]] = {}
-        self._write_seconds = 0.0
-        self._sent = 0
-        self._begun = -1
-        self._complete = 0
         self._suspects = Suspects()
         self._signalled: dict[str, int] = {}
+        self._stop_at = math.inf
         self._refused: set[bytes] = set()
         self._commands: list[Command] = []
 
@@ -147,12 +142,11 @@ class Coordinator:
             case Unreachable(peer):
                 member = next((m for m in self.members.values() if m.peer == peer), None)
                 if member is not None and not member.left:
-                    self._suspects.add(member.stage, now, "its connection is gone", "unreachable")
+                    self._suspects.add(member.stage, now, "unreachable", "its connection is gone")
             case Signal(source, number):
                 self._signal(source, number, now)
             case LauncherLost():
-                advice = "its process was killed; resume the run"
-                self._fail(Failure("launcher_lost", "the launcher is gone", advice))
+                self._fail(Failure("launcher_lost", "the launcher is gone", ADVICE["launcher_lost"]))
             case Garbage():
                 self.rejected["garbage"] += 1
             case Committed():
@@ -165,23 +159,23 @@ class Coordinator:
                     "seconds": event.seconds,
                 }
                 self._commands.append(Record(row))
-            case CommitFailed(step, text):
-                self.checkpoint_failures += 1
-                text = f"the checkpoint of step {step} could not be published: {text}"
-                self._fail(Failure("disk", text, ADVICE["disk"], step=step))
+            case NotWritten(what, text):
+                self.checkpoint_failures += what == "checkpoint"
+                self._fail(Failure("disk", f"{what} could not be written: {text}", ADVICE["disk"]))
         commands, self._commands = self._commands, []
         return commands
 
     def unready(self, now: float) -> str | None:
         """Why the run is not making progress, or None if it is."""
-        if self.state != "running":
-            return f"{len(self.members)} of {self.config.pipeline.stages} stages have joined; the run is {self.state}"
-        still = now - max(member.changed for member in self.members.values())
-        if still > self.config.runtime.timeout_s:
-            return f"no stage has made progress for {still:.0f} s"
-        return None
+        return unready(self.members.values(), self.config, self.state, now)
 
-    def _received(self, peer: bytes, message: object, now: float) -> None:
+    def ordered(self) -> list[Member]:
+        """The members by stage."""
+        return [self.members[stage] for stage in sorted(self.members)]
+
+    # Messages of workers ----------------------------------------------------------------------------------------
+
+    def _received(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Hello):
             self._hello(peer, message, now)
             return
@@ -209,11 +203,9 @@ class Coordinator:
             case Left():
                 member.left = True
                 self._close_if_all_left(now)
-            case _:
-                self.rejected["garbage"] += 1
 
     def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
-        reason = self._objection(hello)
+        reason = objection(hello, self.members, self.config)
         if reason is None:
             self.members[hello.stage] = Member(peer, hello, heard=now, changed=now)
             self.data = hello.data or self.data
@@ -221,36 +213,13 @@ class Coordinator:
                 self._start(now)
             return
         self.rejected["refused"] += 1
-        self._refused.add(peer)
-        text = f"refused rank {hello.rank} (stage {hello.stage}, pid {hello.pid} on {hello.host}): {reason}"
         self._send(Refuse(reason=reason), peer)
-        self._warn(text, stage=hello.stage)
+        text = f"refused rank {hello.rank} (stage {hello.stage}, pid {hello.pid} on {hello.host}): {reason}"
+        if self.rejected["refused"] <= REFUSALS:
+            self._refused.add(peer)
+            self._warn(text, hello.stage)
         if hello.stage < self.config.pipeline.stages and hello.stage not in self.members:
-            failure = blame(Member(peer, hello, heard=now, changed=now), "config", text, ADVICE["config"])
-            self._fail(failure)
-
-    def _objection(self, hello: Hello) -> str | None:
-        """Why this worker cannot take part, with both values."""
-        first = next(iter(self.members.values()), None)
-        torch = first.hello.torch if first else hello.torch
-        pairs = [
-            ("protocol", hello.protocol, PROTOCOL),
-            ("scpl_dist version", hello.version, VERSION),
-            ("torch version", hello.torch, torch),
-            ("pipeline.stages", hello.stages, self.config.pipeline.stages),
-            ("configuration digest", hello.config, self.config.digest()),
-        ]
-        for name, theirs, ours in pairs:
-            if theirs != ours:
-                return f"{name} of this worker is {theirs}, the run has {ours}"
-        if hello.stage >= self.config.pipeline.stages:
-            return f"stage {hello.stage} does not exist, the run has {self.config.pipeline.stages} stages"
-        if hello.stage in self.members:
-            there = self.members[hello.stage].hello
-            return f"stage {hello.stage} is taken by rank {there.rank} (pid {there.pid} on {there.host})"
-        if hello.stage == 0 and hello.data is None:
-            return "stage 0 must say what its data set is, but its hello has no data"
-        return None
+            self._fail(blame(Member(peer, hello, now, now), "config", text))
 
     def _start(self, now: float) -> None:
         assert self.data is not None
@@ -259,79 +228,54 @@ class Coordinator:
         except ValueError as error:
             self._fail(Failure("config", str(error), ADVICE["config"]))
             return
-        done = self.agenda.position["step"]
-        last = self.config.pipeline.stages - 1
-        self.tally = Tally(self.agenda.steps - done, last, self._resume)
+        self._supply = Supply(self.agenda, self._window)
+        self.tally = Tally(self.agenda, self.config.pipeline.stages, self._resume)
         self.state, self._since = "preparing", now
-        restore = dict(self._restore) if self._restore is not None else None
-        data = self.data.model_dump()
-        self._send(Start(generation=self.generation, data=data, restore=restore))
+        restore = None if self._restore is None else dict(self._restore)
+        self._send(Start(generation=self.generation, data=self.data.model_dump(), restore=restore))
 
     def _go(self, now: float) -> None:
         assert self.agenda is not None
         self.state, self.started = "running", now
         for member in self.members.values():
             member.changed = now
-        config, done = self.config, self.agenda.position["step"]
-        row = {"event": "start", "generation": self.generation, "method": config.run.method, "step": done}
-        self._commands.append(Record(row | {"stages": config.pipeline.stages, "steps": self.agenda.steps}))
-        text = f"{config.run.method}: {config.pipeline.stages} stages, {config.run.epochs} epochs, {self.agenda.steps} steps"
-        self._commands.append(Say(text + (f", resumed at step {done}" if done else "")))
+        run, stages, done = self.config.run, self.config.pipeline.stages, self.agenda.position["step"]
+        row = {"event": "start", "generation": self.generation, "method": run.method, "stages": stages}
+        self._commands.append(Record(row | {"step": done, "steps": self.agenda.steps}))
+        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self.agenda.steps} steps"
+        self._commands.append(Say(text + (f", going on after step {done}" if done else "")))
         self._send(Go())
         self._feed(self.members[0])
 
     def _feed(self, member: Member) -> None:
-        """Keep stage 0 supplied: `window` items that it has not begun yet."""
-        if member.stage != 0 or self.state != "running" or self.agenda is None:
+        """Keep stage 0 supplied."""
+        if member.stage != 0 or self.state != "running" or self._supply is None:
             return
-        self._begun = max(self._begun, member.stats.begun, member.done)
-        items = []
-        while self._signalled or self._sent - 1 - self._begun < self._window:
-            item = self.agenda.next()
-            if item is None:
-                break
-            self._items[item["sequence"]] = item
-            self._sent += 1
-            items.append(item)
+        items = self._supply.take(max(member.stats.begun, member.done), rest=bool(self._signalled))
         if items:
             self._send(Work(items=items), member.peer)
 
     def _done(self, member: Member, message: Done, now: float) -> None:
-        item = self._items.get(message.sequence)
+        item = self._supply.open.get(message.sequence) if self._supply is not None else None
         if item is None or message.sequence != member.done + 1 or message.kind != item["kind"]:
-            text = f"stage {member.stage} reported item {message.sequence} ({message.kind}) after item {member.done}"
-            self._fail(blame(member, "protocol", text, "this is a bug of scpl_dist: please report it"))
+            text = f"stage {member.stage} finished item {message.sequence} ({message.kind}) after item {member.done}"
+            self._fail(blame(member, "protocol", f"{text}: a message was lost or invented"))
             return
         assert self.tally is not None
-        before = member.done_busy
+        assert self._supply is not None
+        self.tally.finished(message, member.done_busy, now)
+        if member.stage == 0:
+            self._supply.finished(now)
         member.finish(message, item, now)
-        self.tally.finished(message, before, now)
-        if message.losses and not self._losses(member, message, item):
+        rows, problem = self.tally.losses(member, message, item)
+        self._commands += [Record(row) for row in rows]
+        if problem is not None:
+            self.nonfinite_losses += 1
+            self._fail(blame(member, "nonfinite", problem))
             return
-        if message.files is not None:
-            files = [file.model_dump() | {"stage": member.stage} for file in message.files]
-            self._files.setdefault(message.sequence, []).extend(files)
-            self._write_seconds = max(self._write_seconds, message.seconds or 0.0)
-        while self._complete <= min(other.done for other in self.members.values()):
-            self._completed(self._items.pop(self._complete), now)
-            self._complete += 1
+        for done in self._supply.complete(min(other.done for other in self.members.values())):
+            self._completed(done, now)
         self._feed(member)
-
-    def _losses(self, member: Member, message: Done, item: Mapping[str, Any]) -> bool:
-        assert self.tally is not None
-        self.tally.learning_rate = item.get("lr", self.tally.learning_rate)
-        for block, terms in (message.losses or {}).items():
-            loss = sum(terms.values())
-            if not math.isfinite(loss):
-                self.nonfinite_losses += 1
-                text = f"the loss of block {block} is {loss} ({terms})"
-                self._fail(blame(member, "nonfinite", text, ADVICE["nonfinite"]))
-                return False
-            member.losses[block] = loss
-            row = {"event": "train", "step": item.get("step"), "epoch": item["epoch"], "stage": member.stage}
-            row |= {"block": int(block) if block.isdecimal() else block, "loss": loss, "terms": terms}
-            self._commands.append(Record(row | {"lr": item.get("lr")}))
-        return True
 
     def _completed(self, item: Mapping[str, Any], now: float) -> None:
         """All stages have finished this item."""
@@ -339,72 +283,61 @@ class Coordinator:
         if item["kind"] == "train":
             for member, seconds, median in self.tally.stragglers(item["sequence"], self.members.values()):
                 text = (
-                    f"stage {member.stage} on {member.hello.host} holds the others back: {seconds:.4f} s of work in "
-                    f'a step, median {median:.4f} s; try pipeline.partition = "measured"'
+                    f"stage {member.stage} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
+                    f'a step, the median stage for {median:.3g} s; try pipeline.partition = "measured"'
                 )
-                self._warn(text, stage=member.stage)
+                self._warn(text, member.stage)
         elif item["kind"] == "evaluate" and item["last"]:
             row = self.tally.evaluated(item["epoch"], item["split"])
             if row is not None:
                 self._commands.append(Record(row))
-                text = f"epoch {item['epoch']}: {item['split']} accuracy {row['accuracy']:.4f}"
-                self._commands.append(Say(text))
+            if item["split"] == self.tally.last_split:
+                self._commands.append(Say(self.tally.line(item["epoch"], self.config.run.epochs)))
         elif item["kind"] == "checkpoint":
-            self._commands.append(self._commit(item, now))
+            self._commands.append(self.tally.commit(item, self._running(now)))
 
-    def _commit(self, item: Mapping[str, Any], now: float) -> Commit:
-        assert self.tally is not None
-        assert self.agenda is not None
-        step, best = item["step"], self.tally.best_epoch
-        position = dict(item["position"]) | {
-            "accuracies": self.tally.history(),
-            "samples": self.tally.samples,
-            "seconds": self.tally.earlier_seconds + self._running(now),
-        }
-        files = sorted(self._files.pop(item["sequence"], []), key=lambda file: (file["stage"], file["name"]))
-        seconds, self._write_seconds = self._write_seconds, 0.0
-        is_best = best is not None and step == (best + 1) * self.agenda.steps_per_epoch
-        return Commit(step, item["epoch"], position, files, is_best, seconds)
+    # Ends -------------------------------------------------------------------------------------------------------
 
     def _failed(self, member: Member, report: Failed, now: float) -> None:
         if report.cause == "peer_lost":
-            # The neighbour may have told us more, or may yet do so: its own report is the root cause.
+            self._suspects.complained(member.stage)
             accused = report.peer if report.peer is not None else member.stage
-            self._suspects.report(member.stage)
-            text = f"stage {member.stage} lost it: {report.message}"
-            self._suspects.add(accused, now, text, "accused")
+            self._suspects.add(accused, now, "accused", f"stage {member.stage} lost it: {report.message}")
             return
         self.nonfinite_losses += report.cause == "nonfinite"
-        self._fail(blame(member, report.cause, report.message, ADVICE[report.cause], report))
+        self._fail(blame(member, report.cause, report.message, report=report))
 
     def _exited(self, rank: int, code: int, now: float) -> None:
         member = next((m for m in self.members.values() if m.hello.rank == rank), None)
         if member is not None and (member.left or (code == 0 and "stop" in member.kinds)):
-            if code != 0:
-                self._warn(
-                    f"stage {member.stage} ended with code {code} after its work was done", stage=member.stage
-                )
             member.left = True
             self._close_if_all_left(now)
             return
         how = f"killed by {_name(-code)}" if code < 0 else f"exit code {code}"
-        self._suspects.add(member.stage if member else rank, now, how, "exited")
+        self._suspects.add(member.stage if member else rank, now, "exited", how)
 
     def _signal(self, source: str, number: int, now: float) -> None:
         name = _name(number)
         if source in self._signalled:
-            self._over(
-                Outcome(128 + number, f"stopped at once by a second {name}"), Abort(reason=f"second {name}")
-            )
+            text = f"stopped at once by a second {name}"
+            self._over(Outcome(128 + number, text), Abort(reason=text))
             return
         self._signalled[source] = number
-        if self.state != "running" or self.agenda is None:
-            reason = f"stopped by {name} before the first step"
-            self._over(Outcome(128 + number, reason), Abort(reason=reason))
-        elif len(self._signalled) == 1:
-            self._commands.append(Say(f"{name}: writing a checkpoint, then stopping"))
-            self.agenda.stop()
-            self._feed(self.members[0])
+        if self.state == "running" and self.agenda is not None:
+            if len(self._signalled) == 1:
+                self._commands.append(Say(f"{name}: writing a checkpoint, then stopping"))
+                self.agenda.stop()
+                self._feed(self.members[0])
+        elif source.startswith("stage ") and len(self._signalled) < self.config.pipeline.stages:
+            # Whoever started the workers ends the others when one dies: its death would be the better reason.
+            self._stop_at = min(self._stop_at, now + STOP_GRACE_S)
+        else:
+            self._stop_early()
+
+    def _stop_early(self) -> None:
+        number = next(iter(self._signalled.values()))
+        text = f"stopped by {_name(number)} before the first step"
+        self._over(Outcome(128 + number, text), Abort(reason=text))
 
     def _close_if_all_left(self, now: float) -> None:
         if self.state != "running" or not all(member.left for member in self.members.values()):
@@ -416,58 +349,36 @@ class Coordinator:
             number = next(iter(self._signalled.values()))
             self._over(Outcome(128 + number, f"stopped by {_name(number)}"), Close())
             return
-        config = self.config
-        result = {"method": config.run.method, "stages": config.pipeline.stages}
-        result |= {"steps": position["step"], "epochs": position["epoch"]}
-        result |= self.tally.result(self.ordered(), self._running(now))
+        result = self.tally.result(self.config, self.ordered(), self._running(now))
         self._over(Outcome(0, "done", result=result), Close())
 
     def _ticked(self, now: float) -> None:
-        if self._tick is not None and now - self._tick > PAUSE_S:
-            self._forgive(now - self._tick)
-        self._tick = now
+        assert self._since is not None
+        pause, self._tick = now - (now if self._tick is None else self._tick), now
+        if pause > PAUSE_S:
+            self._since += pause
+            for member in self.members.values():
+                member.forgive(pause)
         if now - self._alive >= ALIVE_EVERY_S and self.members:
             self._alive = now
             self._send(Alive())
-        failure = self._suspects.verdict(now, self.members) or self._late(now)
+        failure = self._suspects.verdict(now, self.members)
+        if failure is None and self._supply is not None and self.state == "running":
+            failure = overdue(self.ordered(), self._supply.open, self.config, now)
+        elif failure is None:
+            failure = late(self.members, self.config, self.state, now - self._since, now)
         if failure is not None:
             self._fail(failure)
-
-    def _late(self, now: float) -> Failure | None:
-        assert self._since is not None
-        waited, limits = now - self._since, self.config.runtime
-        if self.state == "running":
-            return overdue(self.ordered(), self._items, self.config, now)
-        if self.state == "gathering" and waited >= limits.timeout_s:
-            missing = [k for k in range(self.config.pipeline.stages) if k not in self.members]
-            text = f"no worker for stage {', '.join(map(str, missing))} within {limits.timeout_s:g} s"
-            return Failure(
-                "missing", text, "start all workers, and check that they reach the coordinator's address"
-            )
-        if self.state == "preparing" and waited >= limits.first_step_timeout_s:
-            slow = [member for member in self.ordered() if not member.ready]
-            names = ", ".join(str(member.stage) for member in slow)
-            text = f"stage {names} not ready within {limits.first_step_timeout_s:g} s"
-            return blame(slow[0], "missing", text, "raise runtime.first_step_timeout_s, or look into the log")
-        return None
-
-    def ordered(self) -> list[Member]:
-        """The members by stage."""
-        return [self.members[stage] for stage in sorted(self.members)]
-
-    def _forgive(self, pause: float) -> None:
-        self._since = (self._since or 0.0) + pause
-        for member in self.members.values():
-            member.heard += pause
-            member.changed += pause
+        elif now >= self._stop_at and self.state != "running":
+            self._stop_early()
 
     def _running(self, now: float) -> float:
         return now - self.started if self.started is not None else 0.0
 
-    def _send(self, message: Refuse | Start | Go | Work | Abort | Alive | Close, *peers: bytes) -> None:
+    def _send(self, message: Message, *peers: bytes) -> None:
         self._commands.append(Send(peers or tuple(member.peer for member in self.ordered()), message))
 
-    def _warn(self, text: str, stage: int | None = None) -> None:
+    def _warn(self, text: str, stage: int) -> None:
         self._commands += [Say(text, "warning"), Record({"event": "warning", "stage": stage, "text": text})]
 
     def _fail(self, failure: Failure) -> None:

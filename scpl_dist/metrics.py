@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from scpl_dist.coordinator import Coordinator
-from scpl_dist.events import VERSION
+from scpl_dist.messages import VERSION
 from scpl_dist.roster import Member
 
 __all__ = ["NAMES", "Exporter", "RunCollector"]

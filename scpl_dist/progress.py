@@ -7,6 +7,7 @@ programs may want, goes to standard output.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from pathlib import Path
@@ -18,11 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from scpl_dist.coordinator import Coordinator
-from scpl_dist.events import Failure, Outcome, Say, Stats
+from scpl_dist.events import Failure, Outcome, Say
+from scpl_dist.messages import Stats
 
 __all__ = ["Progress", "Shares", "failure_text", "summary"]
 
 SPAN_S = 5.0
+TAIL_LINES = 15
+CONTROL = re.compile(r"[^\n\t -~\u00a0-\uffff]")
+"""Characters that could steer a terminal; a message from the network must not."""
 
 
 class Shares:
@@ -105,7 +110,7 @@ class Progress:
         if agenda is None or tally is None or coordinator.started is None:
             return coordinator.unready(now) or ""
         last = coordinator.ordered()[-1]
-        done = last.micro_batches["train"] and min(last.step + 1, agenda.steps)
+        done = tally.steps_done
         parts = [f"epoch {last.epoch + 1}/{coordinator.config.run.epochs}", f"step {done}/{agenda.steps}"]
         if tally.accuracies:
             found = tally.accuracies[max(tally.accuracies)]
@@ -121,8 +126,10 @@ class Progress:
 def failure_text(failure: Failure, log: Path) -> str:
     """One block about a failure, its root cause last."""
     lines = ["", "The run failed."]
-    if failure.traceback:
-        lines += ["", failure.traceback.rstrip(), ""]
+    file = log / f"stage{failure.stage}.log"
+    said = failure.traceback or _tail(file)
+    if said:
+        lines += ["", said.rstrip(), ""]
     pairs: list[tuple[str, Any]] = [
         ("stage", failure.stage),
         ("host", failure.host),
@@ -135,8 +142,20 @@ def failure_text(failure: Failure, log: Path) -> str:
     where = ", ".join(f"{name} {value}" for name, value in pairs if value is not None)
     if where:
         lines.append(f"  where:      {where}")
-    lines += [f"  log:        {log}", f"  what to do: {failure.advice}", f"  cause:      {failure.message}"]
-    return "\n".join(lines)
+    lines.append(f"  log:        {file if file.exists() else log}")
+    lines += [f"  what to do: {failure.advice}", f"  cause:      {failure.message}"]
+    return CONTROL.sub("?", "\n".join(lines))
+
+
+def _tail(file: Path) -> str:
+    """The last lines of a stage's log, which is all that a killed worker leaves."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 4096))
+            lines = stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+    except OSError:
+        return ""
+    return "\n".join([f"The last lines of {file}:", *lines]) if lines else ""
 
 
 def summary(outcome: Outcome, folder: Path) -> str:

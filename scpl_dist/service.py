@@ -19,7 +19,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,16 +34,16 @@ from scpl_dist.config import Config
 from scpl_dist.control import ProtocolError, decode, encode, router
 from scpl_dist.coordinator import Coordinator
 from scpl_dist.events import (
-    VERSION,
     Command,
     Commit,
-    CommitFailed,
     Committed,
     Event,
     Exited,
+    Failure,
     Finish,
     Garbage,
     LauncherLost,
+    NotWritten,
     Outcome,
     Received,
     Record,
@@ -51,6 +53,7 @@ from scpl_dist.events import (
     Tick,
     Unreachable,
 )
+from scpl_dist.messages import VERSION, Abort
 from scpl_dist.metrics import Exporter, RunCollector
 from scpl_dist.progress import Progress, failure_text, summary
 from scpl_dist.recovery import choose
@@ -59,9 +62,8 @@ from scpl_dist.run_folder import RunFolder
 __all__ = ["main"]
 
 TICK_S = 0.25
-WINDOW = 8
 FLUSH_MS = 1000
-BURST = 1000
+BURST = 100
 """Messages that are handled between two looks at the clock: a flood must not hide a timeout."""
 
 
@@ -135,7 +137,7 @@ class Service:
                 "step": chosen[1]["step"],
                 "epoch": chosen[1]["epoch"],
             }
-        self.coordinator = Coordinator(config, generation, WINDOW, position, restore)
+        self.coordinator = Coordinator(config, generation, resume=position, restore=restore)
         self._lock = threading.Lock()
         self._signals: deque[int] = deque()
         self._launcher = Launcher(sys.stdin.fileno()) if launcher else None
@@ -173,30 +175,46 @@ class Service:
         poller.register(self._router, zmq.POLLIN)
         if self._launcher is not None:
             poller.register(self._launcher.descriptor, zmq.POLLIN)
-        tick = time.monotonic()
         try:
-            while self.outcome is None:
-                ready = dict(poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000))))
-                while self._signals:
-                    self._handle(Signal("coordinator", self._signals.popleft()))
-                if self._launcher is not None and self._launcher.descriptor in ready:
-                    for event in self._launcher.events():
-                        self._handle(event)
-                    if not self._launcher.open:
-                        poller.unregister(self._launcher.descriptor)
-                        self._launcher = None
-                if self._router in ready:
-                    self._receive()
-                if time.monotonic() >= tick:
-                    self._handle(Tick())
-                    self._progress.update(time.monotonic())
-                    tick = time.monotonic() + TICK_S
+            self._loop(poller)
+        except Exception as error:  # a mistake in here must end the run, and be readable afterwards
+            self._crashed(error)
         finally:
             self._progress.close()
             self._router.close(FLUSH_MS)
             self._exporter.close()
             self._context.term()
+        assert self.outcome is not None
         return self._conclude(self.outcome)
+
+    def _loop(self, poller: zmq.Poller) -> None:
+        tick = time.monotonic()
+        while self.outcome is None:
+            ready = dict(poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000))))
+            while self._signals:
+                self._handle(Signal("coordinator", self._signals.popleft()))
+            if self._launcher is not None and self._launcher.descriptor in ready:
+                for event in self._launcher.events():
+                    self._handle(event)
+                if not self._launcher.open:
+                    poller.unregister(self._launcher.descriptor)
+                    self._launcher = None
+            if self._router in ready:
+                self._receive()
+            if time.monotonic() >= tick:
+                self._handle(Tick())
+                self._progress.update(time.monotonic())
+                tick = time.monotonic() + TICK_S
+
+    def _crashed(self, error: Exception) -> None:
+        text = f"the coordinator failed: {type(error).__name__}: {error}"
+        failure = Failure(
+            "coordinator", text, "this is a bug of scpl_dist: please report it, then resume the run"
+        )
+        self.outcome = Outcome(1, text, replace(failure, traceback=traceback.format_exc()))
+        frame = encode(Abort(reason=text[:1000]))
+        for member in self.coordinator.ordered():
+            self._sent(member.peer, frame)
 
     def _receive(self) -> None:
         for _ in range(BURST):
@@ -228,7 +246,10 @@ class Service:
                 frame = encode(message)
                 return [Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
             case Record(row):
-                self.folder.append(row | {"time": time.time()})
+                try:
+                    self.folder.append(row | {"time": time.time()})
+                except OSError as error:
+                    return [NotWritten("metrics.jsonl", str(error))]
             case Say():
                 self._progress.say(command)
             case Commit():
@@ -266,7 +287,7 @@ class Service:
         try:
             commit(folder_for(self.folder.path, command.step), manifest, self.config.checkpoint.keep)
         except OSError as error:
-            return CommitFailed(command.step, str(error))
+            return NotWritten("checkpoint", str(error))
         self._collector.committed_at = time.time()
         size = sum(int(file["bytes"]) for file in command.files)
         return Committed(command.step, size, command.seconds + time.monotonic() - begin)

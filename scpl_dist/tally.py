@@ -7,7 +7,10 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scpl_dist.events import Done
+from scpl_dist.agenda import Agenda
+from scpl_dist.config import Config
+from scpl_dist.events import Commit
+from scpl_dist.messages import Done
 from scpl_dist.roster import Member
 
 __all__ = ["Tally"]
@@ -20,13 +23,14 @@ class Tally:
     """Counts over the items that the stages finish.
 
     Args:
-        steps: steps that this generation has to do.
-        last: index of the last stage; its finished items are the clock of the run.
-        position: of the checkpoint that the run goes on from, with the earlier "accuracies", "samples", "seconds".
+        agenda: what there is to do.
+        stages: number of stages; the items that the last one finishes are the clock of the run.
+        position: of the checkpoint to go on from, with the earlier "accuracies", "samples" and "seconds".
     """
 
-    def __init__(self, steps: int, last: int, position: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, agenda: Agenda, stages: int, position: Mapping[str, Any] | None = None) -> None:
         position = position or {}
+        steps = agenda.steps - agenda.position["step"]
         self.accuracies: dict[int, dict[str, float]] = {
             row["epoch"]: {name: row[name] for name in ("validation", "test") if name in row}
             for row in position.get("accuracies", [])
@@ -35,14 +39,40 @@ class Tally:
         self.learning_rate: float | None = None
         self.samples: int = position.get("samples", 0)
         self.earlier_seconds: float = position.get("seconds", 0.0)
-        self._last = last
+        self._agenda = agenda
+        self._last = stages - 1
+        self.last_split = agenda.splits[-1] if agenda.splits else None
+        self._files: dict[int, list[dict[str, Any]]] = {}
+        self._write_seconds = 0.0
         self._skip = max(1, math.ceil(steps / 10))
         self._steps = 0
+        self._earlier_steps: int = position.get("step", 0)
         self._steady_samples = 0
         self._steady_seconds = 0.0
         self._previous: float | None = None
         self._counts: dict[tuple[int, str], dict[int, list[int]]] = {}
         self._busy: dict[int, dict[int, float]] = {}
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that went through all stages, those before this generation included."""
+        return self._earlier_steps + self._steps
+
+    def losses(
+        self, member: Member, message: Done, item: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The rows of a stage's losses in one step, and a text if one of them is not finite."""
+        self.learning_rate = item.get("lr", self.learning_rate)
+        rows: list[dict[str, Any]] = []
+        for block, terms in (message.losses or {}).items():
+            loss = sum(terms.values())
+            if not math.isfinite(loss):
+                return rows, f"the loss of block {block} is {loss} ({terms})"
+            member.losses[block] = loss
+            row = {"event": "train", "step": item.get("step"), "epoch": item["epoch"], "stage": member.stage}
+            row |= {"block": int(block) if block.isdecimal() else block, "loss": loss, "terms": terms}
+            rows.append(row | {"lr": item.get("lr")})
+        return rows, None
 
     def finished(self, message: Done, before: float, now: float) -> None:
         """Count an item of one stage; `before` is the stage's busy time, in seconds, when it began."""
@@ -53,6 +83,10 @@ class Tally:
             counts = stages.setdefault(message.stage, [0, 0])
             counts[0] += message.correct
             counts[1] += message.total
+        if message.files is not None:
+            files = [file.model_dump() | {"stage": message.stage} for file in message.files]
+            self._files.setdefault(message.sequence, []).extend(files)
+            self._write_seconds = max(self._write_seconds, message.seconds or 0.0)
         if message.stage == self._last:
             if message.kind == "train":
                 self.samples += message.samples
@@ -73,6 +107,19 @@ class Tally:
         self.accuracies.setdefault(epoch, {})[split] = accuracy
         row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
         return row | {"correct": correct, "total": total}
+
+    def commit(self, item: Mapping[str, Any], seconds: float) -> Commit:
+        """What to publish of a checkpoint that all stages have written; `seconds` as for `result`."""
+        step, best = item["step"], self.best_epoch
+        position = dict(item["position"]) | {
+            "accuracies": self.history(),
+            "samples": self.samples,
+            "seconds": self.earlier_seconds + seconds,
+        }
+        files = sorted(self._files.pop(item["sequence"], []), key=lambda file: (file["stage"], file["name"]))
+        duration, self._write_seconds = self._write_seconds, 0.0
+        is_best = best is not None and step == (best + 1) * self._agenda.steps_per_epoch
+        return Commit(step, item["epoch"], position, files, is_best, duration)
 
     def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[Member, float, float]]:
         """Stages that have just become stragglers, with their and the median busy seconds of this step.
@@ -109,17 +156,28 @@ class Tally:
         """Training samples per second without the first tenth of the steps, evaluations and checkpoints."""
         return self._steady_samples / self._steady_seconds if self._steady_seconds > 0 else None
 
+    def line(self, epoch: int, epochs: int) -> str:
+        """One line about an epoch that is over."""
+        parts = [f"{name} accuracy {value:.4f}" for name, value in self.accuracies.get(epoch, {}).items()]
+        if self.samples_per_second is not None:
+            parts.append(f"{self.samples_per_second:.0f} samples/s")
+        return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)
+
     def history(self) -> list[dict[str, Any]]:
         """The accuracies by epoch, as a position keeps them."""
         return [{"epoch": epoch, **found} for epoch, found in sorted(self.accuracies.items())]
 
-    def result(self, members: Iterable[Member], seconds: float) -> dict[str, Any]:
+    def result(self, config: Config, members: Iterable[Member], seconds: float) -> dict[str, Any]:
         """The numbers of ``result.json``; `seconds` is the wall time of this generation."""
         best = self.best_epoch
         last = max(self.accuracies, default=None)
         wall = self.earlier_seconds + seconds
         speed = self.samples_per_second
         return {
+            "method": config.run.method,
+            "stages": config.pipeline.stages,
+            "steps": self.steps_done,
+            "epochs": config.run.epochs,
             "accuracy_last": self.accuracies[last].get("test") if last is not None else None,
             "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
             "best_epoch": best,

@@ -22,8 +22,7 @@ from scpl_dist import config as configuration
 from scpl_dist.agenda import Agenda
 from scpl_dist.config import Config
 from scpl_dist.control import decode, encode
-from scpl_dist.events import PROTOCOL, VERSION
-from scpl_dist.service import WINDOW
+from scpl_dist.messages import PROTOCOL, VERSION
 
 LIMIT_S = 20.0
 SIZES = {"train": 40, "validation": 10, "test": 10}
@@ -97,7 +96,7 @@ class Coordinator:
 
     def socket(self) -> zmq.Socket[bytes]:
         """A socket that is connected to the coordinator."""
-        socket = self.context.socket(zmq.DEALER)
+        socket: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
         self.sockets.append(socket)
         socket.setsockopt(zmq.RCVTIMEO, int(LIMIT_S * 1000))
         socket.connect(self.run_json()["control"])
@@ -257,7 +256,8 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
         worker.say("ready")
     workers[0].expect("go")
     agenda = Agenda(second.config, SIZES, manifest["position"])
-    assert workers[0].expect("work")["items"] == [agenda.next() for _ in range(WINDOW)]
+    items = workers[0].expect("work")["items"]
+    assert items == [agenda.next() for _ in items]
 
 
 def test_a_damaged_checkpoint_is_never_resumed_silently(start: Any) -> None:
@@ -368,7 +368,7 @@ def test_a_vanished_connection_is_noticed_without_a_launcher(start: Any) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(start: Any, number: signal.Signals) -> None:
-    coordinator = start(run__epochs=50)
+    coordinator = start(run__epochs=5000)
     workers = coordinator.started()
     coordinator.process.send_signal(number)
     finish(coordinator, workers)

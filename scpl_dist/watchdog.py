@@ -1,0 +1,146 @@
+"""The rules by which a stage is late, hung or dead.
+
+They are here, outside the workers, because a process that holds the interpreter lock or is stopped cannot watch
+itself, and pure, because a rule about time is only testable if time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scpl_dist.config import Config
+from scpl_dist.events import Failure
+from scpl_dist.messages import WAITING
+from scpl_dist.roster import Member, blame
+
+__all__ = ["Suspects", "late", "overdue", "unready"]
+
+GRACE_S = 1.5
+"""How long a death waits for a report that explains it."""
+SILENT = "its process is stopped, its interpreter is blocked in native code, or its host is cut off"
+STANDING_STILL = (
+    "if this stage is only slow, raise runtime.timeout_s (runtime.first_step_timeout_s for a stage's first item); "
+    "otherwise look at its stack in the log"
+)
+DEAD = "look into its log, and into the system's log for an out-of-memory kill; then resume"
+
+
+def late(
+    members: Mapping[int, Member], config: Config, state: str, waited: float, now: float
+) -> Failure | None:
+    """The failure of a start that takes too long.
+
+    Args:
+        members: the stages that have joined.
+        config: for the number of stages and the limits.
+        state: "gathering" or "preparing".
+        waited: seconds in this state.
+        now: monotonic seconds.
+    """
+    if state == "gathering" and waited >= config.runtime.timeout_s:
+        missing = [str(stage) for stage in range(config.pipeline.stages) if stage not in members]
+        text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
+        return Failure(
+            "missing", text, "start all workers, and check that they reach the coordinator's address"
+        )
+    for member in members.values():
+        if now - member.heard >= config.runtime.timeout_s:
+            return _silent(member, now)[1]
+    if state == "preparing" and waited >= config.runtime.first_step_timeout_s:
+        slow = [member for member in members.values() if not member.ready]
+        names = ", ".join(str(member.stage) for member in slow)
+        text = f"stage {names} was not ready within {config.runtime.first_step_timeout_s:g} s"
+        return blame(slow[0], "missing", text, "look into its log, or raise runtime.first_step_timeout_s")
+    return None
+
+
+def overdue(
+    members: Sequence[Member], items: Mapping[int, Mapping[str, Any]], config: Config, now: float
+) -> Failure | None:
+    """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
+
+    Args:
+        members: all stages, after the run has started.
+        items: the items by sequence number that some stage has yet to finish.
+        config: for ``runtime.timeout_s`` and ``runtime.first_step_timeout_s``.
+        now: monotonic seconds.
+    """
+    there = [member for member in members if not member.left]
+    found = [_silent(member, now) for member in there if now - member.heard >= config.runtime.timeout_s]
+    for member in there:
+        kind = items.get(member.done + 1, {}).get("kind")
+        runtime = config.runtime
+        limit = runtime.timeout_s if kind in member.kinds else runtime.first_step_timeout_s
+        still = now - member.changed
+        if member.phase not in WAITING and still >= limit:
+            text = f"stage {member.stage} has made no progress for {still:.1f} s in phase {member.phase}"
+            found.append((still, blame(member, "hang", text, STANDING_STILL)))
+    if found:
+        return max(found, key=lambda entry: entry[0])[1]
+    still = now - max(member.changed for member in members)
+    if not there or still < config.runtime.timeout_s or any(member.phase not in WAITING for member in there):
+        return None
+    places = ", ".join(f"stage {member.stage}: {member.phase} after item {member.done}" for member in there)
+    return Failure(
+        cause="deadlock",
+        message=f"all stages have only waited for {still:.1f} s ({places})",
+        advice="a message between two stages was lost: check the network between their hosts, then resume",
+        phase=there[0].phase,
+        step=max(member.step for member in there),
+    )
+
+
+def unready(members: Collection[Member], config: Config, state: str, now: float) -> str | None:
+    """Why a run is not making progress, or None if it is."""
+    if state != "running":
+        return f"{len(members)} of {config.pipeline.stages} stages have joined; the run is {state}"
+    still = now - max(member.changed for member in members)
+    return f"no stage has made progress for {still:.0f} s" if still > config.runtime.timeout_s else None
+
+
+def _silent(member: Member, now: float) -> tuple[float, Failure]:
+    seconds = now - member.heard
+    text = f"stage {member.stage} has been silent for {seconds:.1f} s (not even a heartbeat)"
+    return seconds, blame(member, "silent", text, SILENT)
+
+
+@dataclass(slots=True)
+class Suspects:
+    """Stages that seem to be dead, held for a moment: an own report of a stage is a better cause than its death.
+
+    When one dies the others are ended too, by their neighbours' errors or by whoever started them. So the culprit
+    is the one that was suspected first, and not one that complained about another: it was alive after it.
+    """
+
+    _found: list[tuple[int, float, str, str]] = field(default_factory=list)
+    _complained: set[int] = field(default_factory=set)
+
+    def add(self, stage: int, now: float, kind: str, text: str) -> None:
+        """Suspect a stage because it "exited", was "accused" by another, or is "unreachable"."""
+        if not any(found[0] == stage and found[2] == kind for found in self._found):
+            self._found.append((stage, now, kind, text))
+
+    def complained(self, stage: int) -> None:
+        """A stage reported that it lost another one."""
+        self._complained.add(stage)
+
+    def clear(self, stage: int) -> None:
+        """A message came from the stage: its connection is there after all."""
+        self._found = [found for found in self._found if found[0] != stage or found[2] != "unreachable"]
+
+    def verdict(self, now: float, members: Mapping[int, Member]) -> Failure | None:
+        """The failure of the most likely culprit once the first suspicion is `GRACE_S` seconds old."""
+        if not self._found or now - self._found[0][1] < GRACE_S:
+            return None
+        stage = min(self._found, key=lambda found: (found[0] in self._complained, found[1]))[0]
+        texts = {kind: text for suspect, _, kind, text in self._found if suspect == stage}
+        how = texts.get("exited") or "; ".join(texts.values())
+        member = members.get(stage)
+        if member is None:
+            text = f"the worker of rank {stage} ended before it joined the run ({how})"
+            return Failure("died", text, DEAD, stage=stage, rank=stage)
+        place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
+        who = f"stage {stage} ({member.hello.host}, pid {member.hello.pid})"
+        return blame(member, "died", f"{who} died without a report (killed or crashed): {how}; {place}", DEAD)
