@@ -6,25 +6,22 @@ import inspect
 from collections.abc import Callable
 
 from scpl_dist.config import Config
-from scpl_dist.data.corpora import PUBLISHED, published, table
-from scpl_dist.data.digits import digits
-from scpl_dist.data.docstrings import docstrings
-from scpl_dist.data.images import cifar10, cifar100, image_folder, tiny_imagenet
+from scpl_dist.data import corpora, digits, docstrings, images, user
 from scpl_dist.data.source import DataSource, ImageSource
 from scpl_dist.data.text import TextSource
-from scpl_dist.data.user import ItemSource, user
+from scpl_dist.data.user import ItemSource
 
 __all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "resolve"]
 
 _LOADERS: dict[str, Callable[..., DataSource]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "tiny_imagenet": tiny_imagenet,
-    "image_folder": image_folder,
-    "docstrings": docstrings,
-    "csv": table,
-    **dict.fromkeys(PUBLISHED, published),
+    "digits": digits.load,
+    "cifar10": images.cifar10,
+    "cifar100": images.cifar100,
+    "tiny_imagenet": images.tiny_imagenet,
+    "image_folder": images.image_folder,
+    "docstrings": docstrings.load,
+    "csv": corpora.table,
+    **dict.fromkeys(corpora.PUBLISHED, corpora.published),
 }
 
 
@@ -42,7 +39,7 @@ def resolve(config: Config) -> DataSource:
     """
     name, args = config.data.name, config.data.args
     if ":" in name:
-        return user(config)
+        return user.load(config)
     if name not in _LOADERS:
         raise ValueError(
             f"data.name = {name!r}: unknown; built in are {', '.join(names())}; "

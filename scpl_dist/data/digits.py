@@ -13,13 +13,13 @@ from scpl_dist.config import Config
 from scpl_dist.data.source import ImageSource
 from scpl_dist.data.splits import stratified
 
-__all__ = ["digits"]
+__all__ = ["load"]
 
 MEAN, STD = 0.3055, 0.3192
 """Mean and standard deviation of the enlarged training images, rounded: constants keep runs bit-identical."""
 
 
-def digits(config: Config) -> ImageSource:
+def load(config: Config) -> ImageSource:
     """10 classes; a fixed stratified split in about 70 % training, 10 % validation and 20 % test."""
     from sklearn.datasets import load_digits  # takes a second, and only stage 0 of a run on digits needs it
 

@@ -16,7 +16,7 @@ from scpl_dist.config import Config
 from scpl_dist.data.tables import Row
 from scpl_dist.data.text import TextSource, text_source
 
-__all__ = ["SECTIONS", "docstrings"]
+__all__ = ["SECTIONS", "load"]
 
 SECTIONS = {
     "text and formats": "argparse cmd codecs configparser csv difflib gettext getopt locale netrc optparse plistlib "
@@ -36,8 +36,10 @@ SECTIONS = {
 }
 """Section of the library reference -> its modules and packages that are written in Python."""
 
+Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-def docstrings(
+
+def load(
     config: Config,
     length: int = 60,
     vocabulary: int | None = None,
@@ -73,8 +75,14 @@ def _texts(library: Path, module: str) -> Iterator[str]:
     for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [library / f"{module}.py"]:
         if not path.is_file():
             continue
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text:
-                    yield text
+        yield from _documented(ast.parse(path.read_bytes()))
+
+
+def _documented(node: Definition) -> Iterator[str]:
+    """Docstrings of a definition and of the definitions directly inside it."""
+    text = ast.get_docstring(node)
+    if text:
+        yield text
+    for inner in node.body:
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _documented(inner)

@@ -20,10 +20,10 @@ from scpl_dist.data.source import SPLITS, DataSource, Split, check_labels
 from scpl_dist.data.splits import stratified
 from scpl_dist.loading import load_object
 
-__all__ = ["ItemSource", "user"]
+__all__ = ["ItemSource", "load"]
 
 
-def user(config: Config) -> ItemSource:
+def load(config: Config) -> ItemSource:
     """Call the function that ``data.name`` means and wrap what it returns.
 
     Raises:
