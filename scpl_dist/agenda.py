@@ -122,13 +122,12 @@ class Agenda:
         size = self._config.data.batch_size
         begin = self._batch * size
         end = min(begin + size, self._sizes["train"])
-        parts = self._config.pipeline.micro_batches if self._config.run.method == "gpipe" else 1
         item = {
             "kind": "train",
             "step": self._step,
             "epoch": self._epoch,
             "lr": rate(self._config, self._epoch * self.steps_per_epoch, self.steps),
-            "micro_batches": split(begin, end, parts),
+            "micro_batches": split(begin, end, self._config.pipeline.micro_batches),
         }
         self._batch += 1
         self._step += 1

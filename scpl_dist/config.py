@@ -83,7 +83,13 @@ class Pipeline(Section):
     transport: Literal["auto", "rpc", "gloo", "nccl"] = "auto"
     """How tensors travel between stages."""
     micro_batches: Positive = 1
-    """Parts of a batch for the methods that split it (gpipe)."""
+    """Parts that a batch is split into; only for methods whose loss allows it, see docs/methods.md."""
+    schedule: Literal["gpipe", "1f1b"] = "gpipe"
+    """Order of micro-batches of the method gpipe: all forward then all backward, or one forward one backward."""
+    recompute: bool = False
+    """Keep only the inputs of blocks and compute their activations again for the backward pass (gpipe)."""
+    deferred_batch_norm: bool = False
+    """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
     partition: Literal["uniform", "parameters", "measured"] | list[Positive] = "uniform"
     """How blocks are assigned to stages, or the number of blocks of each stage."""
 

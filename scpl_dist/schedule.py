@@ -8,12 +8,15 @@ they can be printed, compared with golden pictures, and checked for missing mess
     RECV_F.m    take activations and labels of m from the stage before
     Fb.m        forward of block b
     SEND_F.m    pass the newest output of m to the stage behind
+    Rb.m        forward of block b again, because its activations were not kept (recomputation)
     LOSSb.m     local objective of block b
-    Bb.m        backward: from the loss of block b, or from the gradient that RECV_B.m took
-    SEND_B.m    pass the gradient of the stage's input back
-    RECV_B.m    take the gradient of the stage's output
+    Bb.m        backward: from the loss of block b, or from the gradient of its output
+    SEND_B.m    pass back what the stage behind waits for: the gradient of the stage's input, or an answer
+    RECV_B.m    take the same from the stage behind
     STEPb       update block b and its heads
-    PREDb.m     prediction of block b, compared with the labels
+    PREDb.m     answer of block b: class scores, or a code of them
+    DECb.m      carry an answer back over block b
+    COUNT.m     compare the answer with the labels
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Action", "Kind", "Place", "ScheduleError", "picture", "simulate"]
+__all__ = ["Action", "Kind", "Place", "ScheduleError", "live", "picture", "simulate"]
 
 
 class Kind(StrEnum):
@@ -34,16 +37,19 @@ class Kind(StrEnum):
     RECV_F = "RECV_F"
     FORWARD = "F"
     SEND_F = "SEND_F"
+    RECOMPUTE = "R"
     LOSS = "LOSS"
     BACKWARD = "B"
     SEND_B = "SEND_B"
     RECV_B = "RECV_B"
     STEP = "STEP"
     PREDICT = "PRED"
+    DECODE = "DEC"
+    COUNT = "COUNT"
 
 
 _TEXT = re.compile(
-    r"(?P<kind>RECV_F|SEND_F|RECV_B|SEND_B|LOAD|LOSS|STEP|PRED|F|B)(?P<block>\d*)(?:\.(?P<micro_batch>\d+))?"
+    rf"(?P<kind>{'|'.join(sorted(Kind, key=len, reverse=True))})(?P<block>\d*)(?:\.(?P<micro_batch>\d+))?"
 )
 
 
@@ -97,7 +103,7 @@ class ScheduleError(AssertionError):
 
 
 # Time units of an action in a simulation. A backward pass costs about two forward passes.
-COST = {Kind.FORWARD: 1, Kind.BACKWARD: 2}
+COST = {Kind.FORWARD: 1, Kind.RECOMPUTE: 1, Kind.BACKWARD: 2}
 _SENDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
 _RECEIVES = {Kind.RECV_F: -1, Kind.RECV_B: 1}
 
@@ -164,10 +170,30 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
     return timeline
 
 
+def live(program: Iterable[Action]) -> int:
+    """The most block activations that a stage keeps for a backward pass at any time of its program.
+
+    A block whose activations are computed again keeps its input only, which is not counted until then.
+    """
+    actions = list(program)
+    again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
+    held: set[tuple[int | None, int | None]] = set()
+    most = 0
+    for action in actions:
+        key = (action.block, action.micro_batch)
+        if action.kind is Kind.RECOMPUTE or (action.kind is Kind.FORWARD and key not in again):
+            held.add(key)
+        elif action.kind is Kind.BACKWARD:
+            held.discard(key)
+        most = max(most, len(held))
+    return most
+
+
 def picture(programs: Sequence[Iterable[Action]], capacity: int) -> str:
     """Forward and backward passes of all stages over time, a row a stage, a column a time unit.
 
-    ``F2`` is the forward of micro-batch 2 (a running number over all items), ``B2`` its backward; dots are idle.
+    ``F2`` is the forward of micro-batch 2 (a running number over all items), ``R2`` its recomputation, ``B2`` its
+    backward; dots are idle.
     """
     rows = []
     timeline = simulate(programs, capacity)

@@ -20,13 +20,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from scpl_dist import checkpoint
+from scpl_dist.flow import Flow, Work
 from scpl_dist.loader import Batch, Loader
 from scpl_dist.meter import Meter
 from scpl_dist.methods import Method
-from scpl_dist.methods.unit import Carry, Unit, detached, seed_operators
+from scpl_dist.methods.unit import Carry, Unit, detached, floating, seed_operators
 from scpl_dist.schedule import Action, Kind, Place
 from scpl_dist.transport import Message, Transport
 
@@ -37,41 +39,6 @@ Report = Callable[[dict[str, Any]], None]
 
 class NonFiniteLoss(Exception):
     """A loss is NaN or infinite; raised before the update that it would spoil."""
-
-
-class _Flow:
-    """What a stage remembers of one micro-batch between its actions."""
-
-    __slots__ = ("after", "before", "carry", "gradients", "inputs", "labels", "losses", "weight")
-
-    def __init__(self, inputs: Carry, labels: Tensor, weight: float) -> None:
-        self.inputs = inputs
-        self.carry = inputs
-        self.labels = labels
-        self.weight = weight
-        self.before: dict[int, Carry] = {}
-        self.after: dict[int, Carry] = {}
-        self.losses: dict[int, dict[str, Tensor]] = {}
-        self.gradients: list[Tensor] | None = None
-
-
-class _Work:
-    """One item in progress."""
-
-    def __init__(
-        self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None, training: bool
-    ) -> None:
-        self.item = item
-        self.batches = batches
-        self.received = received
-        self.training = training
-        self.sends_gradients = False
-        self.flows: dict[int, _Flow] = {}
-        self.losses: dict[str, dict[str, float]] = {}
-        self.correct: Tensor | None = None
-        self.total = 0
-        parts: list[list[int]] = item["micro_batches"]
-        self.sizes = [stop - start for start, stop in parts]
 
 
 class Stage:
@@ -119,17 +86,20 @@ class Stage:
         self.run_dir = run_dir
         self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
         self._training: bool | None = None
-        self._handlers: dict[Kind, Callable[[_Work, Action], None]] = {
+        self._handlers: dict[Kind, Callable[[Work, Action], None]] = {
             Kind.LOAD: self._load,
             Kind.RECV_F: self._receive_forward,
             Kind.FORWARD: self._forward,
             Kind.SEND_F: self._send_forward,
+            Kind.RECOMPUTE: self._recompute,
             Kind.LOSS: self._loss,
             Kind.BACKWARD: self._backward,
             Kind.SEND_B: self._send_backward,
             Kind.RECV_B: self._receive_backward,
             Kind.STEP: self._step,
             Kind.PREDICT: self._predict,
+            Kind.DECODE: self._decode,
+            Kind.COUNT: self._count,
         }
 
     def run(self) -> None:
@@ -192,9 +162,9 @@ class Stage:
             self._training = training
             for unit in self.units.values():
                 unit.train(training)
-        work = _Work(item, batches, received, training)
+        work = Work(item, batches, received, training)
         program = self._program(training, len(work.sizes))
-        work.sends_gradients = any(action.kind is Kind.SEND_B for action in program)
+        work.again = {action.block for action in program if action.kind is Kind.RECOMPUTE}
         with torch.set_grad_enabled(training):
             for action in program:
                 if action.micro_batch is not None:
@@ -247,75 +217,94 @@ class Stage:
 
     # Actions ----------------------------------------------------------------------------------------------------
 
-    def _load(self, work: _Work, action: Action) -> None:
+    def _load(self, work: Work, action: Action) -> None:
         self.meter.enter("data")
         inputs, labels = next(work.batches)
         if self.device.type != "cpu":
             inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
         self._start(work, action, self.method.carry(inputs, labels), labels)
 
-    def _receive_forward(self, work: _Work, action: Action) -> None:
+    def _receive_forward(self, work: Work, action: Action) -> None:
         message, work.received = work.received, None
         if message is None:
             self.meter.enter("receive")
             message = self.transport.receive(self.place.stage - 1)
         assert message.micro_batch == action.micro_batch, (message, action)
         carry, labels = message.payload
-        if work.sends_gradients:
-            carry = pytree.tree_map_only(Tensor, _as_leaf, carry)
         self._start(work, action, carry, labels)
 
-    def _start(self, work: _Work, action: Action, carry: Carry, labels: Tensor) -> None:
+    def _start(self, work: Work, action: Action, carry: Carry, labels: Tensor) -> None:
         assert action.micro_batch is not None
         weight = work.sizes[action.micro_batch] / sum(work.sizes)
-        work.flows[action.micro_batch] = _Flow(carry, labels, weight)
+        work.flows[action.micro_batch] = Flow(carry, labels, weight)
 
-    def _forward(self, work: _Work, action: Action) -> None:
-        flow, block, micro_batch = _flow(work, action)
+    def _forward(self, work: Work, action: Action) -> None:
+        flow, block, micro_batch = work.flow(action)
         if block == self.place.blocks[-1] and not self.place.last:
             # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
             # and never between the sending and the backward pass.
             self.meter.enter("room")
             self.transport.wait_for_room(self.place.stage + 1)
         self.meter.enter("forward" if work.training else "evaluate")
-        if work.training:
-            seed_operators(self.seed, block, work.item["step"], micro_batch)
         before = flow.carry
-        after = self.units[block](before)
         if work.training:
-            flow.before[block] = before
+            # Every block's input is a leaf of its own graph, also inside a stage: gradients are summed in the same
+            # order wherever the stages begin.
+            flow.before[block] = before = self._leaves(before, block)
+            seed_operators(self.seed, block, work.item["step"], micro_batch)
+        with torch.set_grad_enabled(work.training and block not in work.again):
+            after = self.units[block](before)
+        if work.training and block not in work.again:
             flow.after[block] = after
-        flow.carry = detached(after) if self.method.local else after
+        flow.carry = detached(after)
 
-    def _send_forward(self, work: _Work, action: Action) -> None:
+    def _leaves(self, carry: Carry, block: int) -> Carry:
+        if self.method.local or block == 0:
+            return carry
+        return pytree.tree_map_only(
+            Tensor, lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), carry
+        )
+
+    def _recompute(self, work: Work, action: Action) -> None:
+        flow, block, micro_batch = work.flow(action)
+        self.meter.enter("forward")
+        seed_operators(self.seed, block, work.item["step"], micro_batch)
+        # Running statistics have seen this micro-batch already: let it update copies.
+        copies = {name: buffer.clone() for name, buffer in self.units[block].named_buffers()}
+        flow.after[block] = functional_call(self.units[block], copies, (flow.before[block],))
+
+    def _send_forward(self, work: Work, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows[action.micro_batch]
         self.meter.enter("send")
-        payload = (detached(flow.carry), flow.labels)
+        payload = (flow.carry, flow.labels)
         self.transport.post(self.place.stage + 1, Message(work.item, action.micro_batch, payload))
 
-    def _loss(self, work: _Work, action: Action) -> None:
-        flow, block, _ = _flow(work, action)
+    def _loss(self, work: Work, action: Action) -> None:
+        flow, block, _ = work.flow(action)
         self.meter.enter("loss")
         flow.losses[block] = self.units[block].losses(flow.before[block], flow.after[block], flow.labels)
 
-    def _backward(self, work: _Work, action: Action) -> None:
-        flow, block, _ = _flow(work, action)
+    def _backward(self, work: Work, action: Action) -> None:
+        flow, block, _ = work.flow(action)
         self.meter.enter("backward")
+        # The graph is used up here, and so are the tensors that it holds.
+        before, after = flow.before.pop(block), flow.after.pop(block)
         terms = flow.losses.pop(block, None)
         if terms is not None:
             total = torch.stack(list(terms.values())).sum()
             torch.autograd.backward(total if flow.weight == 1.0 else total * flow.weight)
             self._note_losses(work, block, terms, flow.weight)
         else:
-            assert flow.gradients is not None
-            outputs = [leaf for leaf in pytree.tree_leaves(flow.after[block]) if _differentiable(leaf)]
-            torch.autograd.backward(outputs, flow.gradients)
-        # The graph is used up. Without autograd between blocks, nothing needs their tensors any more.
-        if self.method.local:
-            del flow.before[block], flow.after[block]
+            reached = [pair for pair in zip(floating(after), flow.back, strict=True) if pair[0].requires_grad]
+            if reached:
+                torch.autograd.backward([leaf for leaf, _ in reached], [gradient for _, gradient in reached])
+        if not self.method.local and block > 0:
+            flow.back = [
+                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in floating(before)
+            ]
 
-    def _note_losses(self, work: _Work, block: int, terms: dict[str, Tensor], weight: float) -> None:
+    def _note_losses(self, work: Work, block: int, terms: dict[str, Tensor], weight: float) -> None:
         noted = work.losses.setdefault(str(block), {})
         for name, term in terms.items():
             value = term.item()
@@ -326,24 +315,22 @@ class Stage:
                 )
             noted[name] = noted.get(name, 0.0) + weight * value
 
-    def _send_backward(self, work: _Work, action: Action) -> None:
+    def _send_backward(self, work: Work, action: Action) -> None:
         assert action.micro_batch is not None
-        flow = work.flows[action.micro_batch]
         self.meter.enter("room")
         self.transport.wait_for_room(self.place.stage - 1)
         self.meter.enter("send")
-        leaves = [leaf for leaf in pytree.tree_leaves(flow.inputs) if _differentiable(leaf)]
-        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        self.transport.post(self.place.stage - 1, Message(work.item, action.micro_batch, gradients))
+        back = work.flows[action.micro_batch].back
+        self.transport.post(self.place.stage - 1, Message(work.item, action.micro_batch, back))
 
-    def _receive_backward(self, work: _Work, action: Action) -> None:
+    def _receive_backward(self, work: Work, action: Action) -> None:
         assert action.micro_batch is not None
         self.meter.enter("receive")
         message = self.transport.receive(self.place.stage + 1)
         assert message.micro_batch == action.micro_batch, (message, action)
-        work.flows[action.micro_batch].gradients = message.payload
+        work.flows[action.micro_batch].back = message.payload
 
-    def _step(self, work: _Work, action: Action) -> None:
+    def _step(self, work: Work, action: Action) -> None:
         assert action.block is not None
         self.meter.enter("optimizer")
         for optimizer in self.optimizers[action.block]:
@@ -351,30 +338,28 @@ class Stage:
                 group["lr"] = work.item["lr"] * group.get("lr_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self.units[action.block].updated()
 
-    def _predict(self, work: _Work, action: Action) -> None:
-        flow, block, _ = _flow(work, action)
+    def _predict(self, work: Work, action: Action) -> None:
+        flow, block, _ = work.flow(action)
         self.meter.enter("evaluate")
-        correct = (self.units[block].predict(flow.carry).argmax(1) == flow.labels).sum()
+        flow.back = [self.units[block].predict(flow.carry)]
+
+    def _decode(self, work: Work, action: Action) -> None:
+        flow, block, _ = work.flow(action)
+        self.meter.enter("evaluate")
+        flow.back = [self.units[block].decode(flow.back[0])]
+
+    def _count(self, work: Work, action: Action) -> None:
+        assert action.micro_batch is not None
+        flow = work.flows.pop(action.micro_batch)
+        self.meter.enter("evaluate")
+        correct = (flow.back[0].argmax(1) == flow.labels).sum()
         work.correct = correct if work.correct is None else work.correct + correct
         work.total += len(flow.labels)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
-
-
-def _flow(work: _Work, action: Action) -> tuple[_Flow, int, int]:
-    assert action.block is not None
-    assert action.micro_batch is not None
-    return work.flows[action.micro_batch], action.block, action.micro_batch
-
-
-def _differentiable(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def _as_leaf(tensor: Tensor) -> Tensor:
-    return tensor.requires_grad_(tensor.is_floating_point())
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,17 +1,20 @@
-"""The oracle of the exactness tests: SCPL as a plain loop over the blocks, in one process, without the executor."""
+"""The oracle of the exactness tests: each method as a plain loop in one process, without executor and schedules."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from scpl_dist import data, seeds
+from scpl_dist import agenda, data, seeds
 from scpl_dist.assembly import Assembly
 from scpl_dist.config import Config
-from scpl_dist.methods.unit import Unit
+from scpl_dist.methods.unit import Unit, detached
 
 
 @dataclass
@@ -30,12 +33,15 @@ class Reference:
 
 
 def train(config: Config) -> Reference:
-    """Train all blocks one after the other on every batch; the gradient of a block ends at its input."""
+    """Train on every batch, block by block with local losses, or end to end by one graph through all blocks."""
     torch.set_num_threads(config.runtime.threads)
     source = data.resolve(config)
     plan = Assembly.plan(config, source.classes, source.example())
     result = Reference(units=plan.units(range(len(plan.parameters))))
-    adams = {block: torch.optim.Adam(unit.parameters(), fused=True) for block, unit in result.units.items()}
+    adams = {
+        block: [torch.optim.Adam(path, fused=True) for path in unit.paths() if path]
+        for block, unit in result.units.items()
+    }
     size = source.sizes["train"]
     steps_per_epoch = math.ceil(size / config.data.batch_size)
     step = 0
@@ -44,36 +50,83 @@ def train(config: Config) -> Reference:
         lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
             1 + math.cos(turn)
         )
-        for indices in torch.split(seeds.permutation(config.run.seed, epoch, size), config.data.batch_size):
-            x, labels = source.batch("train", epoch, indices)
-            for block, unit in result.units.items():
+        for indices in seeds.permutation(config.run.seed, epoch, size).split(config.data.batch_size):
+            for optimizer in itertools.chain.from_iterable(adams.values()):
+                optimizer.param_groups[0]["lr"] = lr * optimizer.param_groups[0].get("lr_scale", 1.0)
+            for unit in result.units.values():
                 unit.train()
-                torch.manual_seed(seeds.derive(config.run.seed, "dropout", block, step, 0))
-                output = unit(x)
-                terms = unit.losses(x, output, labels)
-                adams[block].param_groups[0]["lr"] = lr
-                adams[block].zero_grad()
-                torch.autograd.backward(torch.stack(list(terms.values())).sum())
-                adams[block].step()
-                result.losses[step, block] = {name: term.item() for name, term in terms.items()}
-                x = output.detach()
+            if plan.method.local:
+                _local_step(plan, result, adams, step, source.batch("train", epoch, indices))
+            else:
+                cuts = agenda.split(0, len(indices), config.pipeline.micro_batches)
+                parts = [source.batch("train", epoch, indices[a:b]) for a, b in cuts]
+                _end_to_end_step(plan, result, adams, step, parts)
             step += 1
-        result.accuracy.append(evaluate(config, source, result.units))
+        result.accuracy.append(evaluate(plan, source, result.units))
     return result
 
 
+Adams = dict[int, list[torch.optim.Optimizer]]
+Batch = tuple[Any, Tensor]
+
+
+def _local_step(plan: Assembly, result: Reference, adams: Adams, step: int, batch: Batch) -> None:
+    """One block after the other; the gradient of a block ends at its input."""
+    labels = batch[1]
+    x = plan.method.carry(*batch)
+    for block, unit in result.units.items():
+        torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, 0))
+        output = unit(x)
+        terms = unit.losses(x, output, labels)
+        torch.stack(list(terms.values())).sum().backward()
+        _update(adams[block])
+        result.losses[step, block] = {name: term.item() for name, term in terms.items()}
+        x = detached(output)
+
+
+def _end_to_end_step(plan: Assembly, result: Reference, adams: Adams, step: int, parts: list[Batch]) -> None:
+    """All micro-batches forward through one graph, backward in the order of the schedule, then one update."""
+    units, total = result.units, sum(len(labels) for _, labels in parts)
+    losses: list[tuple[Tensor, float]] = []
+    for m, (x, labels) in enumerate(parts):
+        for block, unit in units.items():
+            torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, m))
+            x = unit(x)
+        losses.append(
+            (functional.cross_entropy(units[len(units) - 1].predict(x), labels), len(labels) / total)
+        )
+    order = losses if plan.config.pipeline.schedule == "1f1b" else losses[::-1]
+    noted = 0.0
+    for loss, weight in order:
+        (loss if weight == 1 else loss * weight).backward()
+        noted += weight * loss.item()
+    for optimizers in adams.values():
+        _update(optimizers)
+    result.losses[step, len(units) - 1] = {"classifier": noted}
+
+
+def _update(optimizers: list[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @torch.no_grad()
-def evaluate(config: Config, source: data.DataSource, units: dict[int, Unit]) -> float:
-    """Test accuracy."""
+def evaluate(plan: Assembly, source: data.DataSource, units: dict[int, Unit]) -> float:
+    """Test accuracy: through all blocks, and back through the decoders if the method has some."""
     correct = 0
-    for indices in torch.split(torch.arange(source.sizes["test"]), config.data.batch_size):
+    for unit in units.values():
+        unit.eval()
+    for indices in torch.arange(source.sizes["test"]).split(plan.config.data.batch_size):
         x, labels = source.batch("test", 0, indices)
-        last: Unit | None = None
+        carry = plan.method.carry(x, labels)
         for unit in units.values():
-            unit.eval()
-            x, last = unit(x), unit
-        assert last is not None
-        correct += int((last.predict(x).argmax(1) == labels).sum())
+            carry = unit(carry)
+        answer = units[len(units) - 1].predict(carry)
+        if plan.config.run.method == "al":
+            for unit in reversed(units.values()):
+                answer = unit.decode(answer)
+        correct += int((answer.argmax(1) == labels).sum())
     return correct / source.sizes["test"]
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import pytest
 from torch import nn
 
+from scpl_dist.config import load
+from scpl_dist.methods import Method, resolve
 from scpl_dist.methods.base import LocalMethod
 from scpl_dist.methods.unit import Unit
-from scpl_dist.schedule import Action, Kind, Place, ScheduleError, picture, simulate
+from scpl_dist.schedule import Action, Kind, Place, ScheduleError, live, picture, simulate
 
 
 class Local(LocalMethod):
@@ -26,6 +28,18 @@ def stream(stages: int, blocks_per_stage: int = 1, items: int = 5) -> list[list[
         Place(k, stages, range(k * blocks_per_stage, (k + 1) * blocks_per_stage)) for k in range(stages)
     ]
     return [[action for _ in range(items) for action in Local().train(place, 1)] for place in places]
+
+
+def method(name: str, micro_batches: int = 1, **pipeline: object) -> Method:
+    values = {f"pipeline.{key}": value for key, value in pipeline.items()}
+    values |= {"run.method": name, "pipeline.micro_batches": micro_batches}
+    return resolve(name)(load(values=values), 16, 10)
+
+
+def programs(chosen: Method, stages: int, blocks: int = 1, items: int = 1) -> list[list[Action]]:
+    parts = chosen.config.pipeline.micro_batches
+    places = [Place(k, stages, range(k * blocks, (k + 1) * blocks)) for k in range(stages)]
+    return [[action for _ in range(items) for action in chosen.train(place, parts)] for place in places]
 
 
 def texts(actions: Iterator[Action]) -> str:
@@ -51,7 +65,7 @@ def test_a_stage_updates_each_block_before_the_next_and_sends_before_its_last_ba
 
 def test_an_evaluation_goes_forward_and_predicts_at_the_last_block() -> None:
     assert texts(Local().evaluate(Place(0, 2, range(2)), 1)) == "LOAD.0 F0.0 F1.0 SEND_F.0"
-    assert texts(Local().evaluate(Place(1, 2, range(2, 4)), 1)) == "RECV_F.0 F2.0 F3.0 PRED3.0"
+    assert texts(Local().evaluate(Place(1, 2, range(2, 4)), 1)) == "RECV_F.0 F2.0 F3.0 PRED3.0 COUNT.0"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +79,88 @@ def test_every_message_finds_its_receiver_for_any_size(stages: int, blocks: int,
     # stage, its earlier blocks are updated before its output leaves.
     fill = (stages - 1) * (3 * (blocks - 1) + 1)
     assert max(end for row in timeline for _, end, _ in row) == work + fill
+
+
+def test_back_propagation_lets_one_stage_work_at_a_time() -> None:
+    assert picture(programs(method("bp"), 3, items=2), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 .  .  .  .  .  .  B0 B0 F1 .  .  .  .  .  .  B1 B1",
+            "stage 1 .  F0 .  .  .  B0 B0 .  .  .  F1 .  .  .  B1 B1 .  .",
+            "stage 2 .  .  F0 B0 B0 .  .  .  .  .  .  F1 B1 B1 .  .  .  .",
+        ]
+    )
+
+
+def test_gpipe_goes_forward_with_all_micro_batches_and_back_in_reverse() -> None:
+    assert picture(programs(method("gpipe", 4), 3), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 F1 F2 F3 .  .  .  .  .  .  B3 B3 B2 B2 B1 B1 B0 B0",
+            "stage 1 .  F0 F1 F2 F3 .  .  .  B3 B3 B2 B2 B1 B1 B0 B0 .  .",
+            "stage 2 .  .  F0 F1 F2 F3 B3 B3 B2 B2 B1 B1 B0 B0 .  .  .  .",
+        ]
+    )
+
+
+def test_recomputation_repeats_the_forward_before_each_backward() -> None:
+    assert picture(programs(method("gpipe", 3, recompute=True), 2), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 F1 F2 .  .  .  .  R2 B2 B2 R1 B1 B1 R0 B0 B0",
+            "stage 1 .  F0 F1 F2 R2 B2 B2 R1 B1 B1 R0 B0 B0 .  .  .",
+        ]
+    )
+
+
+def test_1f1b_alternates_after_filling_and_has_the_same_bubble() -> None:
+    assert picture(programs(method("gpipe", 4, schedule="1f1b"), 3), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 F1 F2 .  .  .  .  B0 B0 F3 B1 B1 .  B2 B2 .  B3 B3",
+            "stage 1 .  F0 F1 .  .  B0 B0 F2 B1 B1 F3 B2 B2 .  B3 B3 .  .",
+            "stage 2 .  .  F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 .  .  .  .",
+        ]
+    )
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(
+    ("stages", "blocks", "parts", "capacity"),
+    [*itertools.product([1, 2, 3, 5, 8], [1, 2], [1, 2, 3, 8, 11], [1, 2, 4])],
+)
+def test_a_split_batch_passes_all_stages_with_the_known_bubble(
+    schedule: str, stages: int, blocks: int, parts: int, capacity: int
+) -> None:
+    rows = simulate(programs(method("gpipe", parts, schedule=schedule), stages, blocks), capacity)
+    work = blocks * parts * 3  # forward 1, backward 2
+    assert all(sum(end - start for start, end, _ in row) == work for row in rows)
+    bubble = (stages - 1) * blocks * 3
+    if schedule == "gpipe" or capacity > 1:
+        assert max(end for row in rows for _, end, _ in row) == work + bubble
+    for row in rows:
+        order = [action.micro_batch for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
+        assert order == sorted(order, reverse=schedule == "gpipe")
+        assert [action.kind for *_, action in row][-blocks:] == [Kind.STEP] * blocks
+
+
+@pytest.mark.parametrize(("stages", "parts"), [*itertools.product([1, 2, 4, 8], [1, 3, 8, 16])])
+def test_1f1b_keeps_as_many_micro_batches_as_stages_follow_and_gpipe_all(stages: int, parts: int) -> None:
+    one_by_one = programs(method("gpipe", parts, schedule="1f1b"), stages, blocks=2)
+    assert [live(program) for program in one_by_one] == [2 * min(parts, stages - k) for k in range(stages)]
+    assert {live(program) for program in programs(method("gpipe", parts), stages, blocks=2)} == {2 * parts}
+    assert {
+        live(program) for program in programs(method("gpipe", parts, recompute=True), stages, blocks=2)
+    } == {1}
+    assert {live(program) for program in programs(method("bp"), stages, blocks=2)} == {2}
+    assert {live(program) for program in programs(method("scpl"), stages, blocks=2)} == {1}
+
+
+def test_methods_refuse_what_they_cannot_do() -> None:
+    with pytest.raises(
+        ValueError, match=r"pipeline.micro_batches = 4: a contrastive loss compares .* use .* = 1"
+    ):
+        method("scpl", 4)
+    with pytest.raises(ValueError, match=r"pipeline.micro_batches = 4: .* run.method = \"gpipe\""):
+        method("bp", 4)
+    with pytest.raises(ValueError, match=r"pipeline.recompute = True: only run.method = 'gpipe' has it"):
+        method("scpl", recompute=True)
 
 
 def test_a_schedule_whose_stages_wait_for_each_other_is_refused() -> None:

@@ -19,20 +19,34 @@ class Method(ABC):
     """A training method for a model of ``num_blocks`` blocks and ``classes`` classes.
 
     Class attributes:
-        local: gradients end at every block; if False, autograd joins the blocks of a stage.
+        local: gradients end at every block; if False, they are handed on from block to block.
+        whole: why a batch must stay whole; empty if it may be split into micro-batches.
+        schedules: whether the pipeline's keys that shape the schedule of micro-batches mean something here.
+
+    Raises:
+        ValueError: the configuration asks for something that the method cannot do.
     """
 
     name: ClassVar[str]
     local: ClassVar[bool]
+    whole: ClassVar[str] = ""
+    schedules: ClassVar[bool] = False
 
     def __init__(self, config: Config, num_blocks: int, classes: int) -> None:
+        parts = config.pipeline.micro_batches
+        if parts != 1 and self.whole:
+            raise ValueError(
+                f"pipeline.micro_batches = {parts}: {self.whole}; use pipeline.micro_batches = 1"
+            )
+        for key in () if self.schedules else ("schedule", "recompute", "deferred_batch_norm"):
+            value = getattr(config.pipeline, key)
+            if value != type(config.pipeline).model_fields[key].default:
+                raise ValueError(
+                    f"pipeline.{key} = {value!r}: only run.method = 'gpipe' has it, this is {self.name!r}; leave it out"
+                )
         self.config = config
         self.num_blocks = num_blocks
         self.classes = classes
-
-    def micro_batches(self) -> int:
-        """Parts that a batch is split into; 1 unless the method splits it."""
-        return 1
 
     @abstractmethod
     def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
@@ -57,6 +71,7 @@ class Method(ABC):
                 yield Action(Kind.FORWARD, block, m)
             if place.last:
                 yield Action(Kind.PREDICT, place.blocks[-1], m)
+                yield Action(Kind.COUNT, micro_batch=m)
             else:
                 yield Action(Kind.SEND_F, micro_batch=m)
 
@@ -73,13 +88,14 @@ class LocalMethod(Method):
         stage 1                                   RECV_F F2 LOSS2 B2 STEP2 ...
 
     A block inside a stage finishes its update before the next one starts, so only one block's activations are alive;
-    the last one sends its output first, so that the next stage works while this one goes backward.
+    the last one sends its output first, so that the next stage works while this one goes backward. With several
+    micro-batches the update follows the last one.
     """
 
     local = True
 
     def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
-        """See the class; a batch of a contrastive loss is one micro-batch."""
+        """See the class."""
         for m in range(micro_batches):
             yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
             for block in place.blocks:
@@ -88,4 +104,5 @@ class LocalMethod(Method):
                     yield Action(Kind.SEND_F, micro_batch=m)
                 yield Action(Kind.LOSS, block, m)
                 yield Action(Kind.BACKWARD, block, m)
-                yield Action(Kind.STEP, block)
+                if m == micro_batches - 1:
+                    yield Action(Kind.STEP, block)

@@ -47,6 +47,7 @@ class Scpl(LocalMethod):
     """SCPL: see the module."""
 
     name = "scpl"
+    whole = "a contrastive loss compares all samples of a batch, so parts of it have another loss"
 
     def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
         """A projector for each block, a predictor for the last."""

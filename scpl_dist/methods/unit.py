@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from scpl_dist import seeds
 from scpl_dist.config import Config
 
-__all__ = ["Carry", "Unit", "detached", "make_optimizers", "seed_operators"]
+__all__ = ["Carry", "Unit", "detached", "floating", "make_optimizers", "seed_operators"]
 
 Carry = Any
 """A pytree of tensors, batch dimension first."""
@@ -49,8 +49,19 @@ class Unit(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
     def predict(self, after: Carry) -> Tensor:
-        """Class scores of shape (N, classes) from the unit's output."""
+        """The answer of this block from its output: class scores (N, classes), or a code that `decode` turns back."""
         raise NotImplementedError(f"{type(self).__name__} makes no prediction")
+
+    def decode(self, answer: Tensor) -> Tensor:
+        """The answer in terms of the block before, (N, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} decodes nothing")
+
+    def local_scores(self, after: Carry) -> Tensor | None:
+        """Class scores (N, classes) of a local head, which a sample may leave with; None if there is none."""
+        return None
+
+    def updated(self) -> None:
+        """Called after each update, with all micro-batches of the step behind."""
 
     def paths(self) -> list[list[nn.Parameter]]:
         """Parameters by optimizer: one Adam is made for each list."""
@@ -60,6 +71,13 @@ class Unit(nn.Module):
 def detached(carry: Carry) -> Carry:
     """The same tensors without their history: where the gradient is cut."""
     return pytree.tree_map_only(Tensor, Tensor.detach, carry)
+
+
+def floating(carry: Carry) -> list[Tensor]:
+    """The floating-point tensors of a carry in order: those that gradients belong to."""
+    return [
+        leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
 
 
 def make_optimizers(unit: Unit, config: Config) -> list[torch.optim.Optimizer]:

@@ -1,4 +1,4 @@
-"""The claim of the project: the number of processes does not change a bit of the result."""
+"""The claim of the project: the number of processes does not change a bit of the result, whatever the method."""
 
 from __future__ import annotations
 
@@ -6,40 +6,68 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
+import torch
 from scpl_dist.config import load
 from tests import reference
 from tests.command import scpl_dist
 
-SETTINGS = ["run.epochs=2", "data.batch_size=256", "data.augmentation=strong", "metrics.port=0"]
+SETTINGS = ["run.epochs=1", "data.batch_size=256", "metrics.port=0"]
+METHODS = {
+    "scpl": ["run.epochs=2", "data.augmentation=strong"],
+    "bp": ["run.method=bp"],
+    "gpipe": ["run.method=gpipe", "pipeline.micro_batches=3"],
+    "gpipe, recomputation": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.recompute=true"],
+    "1f1b": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.schedule=1f1b"],
+}
 
 
 @pytest.fixture(scope="module")
-def expected() -> reference.Reference:
-    return reference.train(load(None, SETTINGS))
+def expected() -> dict[str, reference.Reference]:
+    return {}
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
-def test_losses_weights_and_accuracy_equal_a_plain_loop(
-    stages: int, expected: reference.Reference, tmp_path: Path
+def test_scpl_equals_a_plain_loop(
+    stages: int, expected: dict[str, reference.Reference], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    scpl_dist("train", "--run-dir", run, *settings(f"pipeline.stages={stages}"))
+    check("scpl", stages, expected, tmp_path)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+@pytest.mark.parametrize("method", ["bp", "gpipe"])
+def test_other_methods_equal_a_plain_loop(
+    method: str, stages: int, expected: dict[str, reference.Reference], tmp_path: Path
+) -> None:
+    check(method, stages, expected, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["gpipe, recomputation", "1f1b"])
+def test_other_schedules_equal_a_plain_loop(
+    method: str, expected: dict[str, reference.Reference], tmp_path: Path
+) -> None:
+    check(method, 4, expected, tmp_path)
+
+
+def check(method: str, stages: int, expected: dict[str, reference.Reference], folder: Path) -> None:
+    """Losses of every step, accuracies and weights of a run are those of the plain loop, bit for bit."""
+    settings = [*SETTINGS, *METHODS[method]]
+    if method not in expected:
+        expected[method] = reference.train(load(None, settings))
+    wanted = expected[method]
+    run = folder / "run"
+    overrides = [part for text in (*settings, f"pipeline.stages={stages}") for part in ("-o", text)]
+    scpl_dist("train", "--run-dir", run, *overrides)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {(row["step"], row["block"]): row["terms"] for row in rows if row["event"] == "train"}
-    assert losses == expected.losses
+    assert losses == wanted.losses
     accuracy = [row["accuracy"] for row in rows if row["event"] == "eval" and row["split"] == "test"]
-    assert accuracy == expected.accuracy
+    assert accuracy == wanted.accuracy
 
-    scpl_dist("export", run, tmp_path / "out.safetensors")
-    exported = load_file(tmp_path / "out.safetensors")
-    wanted = reference.tensors(expected.units)
-    assert exported.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+    scpl_dist("export", run, folder / "out.safetensors")
+    exported = load_file(folder / "out.safetensors")
+    tensors = reference.tensors(wanted.units)
+    assert exported.keys() == tensors.keys()
+    for name, tensor in tensors.items():
         assert torch.equal(exported[name], tensor), name
-
-
-def settings(*more: str) -> list[str]:
-    return [part for text in (*SETTINGS, *more) for part in ("-o", text)]

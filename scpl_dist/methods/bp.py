@@ -1,0 +1,86 @@
+"""Back-propagation through the whole network: one cross-entropy at its end.
+
+On one stage this is the plain training loop. On several it is *naive model parallelism*: activations travel down,
+gradients travel up, and only one stage works at a time.
+
+    time       ------------------------------------------------->
+    stage 0    LOAD F0 SEND_F                  RECV_B B0 STEP0
+    stage 1            RECV_F F1 LOSS1 B1 SEND_B STEP1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scpl_dist.heads import Predictor, feature
+from scpl_dist.methods.base import Method
+from scpl_dist.methods.unit import Carry, Unit
+from scpl_dist.schedule import Action, Kind, Place
+
+__all__ = ["BackPropagation"]
+
+
+class LinkUnit(Unit):
+    """A block of a chain; the last one has the predictor and the only loss."""
+
+    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+        """``classifier``: cross-entropy whose gradient goes through all blocks."""
+        return {"classifier": functional.cross_entropy(self.predict(after), labels)}
+
+    def predict(self, after: Carry) -> Tensor:
+        """Class scores (N, classes) of the predictor."""
+        scores: Tensor = self.heads["predictor"](feature(self.block, after))
+        return scores
+
+
+class BackPropagation(Method):
+    """End-to-end back-propagation: see the module."""
+
+    name = "bp"
+    local = False
+    whole = 'the method bp takes a batch as a whole, its pipelined form is run.method = "gpipe"'
+
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+        """A predictor for the last block, nothing for the others."""
+        last = index == self.num_blocks - 1
+        return LinkUnit(block, {"predictor": Predictor(block, after, self.classes)} if last else {})
+
+    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+        """Forward, backward, update."""
+        for m in range(micro_batches):
+            yield from forward(place, m)
+            yield from backward(place, m)
+        yield from update(place)
+
+
+def forward(place: Place, m: int) -> Iterator[Action]:
+    """Micro-batch `m` through the blocks of a stage."""
+    yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
+    for block in place.blocks:
+        yield Action(Kind.FORWARD, block, m)
+    if not place.last:
+        yield Action(Kind.SEND_F, micro_batch=m)
+
+
+def backward(place: Place, m: int, recompute: bool = False) -> Iterator[Action]:
+    """Its gradients back, from the loss or from the stage behind."""
+    if not place.last:
+        yield Action(Kind.RECV_B, micro_batch=m)
+    for block in reversed(place.blocks):
+        if recompute:
+            yield Action(Kind.RECOMPUTE, block, m)
+        if place.last and block == place.blocks[-1]:
+            yield Action(Kind.LOSS, block, m)
+        yield Action(Kind.BACKWARD, block, m)
+    if not place.first:
+        yield Action(Kind.SEND_B, micro_batch=m)
+
+
+def update(place: Place) -> Iterator[Action]:
+    """All blocks of a stage, after its gradients have left."""
+    for block in place.blocks:
+        yield Action(Kind.STEP, block)

@@ -1,0 +1,66 @@
+"""GPipe (arXiv 1811.06965): back-propagation with the batch cut into micro-batches that fill the pipeline.
+
+    gpipe, 2 stages, 3 micro-batches            1f1b, the same
+    stage 0  F0 F1 F2 .  .  .  B2 B1 B0         stage 0  F0 F1 .  B0 F2 .  B1 B2      (backward passes drawn short)
+    stage 1  .  F0 F1 F2 B2 B1 B0               stage 1  .  F0 B0 F1 B1 F2 B2
+
+Both make one update a batch with the gradient of the whole batch, a weighted mean over the micro-batches, so weights
+are never stale; both pay a bubble of (stages - 1) / (micro_batches + stages - 1). "1f1b" keeps at most as many
+micro-batches alive in a stage as there are stages behind it, itself included; "gpipe" keeps all.
+
+BatchNorm normalises with the statistics of the micro-batch, so with it the gradient is *not* that of the whole batch.
+``pipeline.deferred_batch_norm`` repairs its running averages only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from scpl_dist.methods.batchnorm import commit, deferred
+from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, forward, update
+from scpl_dist.methods.unit import Unit
+from scpl_dist.schedule import Action, Place
+
+__all__ = ["GPipe"]
+
+
+class DeferredUnit(LinkUnit):
+    """A block whose BatchNorm statistics are those of whole batches."""
+
+    def updated(self) -> None:
+        """Move the running averages by the batch that has just ended."""
+        commit(self.block)
+
+
+class GPipe(BackPropagation):
+    """GPipe and one-forward-one-backward: see the module."""
+
+    name = "gpipe"
+    whole = ""
+    schedules = True
+
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+        """As in back-propagation, with other BatchNorm modules if statistics are deferred."""
+        unit = super().unit(index, block, before, after)
+        if not self.config.pipeline.deferred_batch_norm:
+            return unit
+        return DeferredUnit(deferred(block), dict(unit.heads.items()))
+
+    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+        """Backward passes in reverse order, or each as soon as the stage behind can have sent it."""
+        again = self.config.pipeline.recompute
+        if self.config.pipeline.schedule == "gpipe":
+            ahead, order = micro_batches, reversed(range(micro_batches))
+        else:
+            ahead, order = min(place.stages - 1 - place.stage, micro_batches), iter(range(micro_batches))
+        for m in range(ahead):
+            yield from forward(place, m)
+        for m in range(ahead, micro_batches):
+            yield from forward(place, m)
+            yield from backward(place, next(order), again)
+        for m in order:
+            yield from backward(place, m, again)
+        yield from update(place)
