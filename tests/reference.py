@@ -38,7 +38,7 @@ def train(config: Config) -> Reference:
     source = data.resolve(config)
     plan = Assembly.plan(config, source.classes, source.example())
     result = Reference(units=plan.units(range(len(plan.parameters))))
-    adams = {
+    adams: Adams = {
         block: [torch.optim.Adam(path, fused=True) for path in unit.paths() if path]
         for block, unit in result.units.items()
     }
@@ -50,7 +50,7 @@ def train(config: Config) -> Reference:
         lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
             1 + math.cos(turn)
         )
-        for indices in seeds.permutation(config.run.seed, epoch, size).split(config.data.batch_size):
+        for indices in torch.split(seeds.permutation(config.run.seed, epoch, size), config.data.batch_size):
             for optimizer in itertools.chain.from_iterable(adams.values()):
                 optimizer.param_groups[0]["lr"] = lr * optimizer.param_groups[0].get("lr_scale", 1.0)
             for unit in result.units.values():
@@ -78,7 +78,7 @@ def _local_step(plan: Assembly, result: Reference, adams: Adams, step: int, batc
         torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, 0))
         output = unit(x)
         terms = unit.losses(x, output, labels)
-        torch.stack(list(terms.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         _update(adams[block])
         result.losses[step, block] = {name: term.item() for name, term in terms.items()}
         x = detached(output)
@@ -98,7 +98,7 @@ def _end_to_end_step(plan: Assembly, result: Reference, adams: Adams, step: int,
     order = losses if plan.config.pipeline.schedule == "1f1b" else losses[::-1]
     noted = 0.0
     for loss, weight in order:
-        (loss if weight == 1 else loss * weight).backward()
+        torch.autograd.backward(loss if weight == 1 else loss * weight)
         noted += weight * loss.item()
     for optimizers in adams.values():
         _update(optimizers)
@@ -117,7 +117,7 @@ def evaluate(plan: Assembly, source: data.DataSource, units: dict[int, Unit]) ->
     correct = 0
     for unit in units.values():
         unit.eval()
-    for indices in torch.arange(source.sizes["test"]).split(plan.config.data.batch_size):
+    for indices in torch.split(torch.arange(source.sizes["test"]), plan.config.data.batch_size):
         x, labels = source.batch("test", 0, indices)
         carry = plan.method.carry(x, labels)
         for unit in units.values():

@@ -135,7 +135,7 @@ def test_a_split_batch_passes_all_stages_with_the_known_bubble(
     if schedule == "gpipe" or capacity > 1:
         assert max(end for row in rows for _, end, _ in row) == work + bubble
     for row in rows:
-        order = [action.micro_batch for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
+        order = [action.micro_batch or 0 for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
         assert order == sorted(order, reverse=schedule == "gpipe")
         assert [action.kind for *_, action in row][-blocks:] == [Kind.STEP] * blocks
 

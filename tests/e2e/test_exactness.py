@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-import torch
 from scpl_dist.config import load
 from tests import reference
 from tests.command import scpl_dist
