@@ -98,14 +98,11 @@ class Containers:
                 if network in its:
                     aliases = (its[network] or {}).get("aliases", [])
                     lines.append(" ".join([self.addresses[other][network], other, *aliases]))
-        folder = Path(
-            "/etc/netns", self._prefix + host
-        )  # `ip netns exec` mounts its files over those in /etc
+        # `ip netns exec` mounts these files over those in /etc. No name server is there: other names fail at once.
+        folder = Path("/etc/netns", self._prefix + host)
         folder.mkdir(parents=True)
         (folder / "hosts").write_text("\n".join(lines) + "\n")
-        (folder / "resolv.conf").write_text(
-            "nameserver 127.0.0.1\n"
-        )  # nobody there: other names fail at once
+        (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
 
     def _replaced(self, words: Iterable[str]) -> list[str]:
         return [self.replacements.get(word, word) for word in words]
@@ -114,14 +111,13 @@ class Containers:
         values = {"PATH": os.environ["PATH"], **self.model["services"][name].get("environment", {})}
         return [f"{key}={value}" for key, value in values.items()]
 
+    def on(self, host: str, *command: str) -> list[str]:
+        """The command line that runs a command in the network of a host."""
+        return ["ip", "netns", "exec", self._prefix + host, *command]
+
     def execute(self, host: str, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in the network of a host to its end."""
-        return subprocess.run(
-            ["ip", "netns", "exec", self._prefix + host, *command],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        return subprocess.run(self.on(host, *command), capture_output=True, text=True, timeout=timeout_s)
 
     def start(self, name: str) -> None:
         """Start a service as soon as the services that it depends on are healthy."""
@@ -131,13 +127,14 @@ class Containers:
         command = self._replaced(
             [*(service.get("entrypoint") or ["python", "-m", "scpl_dist"]), *service["command"]]
         )
-        inside = ["ip", "netns", "exec", self._prefix + name]
         isolated = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
         hostname = ["sh", "-c", 'hostname "$0"; exec "$@"', service.get("hostname", name)]
         log = (self.folder / f"{name}.log").open("ab")
         self._logs.append(log)
         self.processes[name] = subprocess.Popen(
-            [*inside, *isolated, *hostname, "tini", "--", "env", "-i", *self._environment(name), *command],
+            self.on(
+                name, *isolated, *hostname, "tini", "--", "env", "-i", *self._environment(name), *command
+            ),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
