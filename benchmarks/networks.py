@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 CLASSES = 10
+Parts = tuple[TensorDataset, TensorDataset, TensorDataset]
+"""Training, validation and test set."""
 
 
 class TokenMean(nn.Module):
@@ -86,23 +88,24 @@ def delays(classes: int, stages: int, seconds: float) -> list[Callable[[], nn.Mo
     return [lambda: Delay(seconds)] * stages
 
 
-def _data(shape: Sequence[int], size: int) -> tuple[TensorDataset, TensorDataset]:
+def _data(shape: Sequence[int], size: int) -> Parts:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(size) % CLASSES
     inputs = torch.randn(size, *shape, generator=generator)
-    return TensorDataset(inputs, labels), TensorDataset(inputs[:CLASSES], labels[:CLASSES])
+    few = TensorDataset(inputs[:CLASSES], labels[:CLASSES])
+    return TensorDataset(inputs, labels), few, few
 
 
-def token_data(root: str, size: int) -> tuple[TensorDataset, TensorDataset]:
+def token_data(root: str, size: int) -> Parts:
     """Random (32, 256) inputs."""
     return _data((32, 256), size)
 
 
-def image_data(root: str, size: int) -> tuple[TensorDataset, TensorDataset]:
+def image_data(root: str, size: int) -> Parts:
     """Random (64, 16, 16) inputs."""
     return _data((64, 16, 16), size)
 
 
-def small_data(root: str, size: int) -> tuple[TensorDataset, TensorDataset]:
+def small_data(root: str, size: int) -> Parts:
     """Random vectors of 64 numbers."""
     return _data((64,), size)
