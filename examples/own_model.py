@@ -26,5 +26,7 @@ def data(root: str) -> tuple[TensorDataset, TensorDataset]:
 
 
 if __name__ == "__main__":
-    result = scpl_dist.train(blocks, data, {"pipeline.stages": 3, "run.epochs": 30, "data.augmentation": "none"})
+    result = scpl_dist.train(
+        blocks, data, {"pipeline.stages": 3, "run.epochs": 30, "data.augmentation": "none"}
+    )
     print(f"test accuracy {result['accuracy_last']:.3f}")
