@@ -54,7 +54,7 @@ def seeded(seed: int, purpose: str, *position: int) -> Iterator[None]:
     import torch
 
     state = torch.get_rng_state()
-    torch.manual_seed(derive(seed, purpose, *position))
+    torch.default_generator.manual_seed(derive(seed, purpose, *position))
     try:
         yield
     finally:

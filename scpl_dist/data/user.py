@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.data import default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 from scpl_dist.config import Config
 from scpl_dist.data.source import SPLITS, DataSource, Split, check_labels
@@ -85,7 +85,13 @@ class ItemSource(DataSource):
         Raises:
             ValueError: inputs of different shapes, or a label that is no class; names the sample.
         """
-        positions = self._positions[split][indices].tolist()
+        chosen = self._positions[split][indices]
+        dataset = self._datasets[split]
+        if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+            # Rows of tensors have one shape and were checked at the start: take them at once.
+            inputs, targets = dataset[chosen]
+            return _single_precision(inputs), targets.to(torch.int64)
+        positions = chosen.tolist()
         with self._lock:
             items = [self._datasets[split][position] for position in positions]
         labels = torch.tensor(

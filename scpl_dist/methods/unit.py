@@ -90,4 +90,8 @@ def make_optimizers(unit: Unit, config: Config) -> list[torch.optim.Optimizer]:
 
 def seed_operators(seed: int, block: int, step: int, micro_batch: int) -> None:
     """Let dropout in one block draw from (seed, block, step, micro-batch), whatever ran before it."""
-    torch.manual_seed(seeds.derive(seed, "dropout", block, step, micro_batch))
+    number = seeds.derive(seed, "dropout", block, step, micro_batch)
+    # Not torch.manual_seed: without a GPU it formats a stack and queues a call for later, each time, without end.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(number)
