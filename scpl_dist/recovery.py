@@ -25,23 +25,34 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: with the file and the reason.
     """
     manifest = manifest_of(checkpoint)
-    if not isinstance(manifest.get("position"), dict) or not isinstance(manifest.get("files"), list):
+    position, files = manifest.get("position"), manifest.get("files")
+    sound = (
+        isinstance(position, dict)
+        and {"epoch", "step", "batch"} <= position.keys()
+        and isinstance(files, list)
+    )
+    if not sound or not all(
+        isinstance(e, dict) and {"name", "bytes", "sha256"} <= e.keys() for e in files or []
+    ):
         raise CheckpointError(f"{checkpoint / 'manifest.json'}: not a manifest of a run")
     for entry in manifest["files"]:
-        path = checkpoint / str(entry["name"])
-        if path.parent != checkpoint:
-            raise CheckpointError(f"{path}: lies outside the checkpoint")
-        try:
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                raise CheckpointError(f"{path}: {size} bytes instead of {entry['bytes']}")
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from None
-        if digest != entry["sha256"]:
-            raise CheckpointError(f"{path}: damaged, its SHA-256 is not that of the manifest")
+        _compare(checkpoint / str(entry["name"]), checkpoint, entry)
     return manifest
+
+
+def _compare(path: Path, checkpoint: Path, entry: dict[str, Any]) -> None:
+    if path.parent != checkpoint or path.name in ("", ".", ".."):
+        raise CheckpointError(f"{path}: lies outside the checkpoint")
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{path}: {size} bytes instead of {entry['bytes']}")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if digest != entry["sha256"]:
+        raise CheckpointError(f"{path}: damaged, its SHA-256 is not that of the manifest")
 
 
 def choose(run_dir: Path, resume: str, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:

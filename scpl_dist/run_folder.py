@@ -6,6 +6,7 @@ JSON files are replaced in one step, so a reader sees the old content or the new
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -56,11 +57,7 @@ class RunFolder:
         Raises:
             ValueError: the folder cannot be written, or has another run in it.
         """
-        path = (
-            Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-{config.run.method}")
-            if path is None
-            else Path(path)
-        )
+        path = _fresh(config.run.method) if path is None else Path(path)
         try:
             used = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         except OSError as error:
@@ -157,3 +154,20 @@ class RunFolder:
         """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
         self.finish(Outcome(code, reason))
         return code
+
+
+def _fresh(method: str) -> Path:
+    """A folder of its own for a run without a name, also if another one starts in the same second."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{method}"
+    for number in itertools.count(1):
+        path = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be made ({error.strerror}): choose a folder with --run-dir"
+            ) from None
+        return path
+    raise AssertionError
