@@ -87,7 +87,7 @@ def test_a_folder_can_be_asked_for(tmp_path: Path) -> None:
     first = write(tmp_path / "other", 1)
     write(tmp_path / "other", 2)
     run_dir = tmp_path / "new"
-    assert (choose(run_dir, str(first), pytest.fail) or ())[0] == first
+    assert choose(run_dir, str(first), pytest.fail) == (first, verify(first))
     chosen = choose(run_dir, str(tmp_path / "other"), pytest.fail)
     assert chosen is not None
     assert chosen[0].name == "step-2"
