@@ -84,6 +84,19 @@ def torch_gpipe(values: dict[str, Any], micro_batches: int) -> float:
     return seconds
 
 
+def two_at_once(values: dict[str, Any]) -> float:
+    """Seconds a step of two independent plain loops that run at the same time."""
+    context = mp.get_context("spawn")
+    results: Any = context.Queue()
+    processes = [context.Process(target=_plain_scpl, args=(values, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    seconds = max(float(results.get(timeout=LIMIT_S)) for _ in processes)
+    for process in processes:
+        process.join()
+    return seconds
+
+
 def _in_process(target: Any, *arguments: Any) -> float:
     context = mp.get_context("spawn")
     results: Any = context.Queue()
