@@ -1,0 +1,1 @@
+"""Speed is measured here and nowhere asserted; run on an idle machine."""

@@ -1,7 +1,7 @@
 """How fast is the stream? ``python -m benchmarks.speed [--rounds 3] [--only cnn,transformer,delays,start]``.
 
-All contenders run in turn in each round, with one thread a worker, on this machine; ratios are of medians over the rounds.
-Random data, no augmentation, equal batches, models and optimizers. Run it on an idle machine.
+All contenders run in turn in each round, with one thread a worker, on this machine; ratios are of medians over the
+rounds. Random data, no augmentation, equal batches, models and optimizers. Run it on an idle machine.
 """
 
 from __future__ import annotations
