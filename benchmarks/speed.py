@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--only", default="cnn,transformer,delays,start")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}")
     for name in arguments.only.split(","):
         if name in MODELS:
             ceiling(MODELS[name])
