@@ -117,7 +117,10 @@ class Containers:
 
     def execute(self, host: str, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in the network of a host to its end."""
-        return subprocess.run(self.on(host, *command), capture_output=True, text=True, timeout=timeout_s)
+        command_line = self.on(host, *command)
+        return subprocess.run(
+            command_line, capture_output=True, text=True, timeout=timeout_s, cwd=self.folder
+        )
 
     def start(self, name: str) -> None:
         """Start a service as soon as the services that it depends on are healthy."""
