@@ -39,19 +39,21 @@ def late(
         waited: seconds in this state.
         now: monotonic seconds.
     """
-    if state == "gathering" and waited >= config.runtime.timeout_s:
+    # Before its hello a worker imports, and the first one may fetch the data set: that is part of a first step.
+    patience = max(config.runtime.timeout_s, config.runtime.first_step_timeout_s)
+    if state == "gathering" and waited >= patience:
         missing = [str(stage) for stage in range(config.pipeline.stages) if stage not in members]
-        text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
+        text = f"no worker for stage {', '.join(missing)} within {patience:g} s"
         return Failure(
             "missing", text, "start all workers, and check that they reach the coordinator's address"
         )
     for member in members.values():
         if now - member.heard >= config.runtime.timeout_s:
             return _silent(member, now)[1]
-    if state == "preparing" and waited >= config.runtime.first_step_timeout_s:
+    if state == "preparing" and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
         names = ", ".join(str(member.stage) for member in slow)
-        text = f"stage {names} was not ready within {config.runtime.first_step_timeout_s:g} s"
+        text = f"stage {names} was not ready within {patience:g} s"
         return blame(slow[0], "missing", text, "look into its log, or raise runtime.first_step_timeout_s")
     return None
 

@@ -403,11 +403,10 @@ def test_a_taken_port_is_a_usage_error_with_the_fix(start: Any, section: str) ->
 
 
 def test_a_missing_worker_is_named_when_the_start_takes_too_long(start: Any) -> None:
-    coordinator = start(runtime__timeout_s=1.0)
-    coordinator.workers()[0].hello()
+    coordinator = start(runtime__timeout_s=0.5, runtime__first_step_timeout_s=2.0)
     code, _, err = coordinator.end()
     assert code == 1
-    assert "no worker for stage 1 within 1 s" in err.splitlines()[-1]
+    assert "no worker for stage 0, 1 within 2 s" in err.splitlines()[-1]
 
 
 def test_no_module_of_the_coordinator_imports_torch() -> None:
