@@ -36,8 +36,8 @@ from scpl_dist import assembly, checkpoint
 from scpl_dist.assembly import Assembly
 from scpl_dist.config import Config
 from scpl_dist.control import Channel
-from scpl_dist.messages import PROTOCOL, VERSION
 from scpl_dist.loader import Loader
+from scpl_dist.messages import PROTOCOL, VERSION
 from scpl_dist.meter import Meter
 from scpl_dist.methods.unit import make_optimizers
 from scpl_dist.stage import NonFiniteLoss, Stage
