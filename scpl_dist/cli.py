@@ -30,6 +30,8 @@ ConfigFile = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")
 ]
+ConfigFileArgument = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration.")]
+Resume = Annotated[str, typer.Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")]
 RunDir = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<time>-<method>.")]
 RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder.")]
 CheckpointName = Annotated[
@@ -91,23 +93,49 @@ def export(
 
 @app.command()
 def worker(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration.")],
+    config: ConfigFileArgument,
     override: Overrides = None,
-    run_dir: RunDir = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run folder, shared. Default: the coordinator's.")
+    ] = None,
     control: Annotated[
         str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")
     ] = None,
     no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Rank 0 starts none.")] = False,
     log_to_folder: Annotated[bool, typer.Option("--log-to-folder", help="Write output to RUN/log.")] = False,
+    resume: Resume = "never",
 ) -> None:
-    """Be the stage of this rank; started by torchrun or by the local launcher."""
+    """Be the stage of this rank; started by torchrun or by the local launcher. Rank 0 starts the coordinator."""
     settings = configuration.load(config, override or [])
     from scpl_dist import worker as process
 
-    if run_dir is None:
-        run_dir = config.parent
-    address = control or f"tcp://{settings.control.host}:{settings.control.port}"
-    _leave(process.main(settings, run_dir, address, log_to_folder))
+    _leave(process.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))
+
+
+@app.command()
+def coordinator(
+    config: ConfigFileArgument, override: Overrides = None, run_dir: RunDir = None, resume: Resume = "never"
+) -> None:
+    """Be the coordinator, as a service of its own; the workers are started with --no-coordinator."""
+    from scpl_dist import service
+
+    settings = configuration.load(config, override or [])
+    _leave(service.serve(settings, run_dir, resume))
+
+
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="CURVE keys of the control plane.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command("new")
+def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder, made if need be.")]) -> None:
+    """Make a pair of keys for the coordinator and one for the workers."""
+    from scpl_dist.keys import create
+
+    create(folder)
+    print(f"coordinator: coordinator.key_secret and worker.key of {folder}")
+    print(f"each worker: worker.key_secret and coordinator.key of {folder}")
+    print("secret files stay readable by their owner only; control.keys names the folder on each host")
 
 
 def _leave(code: int) -> NoReturn:

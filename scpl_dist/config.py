@@ -143,15 +143,34 @@ class Metrics(Section):
     """Port to serve on; 0 takes any free one."""
 
 
+DEFAULT_PORT = 4711
+
+
 class Control(Section):
     """The ZeroMQ endpoint of the coordinator."""
 
     host: str = "127.0.0.1"
-    """Address that the coordinator binds and the workers connect to."""
+    """Name or address that the coordinator binds and the workers connect to."""
     port: Port = 0
-    """Port of the coordinator; 0 takes any free one, which only the local launcher can pass on."""
+    """Port of the coordinator; 0 takes any free one with the local launcher, and 4711 otherwise."""
     keys: str = ""
     """Folder with the CURVE keys of this process; empty is no encryption, for loopback only."""
+    insecure: bool = False
+    """Let a coordinator without keys leave loopback: whoever reaches its port can then disturb the run."""
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        local = self.host in ("localhost", "::1") or self.host.startswith("127.")
+        if not local and not self.keys and not self.insecure:
+            raise ValueError(
+                f"control.host = {self.host!r}: beyond loopback the control plane needs keys; run scpl-dist keys new "
+                "DIR and set control.keys to DIR, or on a network that nobody else reaches control.insecure = true"
+            )
+        return self
+
+    def fixed(self) -> Control:
+        """The same with a port that workers on other hosts can know."""
+        return self if self.port else self.model_copy(update={"port": DEFAULT_PORT})
 
 
 class Runtime(Section):
@@ -203,9 +222,10 @@ class Config(Section):
     def digest(self) -> str:
         """Digest of everything that all processes of a run must agree on, 16 hexadecimal digits.
 
-        Sections that concern one process only (addresses, metrics) are left out.
+        What concerns one process only (addresses, metrics, its interface) is left out.
         """
-        shared = self.model_dump(mode="json", exclude={"metrics": True, "control": True})
+        own: dict[str, Any] = {"metrics": True, "control": True, "runtime": {"interface"}}
+        shared = self.model_dump(mode="json", exclude=own)
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:

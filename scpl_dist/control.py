@@ -26,7 +26,10 @@ import zmq
 from pydantic import ValidationError
 from zmq.utils.monitor import recv_monitor_message
 
+from scpl_dist.gate import Gate
+from scpl_dist.keys import Client, Server
 from scpl_dist.messages import MESSAGES, Hello, Message
+from scpl_dist.network import resolve
 
 __all__ = ["MAX_BYTES", "Channel", "ProtocolError", "dealer", "decode", "encode", "router"]
 
@@ -36,6 +39,13 @@ MAX_TEXT = 1 << 18
 HEARTBEAT_S = 0.5
 HEAL_S = 2.0
 """How long a connection may be gone before the coordinator counts as lost."""
+REFUSALS = 5
+"""Failed handshakes in a row after which a worker gives up; a single one may be a coordinator that just starts."""
+FAILED_HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 QUEUED = 1000
 """High-water mark of a connection, in messages."""
 
@@ -109,12 +119,15 @@ def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     return socket
 
 
-def router(context: zmq.Context[Any], host: str, port: int) -> tuple[zmq.Socket[bytes], str]:
-    """The coordinator's socket, bound, and its address.
+def router(
+    context: zmq.Context[Any], host: str, port: int, keys: Server | None = None
+) -> tuple[zmq.Socket[bytes], str, Gate]:
+    """The coordinator's socket, bound to one address, that address, and the guard of the socket.
 
     Raises:
         ValueError: the address cannot be bound; the message has the keys and the fix.
     """
+    address = resolve(host, "control.host")
     socket = _configured(context.socket(zmq.ROUTER))
     socket.setsockopt(
         zmq.ROUTER_MANDATORY, 1
@@ -123,23 +136,25 @@ def router(context: zmq.Context[Any], host: str, port: int) -> tuple[zmq.Socket[
         zmq.RCVHWM, QUEUED // 10
     )  # a stranger can fill QUEUED // 10 * MAX_BYTES of memory, not more
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that reconnects takes its name over
-    literal = f"[{host}]" if ":" in host else host
-    if ":" in host:
+    literal = f"[{address}]" if ":" in address else address
+    if ":" in address:
         socket.setsockopt(zmq.IPV6, 1)
+    gate = Gate(context, socket, keys)
     try:
         socket.bind(f"tcp://{literal}:{port or '*'}")
     except zmq.ZMQError as error:
+        gate.close()
         socket.close()
         raise ValueError(
             f"control.host = {host!r}, control.port = {port}: cannot listen there ({error.strerror}); choose "
-            "another one, or -o control.port=0 for any free port"
+            "an address of this host, or another port (control.port = 0 takes any free one with the local launcher)"
         ) from None
     bound = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(bound, bytes)
-    return socket, bound.decode().rstrip("\0")
+    return socket, bound.decode().rstrip("\0"), gate
 
 
-def dealer(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
+def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) -> zmq.Socket[bytes]:
     """A worker's socket, connecting to `address` such as "tcp://127.0.0.1:4711"."""
     socket = _configured(context.socket(zmq.DEALER))
     socket.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))  # nobody can guess it and take over
@@ -147,6 +162,12 @@ def dealer(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     if "[" in address:
         socket.setsockopt(zmq.IPV6, 1)
+    if keys is not None:
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = (
+            keys.public,
+            keys.secret,
+            keys.server,
+        )
     socket.connect(address)
     return socket
 
@@ -161,6 +182,7 @@ class Channel:
         on_message: called with each message from the coordinator, as a map with "type".
         on_lost: called once, with the reason, when the coordinator is gone or this thread fails.
         timeout_s: longest silence of the coordinator, in seconds.
+        keys: this worker's; None is no encryption.
 
     The callables run in the control thread and must not block.
     """
@@ -173,6 +195,7 @@ class Channel:
         on_message: Callable[[dict[str, Any]], None],
         on_lost: Callable[[str], None],
         timeout_s: float,
+        keys: Client | None = None,
     ) -> None:
         first = _check(dict(hello)) if not isinstance(hello, Message) else hello
         assert isinstance(first, Hello)
@@ -182,6 +205,7 @@ class Channel:
         self._on_message = on_message
         self._on_lost = on_lost
         self._timeout_s = timeout_s
+        self._keys = keys
         self._outbox = deque([encode(first)])
         self._closing = False
         self._flush_s = 0.0
@@ -234,7 +258,7 @@ class Channel:
     def _serve(self) -> str | None:
         """Until closed (None) or the coordinator is lost (why)."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        socket = dealer(context, self._address)
+        socket = dealer(context, self._address, self._keys)
         lifeline = Lifeline(socket, self._address, self._timeout_s)
         poller = zmq.Poller()
         for source in (socket, lifeline.monitor, self._alarm):
@@ -287,23 +311,38 @@ class Channel:
 
 
 class Lifeline:
-    """Notices that the coordinator is gone: by the connection, or by its silence."""
+    """Notices that the coordinator is gone or refuses this worker's key: by the connection, or by silence."""
 
     def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
-        self.monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        watched = FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self.monitor = socket.get_monitor_socket(watched)
         self.heard = self._checked = time.monotonic()
         self._address = address
         self._timeout_s = timeout_s
         self._connected = False
         self._broken: float | None = None
+        self._refusals = 0
 
     def check(self, now: float) -> str | None:
         """Why the coordinator counts as lost, or None."""
         while self.monitor.poll(0):
-            if recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED:
+            event = recv_monitor_message(self.monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return (
+                    f"the coordinator at {self._address} does not know the key of this worker: copy worker.key into "
+                    "its folder control.keys"
+                )
+            if event & FAILED_HANDSHAKES:
+                self._refusals += 1
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected, self._broken, self._refusals = True, None, 0
+            elif self._connected:
                 self._broken = self._broken or now
-            else:
-                self._connected, self._broken = True, None
+        if self._refusals >= REFUSALS:
+            return (
+                f"what listens at {self._address} ended the handshake {self._refusals} times: control.keys must be set "
+                "at both ends or at neither, and coordinator.key here must belong to the coordinator's secret key"
+            )
         pause, self._checked = now - self._checked, now
         if pause > 5 * HEARTBEAT_S:  # this process was stopped: the coordinator is not to blame for it
             self.heard = now

@@ -35,6 +35,7 @@ from scpl_dist.events import (
     Send,
     Signal,
     Tick,
+    TurnedAway,
     Unreachable,
 )
 from scpl_dist.messages import (
@@ -68,7 +69,9 @@ PAUSE_S = 5.0
 STOP_GRACE_S = 10.0
 """How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
 REFUSALS = 20
-"""Refused workers that are reported; the others are only counted, so that a stranger cannot fill the disk."""
+"""Refused workers, and strangers, that are reported; the others are only counted, so that a stranger cannot fill the disk."""
+REJECTIONS = ("garbage", "refused", "key", "handshake")
+"""Why a frame, a worker or a connection is turned away."""
 
 
 class Coordinator:
@@ -80,6 +83,7 @@ class Coordinator:
         window: most items that are sent to stage 0 and not yet begun by it.
         resume: the "position" of a checkpoint's manifest.
         restore: what the workers are told of that checkpoint.
+        folder: run folder, for workers that do not know it.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Coordinator:
         window: int = WINDOW,
         resume: Mapping[str, Any] | None = None,
         restore: Mapping[str, Any] | None = None,
+        folder: str = "",
     ) -> None:
         self.config = config
         self.generation = generation
@@ -97,7 +102,7 @@ class Coordinator:
         self.agenda: Agenda | None = None
         self.tally: Tally | None = None
         self.data: Dataset | None = None
-        self.rejected: Counter[str] = Counter(garbage=0, refused=0)
+        self.rejected: Counter[str] = Counter(dict.fromkeys(REJECTIONS, 0))
         self.nonfinite_losses = 0
         self.checkpoints = 0
         self.checkpoint_failures = 0
@@ -109,6 +114,8 @@ class Coordinator:
         self._window = window
         self._resume = resume
         self._restore = restore
+        self._folder = folder
+        self._strangers: set[tuple[str, str]] = set()
         self._since: float | None = None
         self._tick: float | None = None
         self._alive = -math.inf
@@ -149,6 +156,8 @@ class Coordinator:
                 self._fail(Failure("launcher_lost", "the launcher is gone", ADVICE["launcher_lost"]))
             case Garbage():
                 self.rejected["garbage"] += 1
+            case TurnedAway(reason, address, text):
+                self._turned_away(reason, address, text)
             case Committed():
                 self.checkpoints += 1
                 self.last_commit = event
@@ -221,6 +230,13 @@ class Coordinator:
         if hello.stage < self.config.pipeline.stages and hello.stage not in self.members:
             self._fail(blame(Member(peer, hello, now, now), "config", text))
 
+    def _turned_away(self, reason: str, address: str, text: str) -> None:
+        self.rejected[reason] += 1
+        stranger = (reason, address)
+        if stranger not in self._strangers and len(self._strangers) < REFUSALS:
+            self._strangers.add(stranger)
+            self._warn(f"turned away a connection from {address}: {text}")
+
     def _start(self, now: float) -> None:
         assert self.data is not None
         try:
@@ -231,8 +247,15 @@ class Coordinator:
         self._supply = Supply(self.agenda, self._window)
         self.tally = Tally(self.agenda, self.config.pipeline.stages, self._resume)
         self.state, self._since = "preparing", now
-        restore = None if self._restore is None else dict(self._restore)
-        self._send(Start(generation=self.generation, data=self.data.model_dump(), restore=restore))
+        endpoints = [member.hello.endpoint for member in self.ordered()]
+        start = Start(
+            generation=self.generation,
+            data=self.data.model_dump(),
+            restore=None if self._restore is None else dict(self._restore),
+            folder=self._folder,
+            endpoints=endpoints,
+        )
+        self._send(start)
 
     def _go(self, now: float) -> None:
         assert self.agenda is not None
@@ -378,7 +401,7 @@ class Coordinator:
     def _send(self, message: Message, *peers: bytes) -> None:
         self._commands.append(Send(peers or tuple(member.peer for member in self.ordered()), message))
 
-    def _warn(self, text: str, stage: int) -> None:
+    def _warn(self, text: str, stage: int | None = None) -> None:
         self._commands += [Say(text, "warning"), Record({"event": "warning", "stage": stage, "text": text})]
 
     def _fail(self, failure: Failure) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Send",
     "Signal",
     "Tick",
+    "TurnedAway",
     "Unreachable",
 ]
 
@@ -51,6 +52,15 @@ class Unreachable:
 @dataclass(frozen=True, slots=True)
 class Garbage:
     """A frame was no message of this protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """Somebody at this address was not let in; `reason` is "key" or "handshake"."""
+
+    reason: str
+    address: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,9 @@ class Tick:
     """Time has passed."""
 
 
-Event = Received | Unreachable | Garbage | Signal | Exited | LauncherLost | Committed | NotWritten | Tick
+Event = (
+    Received | Unreachable | Garbage | TurnedAway | Signal | Exited | LauncherLost | Committed | NotWritten | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)

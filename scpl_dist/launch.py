@@ -11,29 +11,27 @@ The launcher itself decides nothing about training. It passes signals on and mak
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-import uuid
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from scpl_dist.companion import Companion
 from scpl_dist.config import Config
+from scpl_dist.network import loopback, resolve
 from scpl_dist.run_folder import RunFolder
 
 __all__ = ["launch", "preflight"]
 
 # Seconds that the rest of the group has to end after its first part ended.
 _GRACE_S = 10.0
-_START_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +105,18 @@ class _Group:
         self.config = config
         self.folder = folder
         self.resume = resume
-        self.generation = uuid.uuid4().hex
         self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self.coordinator: subprocess.Popen[bytes] | None = None
+        self.coordinator: Companion | None = None
 
     def run(self) -> int:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in handlers:
             signal.signal(number, self._on_signal)
         try:
-            self._start_coordinator()
-            endpoint = self._endpoint()
+            coordinator = self._start_coordinator()
+            endpoint = coordinator.endpoint()
             if endpoint is not None:
-                self._start_workers(endpoint)
+                self._start_workers(coordinator.generation, endpoint)
             return self._supervise(workers=endpoint is not None)
         finally:
             for number, handler in handlers.items():
@@ -130,51 +127,31 @@ class _Group:
 
     # Start ------------------------------------------------------------------------------------------------------
 
-    def _start_coordinator(self) -> None:
-        self.folder.remove("run.json", "exit.json", "result.json")
-        command = [sys.executable, "-m", "scpl_dist.service", str(self.folder.path / "config.toml")]
-        command += [
-            "--run-dir",
-            str(self.folder.path),
-            "--generation",
-            self.generation,
-            "--resume",
-            self.resume,
-        ]
-        command += ["--launcher"]
-        self.coordinator = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        coordinator = self.coordinator
-        threading.Thread(
-            target=lambda: self.events.put(_CoordinatorEnded(coordinator.wait())),
-            name="coordinator",
-            daemon=True,
-        ).start()
+    def _start_coordinator(self) -> Companion:
+        coordinator = self.coordinator = Companion(self.folder, self.resume)
 
-    def _endpoint(self) -> str | None:
-        """Address of the control plane; None if the coordinator ended instead of binding it."""
-        assert self.coordinator is not None
-        deadline = time.monotonic() + _START_S
-        while self.coordinator.poll() is None and time.monotonic() < deadline:
-            run = self.folder.read("run.json")
-            if run is not None and run.get("generation") == self.generation:
-                return str(run["control"])
-            time.sleep(0.02)
-        return None
+        def await_end() -> None:
+            code = coordinator.wait()
+            assert code is not None
+            self.events.put(_CoordinatorEnded(code))
 
-    def _start_workers(self, endpoint: str) -> None:
+        threading.Thread(target=await_end, name="coordinator", daemon=True).start()
+        return coordinator
+
+    def _start_workers(self, generation: str, endpoint: str) -> None:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         # The agent's own reports name no stage and would come last on the screen; ours does and shall.
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-        interface = self.config.runtime.interface or _loopback()
+        interface = self.config.runtime.interface or loopback()
         os.environ["TP_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = interface
         os.environ["OMP_NUM_THREADS"] = str(self.config.runtime.threads)
         launch_config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=self.config.pipeline.stages,
-            run_id=self.generation,
+            run_id=generation,
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             rdzv_configs={"timeout": int(self.config.runtime.timeout_s) + 1},
@@ -205,6 +182,7 @@ class _Group:
 
     def _supervise(self, workers: bool) -> int:
         """Pass events on until coordinator and workers have ended, or the grace is over."""
+        assert self.coordinator is not None
         code: int | None = None
         ended = None if workers else _WorkersEnded({})
         deadline: float | None = None
@@ -216,7 +194,7 @@ class _Group:
                 break
             match event:
                 case _Signal(number):
-                    self._tell({"event": "signal", "number": number})
+                    self.coordinator.tell({"event": "signal", "number": number})
                 case _CoordinatorEnded():
                     code = event.code
                     deadline = time.monotonic() + _GRACE_S
@@ -224,26 +202,18 @@ class _Group:
                     ended = event
                     deadline = time.monotonic() + _GRACE_S
                     for rank, exit_code in event.codes.items():
-                        self._tell({"event": "exited", "rank": rank, "code": exit_code})
+                        self.coordinator.tell({"event": "exited", "rank": rank, "code": exit_code})
                     if event.error:
-                        self._tell({"event": "exited", "rank": 0, "code": 1, "message": event.error})
+                        self.coordinator.tell(
+                            {"event": "exited", "rank": 0, "code": 1, "message": event.error}
+                        )
         return self._conclude(code, ended)
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        assert self.coordinator is not None
-        assert self.coordinator.stdin is not None
-        try:
-            self.coordinator.stdin.write(json.dumps(event).encode() + b"\n")
-            self.coordinator.stdin.flush()
-        except OSError:
-            pass  # it has ended, which is an event of its own
 
     def _conclude(self, code: int | None, ended: _WorkersEnded | None) -> int:
         """The exit code; writes exit.json where the coordinator could not."""
         assert self.coordinator is not None
         if code is None:
             self.coordinator.kill()
-            self.coordinator.wait()
             reason = "the workers ended, and the coordinator did not finish the run"
         elif self.folder.read("exit.json") is not None:
             return code
@@ -259,19 +229,14 @@ class _Group:
 def _check_port(section: str, host: str, port: int) -> None:
     if port == 0:
         return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = resolve(host, f"{section}.host")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((address, port))
         except OSError as error:
             raise ValueError(
                 f"{section}.port = {port}: cannot listen on {host}:{port} ({error.strerror}); choose another one, "
                 f"or -o {section}.port=0 for any free one"
             ) from None
-
-
-def _loopback() -> str:
-    """Name of the loopback interface: "lo" on Linux, "lo0" elsewhere."""
-    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    return names[0] if names else "lo"

@@ -62,7 +62,7 @@ Phase = Literal[
 WAITING = frozenset({"receive", "room", "idle"})
 """Phases in which a stage waits for others, so that it is not to blame for standing still."""
 
-Cause = Literal["raised", "peer_lost", "nonfinite", "out_of_memory", "disk", "config"]
+Cause = Literal["raised", "peer_lost", "nonfinite", "out_of_memory", "disk", "config", "network"]
 Count = Annotated[int, Field(ge=0)]
 Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -131,6 +131,8 @@ class Hello(Message):
     pid: Count
     device: Name
     data: Dataset | None = None
+    endpoint: dict[Name, Any] = Field(default_factory=dict)
+    """How the other stages reach this one; see `scpl_dist.meeting`."""
 
 
 class Ready(Message):
@@ -216,6 +218,10 @@ class Start(Message):
     generation: str
     data: dict[str, Any]
     restore: dict[str, Any] | None = None
+    folder: str = ""
+    """Run folder of the coordinator, for workers that were given none."""
+    endpoints: list[dict[str, Any]] = Field(default_factory=list)
+    """The endpoints of all stages, in their order."""
 
 
 class Go(Message):

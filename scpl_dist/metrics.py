@@ -50,7 +50,11 @@ NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "scpl_restarts_total": ("counter", "Earlier starts of this run, by what ended them.", ("reason",)),
     "scpl_nonfinite_loss_total": ("counter", "Losses that were NaN or infinite.", ()),
     "scpl_stragglers_total": ("counter", "Times a stage became a straggler.", ("stage",)),
-    "scpl_control_rejected_total": ("counter", "Frames and workers that were turned away.", ("reason",)),
+    "scpl_control_rejected_total": (
+        "counter",
+        "Frames, workers and connections that were turned away.",
+        ("reason",),
+    ),
     "scpl_samples_per_second": ("gauge", "Training samples per second in steady state.", ()),
 }
 """Every metric: kind, help, labels. Dashboards and rules may use these and no others."""
@@ -108,8 +112,8 @@ class RunCollector(Collector):
                 yield from _member_rows(member, offset)
         last = coordinator.members.get(coordinator.config.pipeline.stages - 1)
         yield "scpl_epoch", (), float(last.epoch if last else 0)
-        for reason in ("garbage", "refused"):
-            yield "scpl_control_rejected_total", (reason,), float(coordinator.rejected[reason])
+        for reason, times in coordinator.rejected.items():
+            yield "scpl_control_rejected_total", (reason,), float(times)
         for reason, times in self._restarts.items():
             yield "scpl_restarts_total", (reason,), float(times)
         yield "scpl_nonfinite_loss_total", (), float(coordinator.nonfinite_losses)

@@ -19,6 +19,7 @@ ADVICE = {
     "out_of_memory": "lower data.batch_size or pipeline.max_in_flight, or give this stage fewer blocks",
     "disk": "free some space or choose another --run-dir, then resume; the last checkpoint is unharmed",
     "config": "correct the configuration: all processes need the same",
+    "network": "scpl-dist doctor CONFIG on each host shows its interfaces and what it can reach",
     "protocol": "resume the run; if its connections are sound, this is a bug of scpl_dist: please report it",
     "launcher_lost": "its process was killed: resume the run",
 }

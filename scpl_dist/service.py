@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 import zmq
 
 from scpl_dist import config as configuration
+from scpl_dist import keys
 from scpl_dist.checkpoint import CheckpointError, commit, folder_for
 from scpl_dist.config import Config
 from scpl_dist.control import ProtocolError, decode, encode, router
@@ -59,7 +61,7 @@ from scpl_dist.progress import Progress, failure_text, summary
 from scpl_dist.recovery import choose
 from scpl_dist.run_folder import RunFolder
 
-__all__ = ["main"]
+__all__ = ["main", "serve"]
 
 TICK_S = 0.25
 FLUSH_MS = 1000
@@ -137,12 +139,17 @@ class Service:
                 "step": chosen[1]["step"],
                 "epoch": chosen[1]["epoch"],
             }
-        self.coordinator = Coordinator(config, generation, resume=position, restore=restore)
+        self.coordinator = Coordinator(
+            config, generation, resume=position, restore=restore, folder=str(folder.path.resolve())
+        )
         self._lock = threading.Lock()
         self._signals: deque[int] = deque()
         self._launcher = Launcher(sys.stdin.fileno()) if launcher else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router, self.control = router(self._context, config.control.host, config.control.port)
+        allowed = keys.load_server(config.control.keys)
+        self._router, self.control, self._gate = router(
+            self._context, config.control.host, config.control.port, allowed
+        )
         self._collector = RunCollector(self.coordinator, self._lock, restarts)
         try:
             self._exporter = Exporter(
@@ -172,7 +179,8 @@ class Service:
     def run(self) -> int:
         """Until the run is over; returns its exit code."""
         poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
+        for source in (self._router, *self._gate.sockets):
+            poller.register(source, zmq.POLLIN)
         if self._launcher is not None:
             poller.register(self._launcher.descriptor, zmq.POLLIN)
         try:
@@ -181,6 +189,7 @@ class Service:
             self._crashed(error)
         finally:
             self._progress.close()
+            self._gate.close()
             self._router.close(FLUSH_MS)
             self._exporter.close()
             self._context.term()
@@ -199,6 +208,8 @@ class Service:
                 if not self._launcher.open:
                     poller.unregister(self._launcher.descriptor)
                     self._launcher = None
+            for turned_away in self._gate.events():
+                self._handle(turned_away)
             if self._router in ready:
                 self._receive()
             if time.monotonic() >= tick:
@@ -302,6 +313,27 @@ class Service:
         else:
             print(summary(outcome, self.folder.path), flush=True)
         return outcome.code
+
+
+def serve(config: Config, run_dir: Path | None, resume: str) -> int:
+    """Run the service on its own, without a launcher: the workers come when they come.
+
+    Args:
+        config: the run; with ``control.port = 0`` the port is the one that workers expect.
+        run_dir: run folder; None makes one.
+        resume: "never", "auto" or a folder.
+
+    Returns:
+        The exit code of the run.
+
+    Raises:
+        ValueError: the folder cannot be used.
+    """
+    fixed = config.model_copy(update={"control": config.control.fixed()})
+    folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
+    folder.remove("run.json", "exit.json", "result.json")
+    command = [str(folder.path / "config.toml"), "--run-dir", str(folder.path)]
+    return main([*command, "--generation", uuid.uuid4().hex, "--resume", resume])
 
 
 def main(arguments: list[str] | None = None) -> int:

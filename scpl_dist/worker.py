@@ -32,14 +32,17 @@ from typing import Any
 
 import torch
 
-from scpl_dist import assembly, checkpoint
+from scpl_dist import assembly, checkpoint, keys, network
 from scpl_dist.assembly import Assembly
+from scpl_dist.companion import Companion
 from scpl_dist.config import Config
 from scpl_dist.control import Channel
 from scpl_dist.loader import Loader
+from scpl_dist.meeting import Meeting, Unmet
 from scpl_dist.messages import PROTOCOL, VERSION
 from scpl_dist.meter import Meter
 from scpl_dist.methods.unit import make_optimizers
+from scpl_dist.run_folder import RunFolder
 from scpl_dist.stage import NonFiniteLoss, Stage
 from scpl_dist.transport import Aborted, PeerLost, Transport
 from scpl_dist.transport.rpc import RpcTransport
@@ -48,6 +51,14 @@ __all__ = ["Worker", "die_with_parent"]
 
 # Seconds that the training thread has to notice an abort before the control thread ends the process.
 _ABORT_GRACE_S = 2.0
+# Seconds that a shared file system may take to show a new file on another host.
+_VISIBLE_S = 10.0
+# Seconds that the coordinator may take to end after rank 0 has.
+_COORDINATOR_END_S = 10.0
+
+
+class Unshared(Exception):
+    """The run folder here is not the coordinator's."""
 
 
 class Worker:
@@ -55,13 +66,18 @@ class Worker:
 
     Args:
         config: the run.
-        run_dir: run folder, shared by all stages.
+        run_dir: run folder, shared by all stages; None is the path that the coordinator has.
         control: address of the coordinator, ``tcp://host:port``.
         rank: rank of this process in the launch; the number of its stage.
         world_size: processes in the launch.
+
+    Raises:
+        ValueError: an address, interface or key is not usable.
     """
 
-    def __init__(self, config: Config, run_dir: Path, control: str, rank: int, world_size: int) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path | None, control: str, rank: int, world_size: int
+    ) -> None:
         self.config = config
         self.run_dir = run_dir
         self.stage = rank
@@ -75,7 +91,12 @@ class Worker:
         self._ended: Exception | None = None
         self._stop_signal: int | None = None
         self._control = control
+        self._keys = keys.load_client(config.control.keys)
         self._channel: Channel | None = None
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
+        coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
+        interface, address = network.choose_interface(config.runtime.interface, coordinator, alone)
+        self._meeting = Meeting(address, interface, str(self.device))
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -93,6 +114,7 @@ class Worker:
             on_message=self._on_message,
             on_lost=self._abort,
             timeout_s=self.config.runtime.timeout_s,
+            keys=self._keys,
         )
         code = 0
         try:
@@ -123,6 +145,9 @@ class Worker:
         self.meter.enter("idle")
         start = self._expect("start")
         self.meter.enter("starting")
+        run_dir = self._shared_folder(start)
+        if self.world_size > 1:
+            self._meeting.visit(self.stage, start["endpoints"], self.config.runtime.timeout_s / 3)
         plan = Assembly.plan(self.config, start["data"]["classes"], assembly.imagine(start["data"]["input"]))
         place = plan.places[self.stage]
         units = plan.units(place.blocks)
@@ -155,7 +180,7 @@ class Worker:
             device=self.device,
             meter=self.meter,
             report=channel.send,
-            run_dir=self.run_dir,
+            run_dir=run_dir,
         )
         self._transport = transport
         if self._ended is not None:
@@ -163,9 +188,29 @@ class Worker:
         self.meter.enter("idle")
         channel.send({"type": "ready", "stage": self.stage})
         self._expect("go")
+        self._meeting.close()
         self._executor.run()
         channel.send({"type": "left", "stage": self.stage})
         self._expect("close")
+
+    def _shared_folder(self, start: dict[str, Any]) -> Path:
+        """The run folder, after a look that it is the coordinator's: checkpoints of all stages go into one folder."""
+        path = self.run_dir or Path(start["folder"])
+        deadline = time.monotonic() + _VISIBLE_S
+        while True:
+            try:
+                found = RunFolder(path).read("run.json") or {}
+            except ValueError as error:
+                raise Unshared(str(error)) from None
+            if found.get("generation") == start["generation"]:
+                return path
+            if time.monotonic() >= deadline:
+                raise Unshared(
+                    f"the run folder {path} on {socket.gethostname()} is not the coordinator's ({start['folder']}): "
+                    "its run.json is missing or of another run; all hosts need the same folder, on a shared file system, "
+                    "because the parts of a checkpoint belong together; give its path here with --run-dir"
+                )
+            time.sleep(0.1)
 
     # Messages ---------------------------------------------------------------------------------------------------
 
@@ -190,6 +235,7 @@ class Worker:
             "pid": os.getpid(),
             "device": _device_name(self.device),
             "data": description,
+            "endpoint": self._meeting.endpoint,
         }
 
     def _snapshot(self) -> dict[str, Any]:
@@ -230,12 +276,18 @@ class Worker:
     def _failure(self, error: Exception) -> dict[str, Any]:
         causes: list[tuple[type[Exception], str]] = [
             (PeerLost, "peer_lost"),
+            (Unmet, "network"),
+            (Unshared, "config"),
             (NonFiniteLoss, "nonfinite"),
             (torch.OutOfMemoryError, "out_of_memory"),
             (OSError, "disk"),
         ]
         cause = next((name for kind, name in causes if isinstance(error, kind)), "raised")
-        text = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+        text = (
+            str(error)
+            if isinstance(error, NonFiniteLoss | Unmet | Unshared)
+            else f"{type(error).__name__}: {error}"
+        )
         return {
             "type": "failed",
             "stage": self.stage,
@@ -303,13 +355,87 @@ def redirect_output(path: Path) -> None:
     os.close(descriptor)
 
 
-def main(config: Config, run_dir: Path, control: str, log_to_folder: bool) -> int:
-    """Run the worker of this process; ranks come from the launcher's environment."""
+def main(
+    config: Config,
+    run_dir: Path | None,
+    control: str | None,
+    log_to_folder: bool,
+    companion: bool,
+    resume: str,
+) -> int:
+    """Run the worker of this process; ranks come from the launcher's environment.
+
+    Args:
+        config: the run.
+        run_dir: run folder; None for the coordinator's.
+        control: address of the coordinator; None for control.host and control.port.
+        log_to_folder: send all output to the run folder's log.
+        companion: let rank 0 start the coordinator.
+        resume: "never", "auto" or the folder of a checkpoint; for the coordinator that rank 0 starts.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ValueError: the launch does not fit the configuration.
+    """
     die_with_parent()
-    rank = int(os.environ["RANK"])
-    if log_to_folder:
+    rank, world_size = _ranks(config)
+    if log_to_folder and run_dir is not None:
         redirect_output(run_dir / "log" / f"stage{rank}.log")
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
     torch.use_deterministic_algorithms(False)
-    return Worker(config, run_dir, control, rank, int(os.environ["WORLD_SIZE"])).run()
+    fixed = config.model_copy(update={"control": config.control.fixed()})
+    if control is None:
+        _check_reachable(fixed, world_size)
+        control = f"tcp://{fixed.control.host}:{fixed.control.port}"
+    if companion and rank == 0:
+        return _lead(fixed, run_dir, world_size, resume)
+    return Worker(config, run_dir, control, rank, world_size).run()
+
+
+def _lead(config: Config, run_dir: Path | None, world_size: int, resume: str) -> int:
+    """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
+    from scpl_dist.launch import preflight
+
+    preflight(config)
+    folder = RunFolder.create(run_dir, config, resume=resume != "never")
+    coordinator = Companion(folder, resume)
+    endpoint = coordinator.endpoint()
+    if endpoint is None:  # it has said why
+        return coordinator.wait(0) or 1
+    code = Worker(config, folder.path, endpoint, 0, world_size).run()
+    ended = coordinator.wait(_COORDINATOR_END_S)
+    if ended is None:
+        coordinator.kill()
+    if folder.read("exit.json") is None:
+        return folder.fail(1, "the coordinator did not finish the run")
+    return code if ended is None else ended
+
+
+def _ranks(config: Config) -> tuple[int, int]:
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except KeyError as error:
+        raise ValueError(
+            f"the environment has no {error}: a worker is started by torchrun ... -m scpl_dist worker CONFIG.toml; "
+            "scpl-dist train starts all stages on this machine"
+        ) from None
+    if world_size != config.pipeline.stages:
+        raise ValueError(
+            f"pipeline.stages = {config.pipeline.stages}: torchrun starts {world_size} processes (--nnodes times "
+            "--nproc-per-node), and each is one stage; make the two numbers equal"
+        )
+    return rank, world_size
+
+
+def _check_reachable(config: Config, world_size: int) -> None:
+    """A coordinator on loopback serves one host only."""
+    host = config.control.host
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) < world_size
+    if several and network.is_loopback(network.resolve(host, "control.host")):
+        raise ValueError(
+            f"control.host = {host!r}: the run has stages on several hosts, which cannot reach this address; set it to "
+            f"the name or address of the first host (torchrun has {os.environ.get('MASTER_ADDR', 'none')})"
+        )
