@@ -147,7 +147,7 @@ def router(
         socket.close()
         raise ValueError(
             f"control.host = {host!r}, control.port = {port}: cannot listen there ({error.strerror}); choose "
-            "an address of this host, or another port (control.port = 0 takes any free one with the local launcher)"
+            "an address of this host or another port; with the local launcher, -o control.port=0 takes any free one"
         ) from None
     bound = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(bound, bytes)
