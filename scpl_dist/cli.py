@@ -107,7 +107,7 @@ def worker(
 ) -> None:
     """Be the stage of this rank; started by torchrun or by the local launcher. Rank 0 starts the coordinator."""
     settings = configuration.load(config, override or [])
-    from scpl_dist import worker as process
+    from scpl_dist import process
 
     _leave(process.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))
 

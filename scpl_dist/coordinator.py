@@ -69,9 +69,7 @@ PAUSE_S = 5.0
 STOP_GRACE_S = 10.0
 """How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
 REFUSALS = 20
-"""Refused workers, and strangers, that are reported; the others are only counted, so that a stranger cannot fill the disk."""
-REJECTIONS = ("garbage", "refused", "key", "handshake")
-"""Why a frame, a worker or a connection is turned away."""
+"""Refused workers that are reported; the others are only counted, so that a stranger cannot fill the disk."""
 
 
 class Coordinator:
@@ -102,20 +100,16 @@ class Coordinator:
         self.agenda: Agenda | None = None
         self.tally: Tally | None = None
         self.data: Dataset | None = None
-        self.rejected: Counter[str] = Counter(dict.fromkeys(REJECTIONS, 0))
+        self.rejected: Counter[str] = Counter(dict.fromkeys(("garbage", "refused", "key", "handshake"), 0))
         self.nonfinite_losses = 0
         self.checkpoints = 0
         self.checkpoint_failures = 0
         self.last_commit: Committed | None = None
         self.outcome: Outcome | None = None
-        self.started: float | None = None
-        """Monotonic time of the first item."""
+        self.started: float | None = None  # monotonic time of the first item
         self._supply: Supply | None = None
-        self._window = window
-        self._resume = resume
-        self._restore = restore
-        self._folder = folder
-        self._strangers: set[tuple[str, str]] = set()
+        self._window, self._folder = window, folder
+        self._resume, self._restore = resume, restore
         self._since: float | None = None
         self._tick: float | None = None
         self._alive = -math.inf
@@ -156,18 +150,15 @@ class Coordinator:
                 self._fail(Failure("launcher_lost", "the launcher is gone", ADVICE["launcher_lost"]))
             case Garbage():
                 self.rejected["garbage"] += 1
-            case TurnedAway(reason, address, text):
-                self._turned_away(reason, address, text)
+            case TurnedAway(reason, report):
+                self.rejected[reason] += 1
+                if report is not None:
+                    self._warn(report)
             case Committed():
                 self.checkpoints += 1
                 self.last_commit = event
-                row = {
-                    "event": "checkpoint",
-                    "step": event.step,
-                    "bytes": event.bytes,
-                    "seconds": event.seconds,
-                }
-                self._commands.append(Record(row))
+                row = {"event": "checkpoint", "step": event.step, "bytes": event.bytes}
+                self._commands.append(Record(row | {"seconds": event.seconds}))
             case NotWritten(what, text):
                 self.checkpoint_failures += what == "checkpoint"
                 self._fail(Failure("disk", f"{what} could not be written: {text}", ADVICE["disk"]))
@@ -230,13 +221,6 @@ class Coordinator:
         if hello.stage < self.config.pipeline.stages and hello.stage not in self.members:
             self._fail(blame(Member(peer, hello, now, now), "config", text))
 
-    def _turned_away(self, reason: str, address: str, text: str) -> None:
-        self.rejected[reason] += 1
-        stranger = (reason, address)
-        if stranger not in self._strangers and len(self._strangers) < REFUSALS:
-            self._strangers.add(stranger)
-            self._warn(f"turned away a connection from {address}: {text}")
-
     def _start(self, now: float) -> None:
         assert self.data is not None
         try:
@@ -247,15 +231,10 @@ class Coordinator:
         self._supply = Supply(self.agenda, self._window)
         self.tally = Tally(self.agenda, self.config.pipeline.stages, self._resume)
         self.state, self._since = "preparing", now
-        endpoints = [member.hello.endpoint for member in self.ordered()]
-        start = Start(
-            generation=self.generation,
-            data=self.data.model_dump(),
-            restore=None if self._restore is None else dict(self._restore),
-            folder=self._folder,
-            endpoints=endpoints,
-        )
-        self._send(start)
+        restore = None if self._restore is None else dict(self._restore)
+        data = self.data.model_dump()
+        start = Start(generation=self.generation, data=data, restore=restore, folder=self._folder)
+        self._send(start.model_copy(update={"endpoints": [m.hello.endpoint for m in self.ordered()]}))
 
     def _go(self, now: float) -> None:
         assert self.agenda is not None

@@ -56,11 +56,10 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class TurnedAway:
-    """Somebody at this address was not let in; `reason` is "key" or "handshake"."""
+    """A connection was not let in; `reason` is "key" or "handshake", `report` is for the user, if it is news."""
 
     reason: str
-    address: str
-    text: str
+    report: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,16 @@ class Tick:
 
 
 Event = (
-    Received | Unreachable | Garbage | TurnedAway | Signal | Exited | LauncherLost | Committed | NotWritten | Tick
+    Received
+    | Unreachable
+    | Garbage
+    | TurnedAway
+    | Signal
+    | Exited
+    | LauncherLost
+    | Committed
+    | NotWritten
+    | Tick
 )
 
 

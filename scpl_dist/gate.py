@@ -27,6 +27,8 @@ __all__ = ["Gate"]
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _BURST = 200
 """What is handled at a time: who knocks without end must not hide a timeout."""
+_REPORTED = 20
+"""Strangers that are reported, each once; the others are counted, so that nobody can fill the disk."""
 _FAILURES = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -58,6 +60,7 @@ class Gate:
         self._pending: dict[int, str] = {}
         self._failing = False
         self._denied = "?"
+        self._reported: set[tuple[str, str]] = set()
         if keys is not None:
             self._zap = context.socket(zmq.REP)
             self._zap.setsockopt(zmq.LINGER, 0)
@@ -88,6 +91,13 @@ class Gate:
         for guard in self.sockets:
             guard.close(0)
 
+    def _turned_away(self, reason: str, address: str, text: str) -> TurnedAway:
+        stranger = (reason, address)
+        if stranger in self._reported or len(self._reported) >= _REPORTED:
+            return TurnedAway(reason, None)
+        self._reported.add(stranger)
+        return TurnedAway(reason, f"turned away a connection from {address}: {text}")
+
     def _answer(self, zap: zmq.Socket[bytes]) -> None:
         """One ZAP request: version, request id, domain, address, identity, mechanism, credentials."""
         version, request, _, address, _, mechanism, *credentials = zap.recv_multipart()
@@ -106,7 +116,7 @@ class Gate:
                 del self._pending[next(iter(self._pending))]
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._failing = True
-            yield TurnedAway(
+            yield self._turned_away(
                 "key", self._denied, "its key is not in the folder control.keys of the coordinator"
             )
         elif event & _FAILURES:
@@ -117,12 +127,12 @@ class Gate:
                 if self._keyed
                 else "no ZeroMQ, or with a key where none is used"
             )
-            yield TurnedAway("handshake", address, f"its handshake failed: {what}")
+            yield self._turned_away("handshake", address, f"its handshake failed: {what}")
         else:
             failing, self._failing = self._failing, False
             pending = self._pending.pop(value, None)
             if pending is not None and not failing:
-                yield TurnedAway("handshake", pending, "it spoke no ZeroMQ")
+                yield self._turned_away("handshake", pending, "it spoke no ZeroMQ")
 
 
 def _peer(descriptor: int) -> str:

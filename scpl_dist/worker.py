@@ -15,8 +15,6 @@ itself. The last thing a worker does is `os._exit`: no library's clean-up can ke
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import os
 import platform
 import queue
@@ -34,7 +32,6 @@ import torch
 
 from scpl_dist import assembly, checkpoint, keys, network
 from scpl_dist.assembly import Assembly
-from scpl_dist.companion import Companion
 from scpl_dist.config import Config
 from scpl_dist.control import Channel
 from scpl_dist.loader import Loader
@@ -47,14 +44,12 @@ from scpl_dist.stage import NonFiniteLoss, Stage
 from scpl_dist.transport import Aborted, PeerLost, Transport
 from scpl_dist.transport.rpc import RpcTransport
 
-__all__ = ["Worker", "die_with_parent"]
+__all__ = ["Worker"]
 
 # Seconds that the training thread has to notice an abort before the control thread ends the process.
 _ABORT_GRACE_S = 2.0
 # Seconds that a shared file system may take to show a new file on another host.
 _VISIBLE_S = 10.0
-# Seconds that the coordinator may take to end after rank 0 has.
-_COORDINATOR_END_S = 10.0
 
 
 class Unshared(Exception):
@@ -207,8 +202,8 @@ class Worker:
             if time.monotonic() >= deadline:
                 raise Unshared(
                     f"the run folder {path} on {socket.gethostname()} is not the coordinator's ({start['folder']}): "
-                    "its run.json is missing or of another run; all hosts need the same folder, on a shared file system, "
-                    "because the parts of a checkpoint belong together; give its path here with --run-dir"
+                    "its run.json is missing or of another run; all hosts need the same folder, on a shared file "
+                    "system, because the parts of a checkpoint belong together; give its path with --run-dir"
                 )
             time.sleep(0.1)
 
@@ -333,109 +328,3 @@ def _device(config: Config) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies, however that happens. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
-        os._exit(1)
-
-
-def redirect_output(path: Path) -> None:
-    """Send what this process and its libraries print to a file, also what C++ prints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
-def main(
-    config: Config,
-    run_dir: Path | None,
-    control: str | None,
-    log_to_folder: bool,
-    companion: bool,
-    resume: str,
-) -> int:
-    """Run the worker of this process; ranks come from the launcher's environment.
-
-    Args:
-        config: the run.
-        run_dir: run folder; None for the coordinator's.
-        control: address of the coordinator; None for control.host and control.port.
-        log_to_folder: send all output to the run folder's log.
-        companion: let rank 0 start the coordinator.
-        resume: "never", "auto" or the folder of a checkpoint; for the coordinator that rank 0 starts.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        ValueError: the launch does not fit the configuration.
-    """
-    die_with_parent()
-    rank, world_size = _ranks(config)
-    if log_to_folder and run_dir is not None:
-        redirect_output(run_dir / "log" / f"stage{rank}.log")
-    faulthandler.enable()
-    torch.set_num_threads(config.runtime.threads)
-    torch.use_deterministic_algorithms(False)
-    fixed = config.model_copy(update={"control": config.control.fixed()})
-    if control is None:
-        _check_reachable(fixed, world_size)
-        control = f"tcp://{fixed.control.host}:{fixed.control.port}"
-    if companion and rank == 0:
-        return _lead(fixed, run_dir, world_size, resume)
-    return Worker(config, run_dir, control, rank, world_size).run()
-
-
-def _lead(config: Config, run_dir: Path | None, world_size: int, resume: str) -> int:
-    """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
-    from scpl_dist.launch import preflight
-
-    preflight(config)
-    folder = RunFolder.create(run_dir, config, resume=resume != "never")
-    coordinator = Companion(folder, resume)
-    endpoint = coordinator.endpoint()
-    if endpoint is None:  # it has said why
-        return coordinator.wait(0) or 1
-    code = Worker(config, folder.path, endpoint, 0, world_size).run()
-    ended = coordinator.wait(_COORDINATOR_END_S)
-    if ended is None:
-        coordinator.kill()
-    if folder.read("exit.json") is None:
-        return folder.fail(1, "the coordinator did not finish the run")
-    return code if ended is None else ended
-
-
-def _ranks(config: Config) -> tuple[int, int]:
-    try:
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    except KeyError as error:
-        raise ValueError(
-            f"the environment has no {error}: a worker is started by torchrun ... -m scpl_dist worker CONFIG.toml; "
-            "scpl-dist train starts all stages on this machine"
-        ) from None
-    if world_size != config.pipeline.stages:
-        raise ValueError(
-            f"pipeline.stages = {config.pipeline.stages}: torchrun starts {world_size} processes (--nnodes times "
-            "--nproc-per-node), and each is one stage; make the two numbers equal"
-        )
-    return rank, world_size
-
-
-def _check_reachable(config: Config, world_size: int) -> None:
-    """A coordinator on loopback serves one host only."""
-    host = config.control.host
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) < world_size
-    if several and network.is_loopback(network.resolve(host, "control.host")):
-        raise ValueError(
-            f"control.host = {host!r}: the run has stages on several hosts, which cannot reach this address; set it to "
-            f"the name or address of the first host (torchrun has {os.environ.get('MASTER_ADDR', 'none')})"
-        )
