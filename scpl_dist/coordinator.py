@@ -102,8 +102,7 @@ class Coordinator:
         self.data: Dataset | None = None
         self.rejected: Counter[str] = Counter(dict.fromkeys(("garbage", "refused", "key", "handshake"), 0))
         self.nonfinite_losses = 0
-        self.checkpoints = 0
-        self.checkpoint_failures = 0
+        self.checkpoints = self.checkpoint_failures = 0
         self.last_commit: Committed | None = None
         self.outcome: Outcome | None = None
         self.started: float | None = None  # monotonic time of the first item
