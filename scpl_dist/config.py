@@ -45,7 +45,8 @@ class Model(Section):
     """The network as a list of blocks."""
 
     name: str = "vgg_tiny"
-    """A built-in name, ``package.module:function`` or ``path/to/file.py:function`` that returns blocks."""
+    """A built-in name, ``torchvision:NAME``, or ``package.module:function`` or ``path/to/file.py:function`` that
+    returns blocks."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the model function."""
 
@@ -60,7 +61,8 @@ class Data(Section):
     batch_size: Positive = 128
     """Samples in a step before augmentation; "strong" augmentation feeds two views of each."""
     augmentation: Literal["none", "basic", "strong"] = "basic"
-    """"none", "basic" (shift and, where it makes sense, flip) or "strong" (two views: basic and colour)."""
+    """"none", "basic" (images: shift and, where it makes sense, flip) or "strong" (two views: basic and colour).
+    Texts and data sets of your own are fed as they are: "none" and "basic" mean the same, "strong" is refused."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads of stage 0 that prepare batches ahead; 0 prepares them in the training thread."""
     download: bool = False

@@ -171,6 +171,10 @@ class Targets(list):
 def targets(root):
     return (Targets(range(10)),) * 3
 
+def objects(root):
+    rows = [(object(), i % 2) for i in range(4)]
+    return rows, rows, rows
+
 def mixed(root):
     rows = [(torch.zeros(3), 0), (torch.zeros(3), 1), (torch.zeros(4), 0)]
     return rows, rows, rows
@@ -237,6 +241,11 @@ def test_inputs_may_be_pytrees_and_become_single_precision(own: Callable[..., Da
     assert inputs["image"].shape == (2, 2, 2)
     assert inputs["n"].tolist() == [4, 1]
     assert labels.tolist() == [1, 1]
+
+
+def test_inputs_that_no_tensor_can_be_made_of_are_refused(own: Callable[..., DataSource]) -> None:
+    with pytest.raises(ValueError, match=r"validation: inputs are object; return tensors, arrays"):
+        own("objects").example()
 
 
 def test_targets_save_reading_every_sample_and_classes_are_counted(own: Callable[..., DataSource]) -> None:

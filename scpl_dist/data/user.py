@@ -110,7 +110,14 @@ class ItemSource(DataSource):
                     f"data.name = {self._name!r}, {split}: sample {position} has shape {_shapes(value)}, "
                     f"sample {positions[0]} has {first}; all inputs need one shape"
                 )
-        return pytree.tree_map_only(torch.Tensor, _single_precision, default_collate(inputs))
+        try:
+            collated = default_collate(inputs)
+        except TypeError:
+            raise ValueError(
+                f"data.name = {self._name!r}, {split}: inputs are {type(inputs[0]).__name__}; "
+                "return tensors, arrays, numbers, or dicts, lists or tuples of them"
+            ) from None
+        return pytree.tree_map_only(torch.Tensor, _single_precision, collated)
 
     def _labels(self, dataset: Any, number: int) -> torch.Tensor:
         where = f"data.name = {self._name!r}, data set {number}"

@@ -65,8 +65,7 @@ def read_vectors(
     Args:
         path: file with a word and its numbers in each line; a first line with two numbers is skipped.
         vocabulary: the words.
-        initial: ``(V, D)``, random initial vectors, V at least the size of the vocabulary. Words without a
-            vector get theirs, scaled to the deviation of the vectors found.
+        initial: ``(V, D)``, V at least the size of the vocabulary; words without a vector keep theirs.
         legacy: give number k the vector of the word with number k + 2, as the published code does.
 
     Returns:
@@ -96,9 +95,6 @@ def read_vectors(
                     raise ValueError(f"{path}: line {line_number} has something else than numbers") from None
     if not found:
         raise ValueError(f"{path}: has none of the {len(vocabulary)} words of the training part")
-    vectors = torch.tensor(list(found.values()))
-    matrix = initial * vectors.std()
-    shift = 2 if legacy else 0
-    rows = torch.tensor(list(found))
-    matrix[rows - shift] = vectors
+    matrix = initial.clone()
+    matrix[torch.tensor(list(found)) - (2 if legacy else 0)] = torch.tensor(list(found.values()))
     return matrix

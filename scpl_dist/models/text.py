@@ -21,6 +21,9 @@ __all__ = ["Text", "lstm", "lstm_tiny", "transformer", "transformer_tiny"]
 
 Text = dict[str, torch.Tensor]
 
+INITIAL_DEVIATION = 0.1
+"""Of word vectors that no file gives: with torch's 1, rare words would be noise louder than what the others learn."""
+
 
 class _TextBlock(nn.Module):
     """What the blocks of both models share: how heads read their output."""
@@ -43,6 +46,8 @@ class Embedding(_TextBlock):
     def __init__(self, vocabulary: int, width: int, legacy: bool) -> None:
         super().__init__(width, legacy)
         self.vectors = nn.Embedding(vocabulary, width, padding_idx=None if legacy else 0)
+        with torch.no_grad():
+            self.vectors.weight.mul_(INITIAL_DEVIATION)
 
     def forward(self, words: torch.Tensor) -> Text:
         """Look the words up."""
