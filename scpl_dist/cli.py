@@ -71,8 +71,21 @@ def evaluate(
     run_dir: RunFolderArgument,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
     checkpoint: CheckpointName = None,
+    exit_threshold: Annotated[
+        float | None,
+        typer.Option(help="Let samples leave at the first block that gives a class this probability."),
+    ] = None,
+    block: Annotated[int | None, typer.Option(help="Take the answer of this block for all samples.")] = None,
 ) -> None:
     """Accuracy of a run's saved weights."""
+    if exit_threshold is not None or block is not None:
+        from scpl_dist import exits
+
+        found = exits.evaluate(run_dir, split, checkpoint, threshold=exit_threshold, block=block)
+        print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
+        print(f"mean depth {found.mean_depth:.2f} of {len(found.left)} blocks")
+        print(found.table())
+        return
     from scpl_dist import evaluation
 
     result = evaluation.evaluate(run_dir, split, checkpoint)

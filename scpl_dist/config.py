@@ -109,13 +109,32 @@ class Loss(Section):
     """The local objective."""
 
     name: str = "supcon"
-    """Local loss of the method scpl."""
+    """Local loss of the method scpl: supcon, ce, predsim, deinforeg, an entry point's name or a dotted name."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for a loss function of your own."""
     temperature: Rate = 0.1
     """Divisor of the cosine similarities in the contrastive loss."""
     projector: str = "m"
     """"i" identity, "l" linear, "m" two layers; ",avg" pools before it; ",HIDDEN,OUT" sets the widths."""
     divisor: Literal["all", "positives"] = "all"
     """Divide an anchor's sum by "all" same-label samples, itself included (as published), or by its "positives"."""
+    classifier: str = "m"
+    """Local classifier: "l" linear, "m" two layers as published, or activation and width such as "sigmoid,512"."""
+    local_predictors: bool = False
+    """Train a predictor on the detached output of every block (scpl), so that samples can leave early."""
+
+
+class Association(Section):
+    """The label code of the method al (associated learning)."""
+
+    activation: Literal["sigmoid", "tanh"] = "sigmoid"
+    """"sigmoid" and squared errors throughout (images), or "tanh" with linear decoders and a cross-entropy (text)."""
+    code: Positive = 128
+    """Width of the label code between two blocks."""
+    bridge: Annotated[int, Field(ge=0)] = 0
+    """Hidden width of the bridge from a block's output to the code; 0 is a single layer."""
+    autoencoder_lr: Rate = 1.0
+    """Factor on the learning rate for the label's encoders and decoders."""
 
 
 class Optimizer(Section):
@@ -200,6 +219,7 @@ class Config(Section):
     data: Data = Data()
     pipeline: Pipeline = Pipeline()
     loss: Loss = Loss()
+    al: Association = Association()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()

@@ -6,6 +6,7 @@ last block only. A block may say how its output is read, with plain attributes, 
 - ``feature(output) -> Tensor (B, ...)``: what the heads see; must work on tensors without storage ("meta").
   Default: the first tensor of the output.
 - ``projector_widths = (HIDDEN, OUT)``: default widths of its projector. Default: (512, 1024).
+- ``classifier``: kind of its local classifier (see `Predictor`), where one is trained. Default: "sigmoid,512".
 - ``predictor``: kind of its predictor (see `Predictor`), or a function ``(classes) -> nn.Module``.
   Default: "l".
 """

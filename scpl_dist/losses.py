@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["supcon"]
+__all__ = ["deinforeg", "similarity_matching", "supcon"]
 
 
 def supcon(
@@ -49,3 +49,56 @@ def supcon(
     log_likelihood = (similarity * positive).sum(dim=1) - count * normaliser
     weight = count + 1 if divisor == "all" else count.clamp(min=1)
     return -(log_likelihood / weight).mean()
+
+
+def similarity_matching(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Squared distance between the similarities of the features and those of the labels, a float32 scalar.
+
+    Similarity is the correlation of two samples' feature vectors, clamped to [-1, 1]; the labels' vectors are one-hot
+    (Nokland and Eidnes, arXiv 1901.06656, "sim"). Of images, the vector holds the deviation of each channel over the
+    pixels, if there are more than three channels and pixels enough.
+
+    Args:
+        features: ``(N, D)`` or ``(N, C, H, W)``.
+        labels: ``(N,)``, integers.
+        classes: number of classes.
+    """
+    features = features.float()
+    if features.dim() == 4 and features.shape[1] > 3 and features.shape[2] > 1:
+        features = features.flatten(2).std(dim=2)
+    wanted = _correlations(F.one_hot(labels, classes).float())
+    return F.mse_loss(_correlations(features.flatten(1)), wanted)
+
+
+def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
+    """The three terms of decoupled information regularisation (arXiv 2506.18193), float32 scalars with weights 1.
+
+    Of features scaled to length 1: ``covariance``, the squared covariances between different features summed and
+    divided by D; ``invariance``, see `similarity_matching`; ``variance``, how far the deviation of a feature over the
+    batch lies below 1, averaged over the features and, as in the published code, divided by N.
+
+    Args:
+        features: ``(N, D)``, N at least 2; with fewer samples all terms are 0.
+        labels: ``(N,)``, integers.
+        classes: number of classes.
+    """
+    size, width = features.shape
+    if size < 2:
+        nothing = features.float().sum() * 0.0
+        return {"covariance": nothing, "invariance": nothing, "variance": nothing}
+    normalised = F.normalize(features.float(), dim=1)
+    centred = normalised - normalised.mean(dim=0)
+    covariances = centred.T @ centred / size
+    between = covariances.square().sum() - covariances.diagonal().square().sum()
+    deviation = (centred.var(dim=0) + 1e-7).sqrt()
+    return {
+        "covariance": between / width,
+        "invariance": similarity_matching(normalised, labels, classes),
+        "variance": F.relu(1 - deviation).mean() / size,
+    }
+
+
+def _correlations(vectors: torch.Tensor) -> torch.Tensor:
+    """``(N, N)`` correlations between the rows of ``(N, D)``."""
+    centred = F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
+    return (centred @ centred.T).clamp(-1, 1)

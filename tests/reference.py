@@ -39,7 +39,7 @@ def train(config: Config) -> Reference:
     plan = Assembly.plan(config, source.classes, source.example())
     result = Reference(units=plan.units(range(len(plan.parameters))))
     adams: Adams = {
-        block: [torch.optim.Adam(path, fused=True) for path in unit.paths() if path]
+        block: [torch.optim.Adam([path], fused=True) for path in unit.paths() if path["params"]]
         for block, unit in result.units.items()
     }
     size = source.sizes["train"]

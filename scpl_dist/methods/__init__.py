@@ -5,14 +5,18 @@ The executor knows none of them by name. A method is added by a file here and a 
 
 from __future__ import annotations
 
+from scpl_dist.methods.al import AssociatedLearning
 from scpl_dist.methods.base import Method
 from scpl_dist.methods.bp import BackPropagation
+from scpl_dist.methods.early_exit import EarlyExit
 from scpl_dist.methods.gpipe import GPipe
 from scpl_dist.methods.scpl import Scpl
 
 __all__ = ["METHODS", "Method", "resolve"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Scpl, BackPropagation, GPipe)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Scpl, BackPropagation, EarlyExit, GPipe, AssociatedLearning)
+}
 
 
 def resolve(name: str) -> type[Method]:

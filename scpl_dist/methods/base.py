@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -78,6 +78,19 @@ class Method(ABC):
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         """What the first unit is given for a batch."""
         return inputs
+
+    def probabilities(self, units: Mapping[int, Unit], block: int, carry: Carry) -> Tensor | None:
+        """Class probabilities (N, classes) of an answer from `block`; None if it cannot give one.
+
+        Args:
+            units: all units, in evaluation mode.
+            block: the block that has just run.
+            carry: its output.
+        """
+        scores = (
+            units[block].predict(carry) if block == self.num_blocks - 1 else units[block].local_scores(carry)
+        )
+        return None if scores is None else scores.softmax(1)
 
 
 class LocalMethod(Method):

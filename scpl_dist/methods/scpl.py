@@ -1,7 +1,7 @@
 """Supervised Contrastive Parallel Learning (arXiv 2602.00062): a contrastive loss for every block.
 
 The last block has a predictor too. It learns by cross-entropy on the *detached* feature: no block ever sees the
-gradient of the cross-entropy.
+gradient of the cross-entropy. The contrastive loss may be exchanged for another local objective, ``loss.name``.
 """
 
 from __future__ import annotations
@@ -11,36 +11,44 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl_dist import losses
-from scpl_dist.heads import Predictor, Projector, feature
+from scpl_dist import objectives
+from scpl_dist.heads import Predictor, feature
 from scpl_dist.methods.base import LocalMethod
-from scpl_dist.methods.unit import Carry, Unit, detached
+from scpl_dist.methods.unit import Carry, Unit
+from scpl_dist.objectives import Objective
 
-__all__ = ["Scpl"]
+__all__ = ["LocalUnit", "Scpl"]
 
 
-class ContrastiveUnit(Unit):
-    """A block with a projector and, if it is the last, a predictor."""
+class LocalUnit(Unit):
+    """A block with a local objective and perhaps a predictor, which learns beside it and does not change it."""
 
-    def __init__(
-        self, block: nn.Module, heads: dict[str, nn.Module], temperature: float, divisor: str
-    ) -> None:
-        super().__init__(block, heads)
-        self.temperature = temperature
-        self.divisor = divisor
+    def __init__(self, block: nn.Module, objective: Objective, predictor: Predictor | None) -> None:
+        super().__init__(
+            block, {**objective.heads, **({"predictor": predictor} if predictor is not None else {})}
+        )
+        self.terms = objective.terms
 
     def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
-        """``contrastive``, and ``classifier`` where there is a predictor."""
-        projected = self.heads["projector"](feature(self.block, after))
-        terms = {"contrastive": losses.supcon(projected, labels, self.temperature, self.divisor)}
+        """The terms of the objective, and ``classifier`` where there is a predictor."""
+        seen = feature(self.block, after)
+        terms = self.terms(self.heads, seen, labels)
         if "predictor" in self.heads:
-            terms["classifier"] = functional.cross_entropy(self.predict(detached(after)), labels)
+            terms["classifier"] = functional.cross_entropy(self.heads["predictor"](seen.detach()), labels)
         return terms
 
     def predict(self, after: Carry) -> Tensor:
         """Class scores (N, classes) of the predictor."""
         scores: Tensor = self.heads["predictor"](feature(self.block, after))
         return scores
+
+    def local_scores(self, after: Carry) -> Tensor | None:
+        """Class scores of the predictor, or else of the objective's classifier, if there is one of them."""
+        for name in ("predictor", "classifier"):
+            if name in self.heads:
+                scores: Tensor = self.heads[name](feature(self.block, after))
+                return scores
+        return None
 
 
 class Scpl(LocalMethod):
@@ -49,9 +57,17 @@ class Scpl(LocalMethod):
     name = "scpl"
     whole = "a contrastive loss compares all samples of a batch, so parts of it have another loss"
 
+    @property
+    def objective(self) -> str:
+        """Name of the local objective."""
+        return self.config.loss.name
+
     def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
-        """A projector for each block, a predictor for the last."""
-        parts: dict[str, nn.Module] = {"projector": Projector(self.config.loss.projector, block, after)}
+        """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""
+        objective = objectives.make(self.objective, self.config.loss, block, after, self.classes)
+        predictor: Predictor | None = None
         if index == self.num_blocks - 1:
-            parts["predictor"] = Predictor(block, after, self.classes)
-        return ContrastiveUnit(block, parts, self.config.loss.temperature, self.config.loss.divisor)
+            predictor = Predictor(block, after, self.classes)
+        elif self.config.loss.local_predictors:
+            predictor = objectives.classifier(self.config.loss, block, after, self.classes)
+        return LocalUnit(block, objective, predictor)

@@ -6,6 +6,7 @@ only; a method with a second stream, such as associated learning, carries both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Unit(nn.Module):
         heads: what the local objective adds, by name; the name ``predictor`` is kept for inference.
     """
 
-    def __init__(self, block: nn.Module, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, block: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.block = block
         self.heads = nn.ModuleDict(heads)
@@ -63,9 +64,12 @@ class Unit(nn.Module):
     def updated(self) -> None:
         """Called after each update, with all micro-batches of the step behind."""
 
-    def paths(self) -> list[list[nn.Parameter]]:
-        """Parameters by optimizer: one Adam is made for each list."""
-        return [list(self.parameters())]
+    def paths(self) -> list[dict[str, Any]]:
+        """Parameter groups: one Adam is made for each that is not empty.
+
+        ``params`` holds the parameters; ``lr_scale`` may hold a factor on the learning rate.
+        """
+        return [{"params": list(self.parameters())}]
 
 
 def detached(carry: Carry) -> Carry:
@@ -85,7 +89,11 @@ def make_optimizers(unit: Unit, config: Config) -> list[torch.optim.Optimizer]:
 
     The fused kernel updates all parameters of a unit in one pass over memory; the update is Adam's all the same.
     """
-    return [torch.optim.Adam(path, lr=config.optimizer.lr, fused=True) for path in unit.paths() if path]
+    return [
+        torch.optim.Adam([path], lr=config.optimizer.lr, fused=True)
+        for path in unit.paths()
+        if path["params"]
+    ]
 
 
 def seed_operators(seed: int, block: int, step: int, micro_batch: int) -> None:

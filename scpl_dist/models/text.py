@@ -31,7 +31,7 @@ class _TextBlock(nn.Module):
     def __init__(self, width: int, legacy: bool) -> None:
         super().__init__()
         self.projector_widths = (width, width)
-        self.predictor = f"tanh,{width}"
+        self.predictor = self.classifier = f"tanh,{width}"
         self.legacy = legacy
 
     def feature(self, output: Text) -> torch.Tensor:

@@ -19,6 +19,8 @@ METHODS = {
     "bp": ["run.method=bp"],
     "gpipe": ["run.method=gpipe", "pipeline.micro_batches=3"],
     "gpipe, recomputation": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.recompute=true"],
+    "early_exit": ["run.method=early_exit"],
+    "al": ["run.method=al", "al.autoencoder_lr=2.0"],
     "1f1b": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.schedule=1f1b"],
 }
 
@@ -36,7 +38,7 @@ def test_scpl_equals_a_plain_loop(
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-@pytest.mark.parametrize("method", ["bp", "gpipe"])
+@pytest.mark.parametrize("method", ["bp", "gpipe", "early_exit", "al"])
 def test_other_methods_equal_a_plain_loop(
     method: str, stages: int, expected: dict[str, reference.Reference], tmp_path: Path
 ) -> None:

@@ -1,0 +1,139 @@
+"""Associated learning (ICLR 2022; Neural Computation 2021): blocks learn to predict a code of the label.
+
+Block l has the network's layers f, a label encoder g, a bridge b and a decoder h. Data and label code both travel
+forward, each without history, and neither path's loss touches the other:
+
+    s_l = f_l(s_{l-1})      associated loss   MSE(b_l(s_l), t_l)          trains f and b
+    t_l = g_l(t_{l-1})      autoencoder loss  AE(h_l(t_l), t_{l-1})       trains g and h       t_0 = one-hot label
+
+An answer goes forward through all f, over the last bridge, and *back* through all decoders:
+
+    stage 0   LOAD F0 SEND_F                           RECV_B DEC0 COUNT
+    stage 1           RECV_F F1 SEND_F          RECV_B DEC1 SEND_B
+    stage 2                     RECV_F F2 PRED2 DEC2 SEND_B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scpl_dist.config import Association
+from scpl_dist.heads import feature
+from scpl_dist.methods.base import LocalMethod
+from scpl_dist.methods.unit import Carry, Unit
+from scpl_dist.schedule import Action, Kind, Place
+
+__all__ = ["AssociatedLearning"]
+
+
+class AssociatedUnit(Unit):
+    """f with g, b and h.
+
+    Args:
+        block: f.
+        width: features of a sample behind f.
+        entering: width of the code that g is given: the number of classes for the first block.
+        settings: section ``al``.
+        first: whether h gives class scores.
+    """
+
+    def __init__(
+        self, block: nn.Module, width: int, entering: int, settings: Association, first: bool
+    ) -> None:
+        activation = nn.Sigmoid if settings.activation == "sigmoid" else nn.Tanh
+        hidden = [nn.Linear(width, settings.bridge), activation()] if settings.bridge else []
+        bridge = [nn.Flatten(), *hidden, nn.Linear(settings.bridge or width, settings.code), activation()]
+        linear = settings.activation == "tanh" and not first
+        decoder = [nn.Linear(settings.code, entering), *([] if linear else [activation()])]
+        heads = {
+            "bridge": nn.Sequential(*bridge),
+            "encoder": nn.Sequential(nn.Linear(entering, settings.code), activation()),
+            "decoder": nn.Sequential(*decoder),
+        }
+        super().__init__(block, heads)
+        self.by_cross_entropy = settings.activation == "tanh" and first
+        self.autoencoder_lr = settings.autoencoder_lr
+
+    def forward(self, carry: Carry) -> Carry:
+        """Both streams in training; the label's is not used to answer."""
+        data = self.block(carry["data"])
+        if not self.training:
+            return {"data": data}
+        return {"data": data, "code": self.heads["encoder"](carry["code"])}
+
+    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+        """``associated`` and ``autoencoder``."""
+        back = self.heads["decoder"](after["code"])
+        return {
+            "associated": functional.mse_loss(self.predict(after), after["code"].detach()),
+            "autoencoder": functional.cross_entropy(back, labels)
+            if self.by_cross_entropy
+            else functional.mse_loss(back, before["code"]),
+        }
+
+    def predict(self, after: Carry) -> Tensor:
+        """What the code of the label should be, (N, code)."""
+        code: Tensor = self.heads["bridge"](feature(self.block, after["data"]))
+        return code
+
+    def decode(self, answer: Tensor) -> Tensor:
+        """The code one block before; for the first block, class scores."""
+        code: Tensor = self.heads["decoder"](answer)
+        return code
+
+    def paths(self) -> list[dict[str, Any]]:
+        """The data's path and the label's path, with an optimizer each."""
+        return [
+            {"params": [*self.block.parameters(), *self.heads["bridge"].parameters()]},
+            {
+                "params": [*self.heads["encoder"].parameters(), *self.heads["decoder"].parameters()],
+                "lr_scale": self.autoencoder_lr,
+            },
+        ]
+
+
+class AssociatedLearning(LocalMethod):
+    """Associated learning: see the module. Means over samples, so a batch may be split."""
+
+    name = "al"
+
+    def carry(self, inputs: Any, labels: Tensor) -> Carry:
+        """Data and one-hot labels."""
+        return {"data": inputs, "code": functional.one_hot(labels, self.classes).float()}
+
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+        """All blocks have the same heads; the first one's code is the label."""
+        first = index == 0
+        width = feature(block, after).shape[1:].numel()
+        entering = self.classes if first else self.config.al.code
+        return AssociatedUnit(block, width, entering, self.config.al, first)
+
+    def evaluate(self, place: Place, micro_batches: int) -> Iterator[Action]:
+        """Forward through all stages and back through their decoders; the first stage counts."""
+        for m in range(micro_batches):
+            yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
+            for block in place.blocks:
+                yield Action(Kind.FORWARD, block, m)
+            if place.last:
+                yield Action(Kind.PREDICT, place.blocks[-1], m)
+            else:
+                yield Action(Kind.SEND_F, micro_batch=m)
+                yield Action(Kind.RECV_B, micro_batch=m)
+            for block in reversed(place.blocks):
+                yield Action(Kind.DECODE, block, m)
+            yield Action(Kind.COUNT if place.first else Kind.SEND_B, micro_batch=m)
+
+    def probabilities(self, units: Mapping[int, Unit], block: int, carry: Carry) -> Tensor:
+        """The shortcut: over the bridge of `block`, and back through the decoders before it.
+
+        The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are.
+        """
+        answer = units[block].predict(carry)
+        for index in range(block, -1, -1):
+            answer = units[index].decode(answer)
+        return torch.clamp(answer, 0, 1)
