@@ -65,7 +65,7 @@ def train(
         values["data.name"] = data if isinstance(data, str) else loading.name_of(data)
     values.setdefault("metrics.port", 0)
     configuration = config.load(values=values)
-    launch.preflight(configuration)
+    configuration = launch.preflight(configuration).config
     folder = RunFolder.create(run_dir, configuration)
     code = launch.launch(configuration, folder)
     if code != 0:

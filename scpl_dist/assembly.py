@@ -6,7 +6,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Assembly:
         classes: number of classes.
         shapes: input of block 0, then the output of every block: pytrees of meta tensors, batch 2.
         parameters: number of parameters of each block, without heads.
+        head_parameters: number of parameters of each block's heads.
         places: what each stage holds.
         method: the training method.
     """
@@ -39,6 +40,7 @@ class Assembly:
     classes: int
     shapes: list[Any]
     parameters: list[int]
+    head_parameters: list[int]
     places: list[Place]
     method: methods.Method
 
@@ -59,7 +61,12 @@ class Assembly:
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         places = _places(config, parameters)
         method = method_type(config, len(blocks), classes)
-        return cls(config, classes, [example, *outputs], parameters, places, method)
+        shapes = [example, *outputs]
+        heads = [
+            _head_parameters(method.unit, *args)
+            for args in zip(range(len(blocks)), blocks, shapes, outputs, strict=False)
+        ]
+        return cls(config, classes, shapes, parameters, heads, places, method)
 
     def units(self, blocks: Iterable[int]) -> dict[int, Unit]:
         """Build blocks with their heads; weights are drawn from (seed, block)."""
@@ -90,6 +97,18 @@ class Assembly:
         return "\n".join(rows)
 
 
+def _head_parameters(make: Callable[..., Unit], *args: Any) -> int:
+    """Parameters of a block's heads, made without storage where that is possible."""
+    try:
+        with torch.device("meta"):
+            unit = make(*args)
+    except ValueError:
+        raise
+    except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
+        unit = make(*args)
+    return sum(parameter.numel() for parameter in unit.heads.parameters())
+
+
 def _places(config: Config, parameters: list[int]) -> list[Place]:
     stages, rule = config.pipeline.stages, config.pipeline.partition
     blocks = len(parameters)
@@ -105,6 +124,11 @@ def _places(config: Config, parameters: list[int]) -> list[Place]:
                 f"{blocks}; the counts must add up to {blocks}"
             )
         counts = rule
+    elif rule == "measured":
+        raise ValueError(
+            'pipeline.partition = "measured": all processes need the same counts, so one measures for all; '
+            "scpl-dist train does, and for other launchers scpl-dist train CONFIG --dry-run prints them to be set"
+        )
     else:
         costs = {"uniform": [1.0] * blocks, "parameters": [float(count) for count in parameters]}
         counts = partition.balanced(costs[rule], stages)

@@ -57,7 +57,8 @@ def train(
     settings = configuration.load(config, override or [])
     from scpl_dist import launch  # imports torch, so that a mistyped key is answered at once
 
-    plan = launch.preflight(settings)
+    plan = launch.preflight(settings, absent=_without_data if dry_run else None)
+    settings = plan.config
     if dry_run:
         print(settings.to_toml())
         print(plan.table())
@@ -149,6 +150,10 @@ def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder,
     print(f"coordinator: coordinator.key_secret and worker.key of {folder}")
     print(f"each worker: worker.key_secret and coordinator.key of {folder}")
     print("secret files stay readable by their owner only; control.keys names the folder on each host")
+
+
+def _without_data(reason: str) -> None:
+    print(f"data not checked, because its files are missing: {reason}", file=sys.stderr)
 
 
 def _leave(code: int) -> NoReturn:

@@ -19,14 +19,18 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scpl_dist.companion import Companion
 from scpl_dist.config import Config
 from scpl_dist.network import loopback, resolve
 from scpl_dist.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from scpl_dist.data import DataSource
 
 __all__ = ["launch", "preflight"]
 
@@ -54,11 +58,17 @@ class _WorkersEnded:
 _Event = _Signal | _CoordinatorEnded | _WorkersEnded
 
 
-def preflight(config: Config) -> Any:
-    """Find the user's mistakes before any process starts.
+def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Any:
+    """Find the user's mistakes before any process starts, and decide what is decided once for all processes.
+
+    Args:
+        config: the run.
+        absent: called with the reason if the files of a published data set cannot be used; everything else is checked
+            then. None makes that an error.
 
     Returns:
-        The `scpl_dist.assembly.Assembly` of the run.
+        The `scpl_dist.assembly.Assembly` of the run. Its configuration is the one to run: the counts of a measured
+        partition are in it.
 
     Raises:
         ValueError: with the key, the value and the fix.
@@ -66,13 +76,22 @@ def preflight(config: Config) -> Any:
     from scpl_dist import data
     from scpl_dist.assembly import Assembly
 
-    source = data.resolve(config)
+    try:
+        source = data.resolve(config)
+    except ValueError as error:
+        known = data.outline(config)
+        if absent is None or known is None or config.pipeline.partition == "measured":
+            raise
+        absent(str(error))
+        return Assembly.plan(config, *known)
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
             f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
             f"samples; use at most {size}"
         )
+    if config.pipeline.partition == "measured":
+        config = _measured(config, source)
     assembly = Assembly.plan(config, source.classes, source.example())
     if config.runtime.device == "cuda":
         import torch
@@ -82,6 +101,18 @@ def preflight(config: Config) -> Any:
     _check_port("metrics", config.metrics.host, config.metrics.port)
     _check_port("control", config.control.host, config.control.port)
     return assembly
+
+
+def _measured(config: Config, source: DataSource) -> Config:
+    """The configuration with the block counts that measuring gives."""
+    from scpl_dist import costs
+    from scpl_dist.assembly import Assembly
+
+    pipeline = config.pipeline.model_copy(update={"partition": "uniform"})
+    plan = Assembly.plan(config.model_copy(update={"pipeline": pipeline}), source.classes, source.example())
+    return config.model_copy(
+        update={"pipeline": pipeline.model_copy(update={"partition": costs.counts(plan, source)})}
+    )
 
 
 def launch(config: Config, folder: RunFolder, resume: str = "never") -> int:

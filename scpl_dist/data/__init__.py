@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from scpl_dist.config import Config
 from scpl_dist.data import corpora, digits, docstrings, images, user
+from scpl_dist.data.outline import outline
 from scpl_dist.data.source import DataSource, ImageSource
 from scpl_dist.data.text import TextSource
 from scpl_dist.data.user import ItemSource
 
-__all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "resolve"]
+__all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "outline", "resolve"]
 
 _LOADERS: dict[str, Callable[..., DataSource]] = {
     "digits": digits.load,
