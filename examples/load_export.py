@@ -1,8 +1,8 @@
 """Run exported weights of the main job with plain PyTorch: ``python examples/load_export.py OUT.safetensors``.
 
-OUT.safetensors comes from ``scpl-dist train`` and then ``scpl-dist export RUN_DIR OUT.safetensors``: one state dict with
-keys ``blocks.<i>.<name>`` for the network and ``heads.<i>.<name>`` for what the local losses added. Of the heads, only
-the predictor behind the last block is needed.
+OUT.safetensors comes from ``scpl-dist train`` and then ``scpl-dist export RUN_DIR OUT.safetensors``: one state dict
+with keys ``blocks.<i>.<name>`` for the network and ``heads.<i>.<name>`` for what the local losses added. Of the heads,
+only the predictor behind the last block is needed.
 """
 
 import sys

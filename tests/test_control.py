@@ -129,7 +129,7 @@ class Peer:
 
     def __init__(self, timeout_s: float = LIMIT_S) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
-        self.socket, self.address = router(self.context, "127.0.0.1", 0)
+        self.socket, self.address, self.gate = router(self.context, "127.0.0.1", 0)
         self.socket.setsockopt(zmq.RCVTIMEO, int(LIMIT_S * 1000))
         self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.lost: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -154,8 +154,25 @@ class Peer:
 
     def close(self) -> None:
         self.channel.close(0.0)
-        self.socket.close(0)
+        self.hang_up()
         self.context.term()
+
+    def hang_up(self) -> None:
+        """Close the coordinator's end only."""
+        if not self.socket.closed:
+            self.gate.close()
+            self.socket.close(0)
+
+    def come_back(self) -> None:
+        """Bind the same port again, which ZeroMQ is about to close."""
+        port = int(self.address.rpartition(":")[2])
+        deadline = time.monotonic() + LIMIT_S
+        while self.socket.closed:
+            try:
+                self.socket, _, self.gate = router(self.context, "127.0.0.1", port)
+            except ValueError:
+                assert time.monotonic() < deadline
+        self.socket.setsockopt(zmq.RCVTIMEO, int(LIMIT_S * 1000))
 
 
 @pytest.fixture
@@ -223,7 +240,7 @@ def test_close_sends_what_is_queued(peer: Peer) -> None:
 
 def test_close_ends_although_nobody_listens() -> None:
     peer = Peer()
-    peer.socket.close(0)
+    peer.hang_up()
     peer.channel.send({"type": "left"})
     begin = time.monotonic()
     assert peer.channel.close(flush_s=0.2)
@@ -268,28 +285,16 @@ def test_a_coordinator_that_is_not_there_is_noticed() -> None:
 def test_a_broken_connection_is_noticed_before_the_silence() -> None:
     peer = Peer(timeout_s=1000.0)
     peer.expect(Heartbeat)
-    peer.socket.close(0)
+    peer.hang_up()
     assert "broke and did not come back" in peer.lost.get(timeout=LIMIT_S)
     peer.close()
 
 
-def rebound(context: zmq.Context[Any], port: int) -> zmq.Socket[bytes]:
-    """A new socket at a port whose old one ZeroMQ is about to close."""
-    deadline = time.monotonic() + LIMIT_S
-    while True:
-        try:
-            return router(context, "127.0.0.1", port)[0]
-        except ValueError:
-            assert time.monotonic() < deadline
-
-
 def test_a_connection_that_comes_back_is_the_same_peer() -> None:
     peer = Peer()
-    port = int(peer.address.rpartition(":")[2])
     name, _ = peer.receive()
-    peer.socket.close(0)
-    peer.socket = rebound(peer.context, port)
-    peer.socket.setsockopt(zmq.RCVTIMEO, int(LIMIT_S * 1000))
+    peer.hang_up()
+    peer.come_back()
     again, message = peer.receive()
     assert isinstance(message, Heartbeat)
     assert again == name
