@@ -1,4 +1,4 @@
-"""Finds a function of the user's by name: ``package.module:function`` or ``path/to/file.py:function``.
+"""Calls what a configuration names: ``package.module:function`` or ``path/to/file.py:function``, with arguments.
 
 Models and data sets are named in a text file and built in several processes, so what they need is a name that
 every process can look up, not an object that one of them has.
@@ -6,6 +6,8 @@ every process can look up, not an object that one of them has.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -14,7 +16,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_object", "name_of"]
+from pydantic import ConfigDict, ValidationError, validate_call
+
+__all__ = ["checked", "load_object", "name_of"]
+
+_FROM_FILE = "scpl_dist_user_"
+"""Start of the names of modules that were loaded from a path, which no other process can import by name."""
+
+
+def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
+    """The same function, which refuses arguments of another type than it declares.
+
+    For functions of this package whose keyword arguments a user writes into a text file.
+
+    Args:
+        function: the function; all its parameters have types.
+        key: configuration key that holds the keyword arguments, for messages: ``model.args``.
+
+    Returns:
+        The function, which raises ValueError with key, name, value and what is wrong.
+    """
+    strict = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return strict(*args, **kwargs)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join([key, *map(str, problem["loc"])])
+            raise ValueError(f"{place} = {problem['input']!r}: {problem['msg'].lower()}") from None
+
+    return call
 
 
 def load_object(name: str, key: str) -> Callable[..., Any]:
@@ -52,8 +85,8 @@ def _from_file(path: Path, name: str, key: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise ValueError(f"{key} = {name!r}: there is no file {path}; check the path")
-    # A stable module name lets two loads in one process share classes, and keeps pickling by name possible.
-    module_name = f"scpl_dist_user_{path.stem}_{abs(hash(str(path))):x}"
+    # One module for one file lets two loads share classes; the same name in every process allows pickling by name.
+    module_name = f"{_FROM_FILE}{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -93,7 +126,7 @@ def name_of(function: Callable[..., Any]) -> str:
         raise ValueError(
             f"{name}: other processes cannot import it; write it as a function at the top level of a file"
         )
-    if module.__name__ != "__main__":
+    if module.__name__ != "__main__" and not module.__name__.startswith(_FROM_FILE):
         return f"{module.__name__}:{name}"
     file = getattr(module, "__file__", None)
     if file is None:

@@ -267,7 +267,7 @@ def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     [
         ({"channels": 4}, "channels = 4: give 3 for RGB or 1"),
         ({"validation": 0.0}, "validation = 0.0: give the share"),
-        ({"validation": "x"}, "validation = 'x': give the share"),
+        ({"validation": "x"}, r"data\.args\.validation = 'x': input should be a valid number"),
         ({"mean": [0.5]}, "have 1 values for 3 channels"),
         ({"colour": 1}, "image_folder takes size, channels"),
     ],

@@ -175,6 +175,8 @@ def test_unknown_names_and_args_are_refused(own: str) -> None:
         models.resolve("vgg9", {})
     with pytest.raises(ValueError, match=r"model\.args = \{'depth': 3\}: vgg8 cannot be called"):
         models.resolve("vgg8", {"depth": 3})
+    with pytest.raises(ValueError, match=r"model\.args\.channels = '3': input should be a valid integer"):
+        models.build("vgg8", {"channels": "3"}, 10, 0)
     with pytest.raises(ValueError, match=r"block 4 does not exist.*4 blocks"):
         models.build("vgg8", {}, 10, 0, blocks=[4], device="meta")
 

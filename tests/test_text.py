@@ -170,6 +170,7 @@ def test_an_empty_folder_and_impossible_args_are_refused(tmp_path: Path) -> None
         ({"length": 0}, "length = 0: give the number of words"),
         ({"vocabulary": 2}, "vocabulary = 2: give at least 3"),
         ({"validation": 0.9}, r"validation = 0\.9: give the share"),
+        ({"length": "7"}, r"data\.args\.length = '7': input should be a valid integer"),
         ({"size": 3}, "csv takes length, vocabulary, vectors, validation, legacy"),
     ]:
         with pytest.raises(ValueError, match=says):

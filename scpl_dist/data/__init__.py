@@ -11,6 +11,7 @@ from scpl_dist.data.outline import outline
 from scpl_dist.data.source import DataSource, ImageSource
 from scpl_dist.data.text import TextSource
 from scpl_dist.data.user import ItemSource
+from scpl_dist.loading import checked
 
 __all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "outline", "resolve"]
 
@@ -54,4 +55,5 @@ def resolve(config: Config) -> DataSource:
         raise ValueError(
             f"data.args = {args!r}: {name} takes {', '.join(known) if known else 'no arguments'}"
         ) from None
-    return loader(config, **args)
+    source: DataSource = checked(loader, "data.args")(config, **args)
+    return source

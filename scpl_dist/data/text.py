@@ -51,17 +51,7 @@ def text_source(
     Raises:
         ValueError: labels that the training part does not have, one class only, impossible arguments.
     """
-    if config.data.augmentation == "strong":
-        raise ValueError(
-            'data.augmentation = "strong": there is no augmentation of texts; set it to "none" or "basic"'
-        )
-    check_share(validation)
-    if length < 1:
-        raise ValueError(f"data.args: length = {length}: give the number of words to use, at least 1")
-    if vectors is not None and not Path(vectors).is_file():
-        raise ValueError(
-            f"data.args: vectors = {vectors!r}: there is no such file; get glove.6B.zip and unpack it"
-        )
+    _check_arguments(config, length, vectors, validation)
     names = sorted({label for _, label in parts["train"]}, key=_numerically)
     words: dict[str, list[list[str]]] = {}
     labels: dict[str, torch.Tensor] = {}
@@ -138,6 +128,20 @@ class TextSource(DataSource):
         with torch.no_grad():
             initial = embedding.weight
             initial.copy_(read_vectors(Path(self._vectors), self.vocabulary, initial.clone(), self._legacy))
+
+
+def _check_arguments(config: Config, length: int, vectors: str | None, validation: float) -> None:
+    if config.data.augmentation == "strong":
+        raise ValueError(
+            'data.augmentation = "strong": there is no augmentation of texts; set it to "none" or "basic"'
+        )
+    check_share(validation)
+    if length < 1:
+        raise ValueError(f"data.args: length = {length}: give the number of words to use, at least 1")
+    if vectors is not None and not Path(vectors).is_file():
+        raise ValueError(
+            f"data.args: vectors = {vectors!r}: there is no such file; get glove.6B.zip and unpack it"
+        )
 
 
 def _limit(config: Config, vocabulary: int | None) -> int:

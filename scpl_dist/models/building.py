@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scpl_dist.loading import load_object
+from scpl_dist.loading import checked, load_object
 from scpl_dist.models.tracing import trace
 from scpl_dist.seeds import seeded
 
@@ -59,7 +59,7 @@ def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], list[Entry]]:
     """
     if name in _MODULES:
         module = importlib.import_module(f"scpl_dist.models.{_MODULES[name]}")
-        function: ModelFunction = getattr(module, name)
+        function: ModelFunction = checked(getattr(module, name), "model.args")
     elif name.startswith(_ZOO):
         from scpl_dist.models.zoo import model_function  # torchvision takes a second to import
 
