@@ -7,7 +7,8 @@ checkpoint handles exactly the items that an undisturbed one handles after it. A
     train       step, epoch, lr, micro_batches [[a, b], ...]: positions in the epoch's order
     epoch       epoch                                         the end of an epoch
     evaluate    epoch, split, micro_batches, last             positions in natural order
-    checkpoint  step (steps done), epoch, position            a cut through the whole pipeline
+    checkpoint  step (steps done), epoch, position, due       a cut through the whole pipeline; due: because it is
+                                                              time, and not only in case the epoch is the best
     stop
 """
 
@@ -104,8 +105,8 @@ class Agenda:
                 if self._batch < self.steps_per_epoch and self._due():
                     yield self._checkpoint()
             yield from self._close_epoch()
-            if self._epoch < self._config.run.epochs and self._due():
-                yield self._checkpoint()
+            if self._epoch < self._config.run.epochs and (self._due() or self._may_be_best):
+                yield self._checkpoint(due=self._due())
         yield from self._end()
 
     def _end(self) -> Iterator[dict[str, Any]]:
@@ -113,6 +114,20 @@ class Agenda:
             yield self._checkpoint()
         self._stopping = True
         yield {"kind": "stop"}
+
+    def forget(self, step: int) -> None:
+        """The checkpoint of this step was not kept."""
+        if self._saved == step:
+            self._saved = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the last checkpoint of the run has been handed out, or asked for by `stop`."""
+        return self._stopping
+
+    @property
+    def _may_be_best(self) -> bool:
+        return self._config.checkpoint.best and self._config.checkpoint.every_steps > 0
 
     def _due(self) -> bool:
         every = self._config.checkpoint.every_steps
@@ -155,6 +170,7 @@ class Agenda:
         self._batch = 0
         yield items[-1]
 
-    def _checkpoint(self) -> dict[str, Any]:
+    def _checkpoint(self, due: bool = True) -> dict[str, Any]:
         self._saved = self._step
-        return {"kind": "checkpoint", "step": self._step, "epoch": self._epoch, "position": self.position}
+        item = {"kind": "checkpoint", "step": self._step, "epoch": self._epoch, "position": self.position}
+        return item | {"due": due}

@@ -52,9 +52,14 @@ def train(
     ] = False,
 ) -> None:
     """Train on this machine, one process a stage."""
+    from scpl_dist import recovery
     from scpl_dist.run_folder import RunFolder
 
+    if resume != "never":
+        config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
+    if resume == "auto" and run_dir is not None:
+        recovery.require_same_model(settings, run_dir)
     from scpl_dist import launch  # imports torch, so that a mistyped key is answered at once
 
     plan = launch.preflight(settings, absent=_without_data if dry_run else None)
@@ -154,6 +159,44 @@ def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder,
 
 def _without_data(reason: str) -> None:
     print(f"data not checked, because its files are missing: {reason}", file=sys.stderr)
+
+
+def _saved_config(run_dir: Path | None, resume: str) -> Path | None:
+    """The configuration of the run that goes on, unless another one is given."""
+    if resume == "auto" and run_dir is None:
+        raise ValueError(
+            "--resume auto: say which run goes on with --run-dir DIR, or give --resume a checkpoint"
+        )
+    folders = [run_dir] if run_dir is not None else []
+    if resume != "auto":
+        if not Path(resume).is_dir():
+            raise ValueError(
+                f"--resume {resume}: no such folder: use auto, never, a run folder or a checkpoint"
+            )
+        folders += [Path(resume), Path(resume).parent.parent]
+    return next((file for folder in folders if (file := folder / "config.toml").is_file()), None)
+
+
+checkpoints = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at the checkpoints of a run."
+)
+app.add_typer(checkpoints, name="checkpoint")
+
+
+@checkpoints.command("ls")
+def checkpoint_ls(run_dir: RunFolderArgument) -> None:
+    """List them, oldest first."""
+    from scpl_dist import recovery
+
+    print(recovery.table(run_dir))
+
+
+@checkpoints.command("verify")
+def checkpoint_verify(run_dir: RunFolderArgument) -> None:
+    """Compare every file with its manifest; exit code 1 if one differs."""
+    from scpl_dist import recovery
+
+    _leave(recovery.report(run_dir))
 
 
 def _leave(code: int) -> NoReturn:

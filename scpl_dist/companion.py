@@ -9,15 +9,18 @@ The child runs in a session of its own: a Ctrl-C reaches the parent only, which 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
+from scpl_dist.events import Event, Exited, Garbage, LauncherLost, Signal
 from scpl_dist.run_folder import RunFolder
 
-__all__ = ["Companion"]
+__all__ = ["Companion", "Launcher"]
 
 _START_S = 60.0
 
@@ -29,21 +32,34 @@ class Companion:
         folder: the run's folder; its ``config.toml`` is the configuration.
         resume: "never", "auto" or the folder of a checkpoint.
         restarted: what ended each earlier start of this run.
+        may_restart: whether a failure may be followed by another start.
 
     Attributes:
         generation: unique name of this start.
     """
 
-    def __init__(self, folder: RunFolder, resume: str = "never", restarted: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        resume: str = "never",
+        restarted: Sequence[str] = (),
+        may_restart: bool = False,
+    ) -> None:
         self.generation = uuid.uuid4().hex
         self._folder = folder
         folder.remove("run.json", "exit.json", "result.json")
         command = [sys.executable, "-m", "scpl_dist.service", str(folder.path / "config.toml")]
         command += ["--run-dir", str(folder.path), "--generation", self.generation, "--resume", resume]
         command += ["--launcher"]
-        for reason in restarted or []:
+        command += ["--may-restart"] if may_restart else []
+        for reason in restarted:
             command += ["--restarted", reason]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def endpoint(self) -> str | None:
         """Address of the control plane; None if the coordinator ended instead of binding it."""
@@ -75,3 +91,37 @@ class Companion:
         """End it at once."""
         self._process.kill()
         self._process.wait()
+
+
+class Launcher:
+    """The parent, as the coordinator sees it: lines of JSON on standard input."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.open = True
+        self._rest = b""
+        os.set_blocking(descriptor, False)
+
+    def events(self) -> list[Event]:
+        """What the launcher has said since the last call; its death is its last word."""
+        try:
+            chunk = os.read(self.descriptor, 1 << 16)
+        except BlockingIOError:
+            return []
+        if not chunk:
+            self.open = False
+            return [LauncherLost()]
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return [event for line in lines if (event := self._parse(line)) is not None]
+
+    @staticmethod
+    def _parse(line: bytes) -> Event | None:
+        try:
+            value = json.loads(line)
+            if value["event"] == "signal":
+                return Signal("launcher", int(value["number"]))
+            if value["event"] == "exited":
+                return Exited(int(value["rank"]), int(value["code"]))
+        except (ValueError, KeyError, TypeError):
+            pass
+        return Garbage()

@@ -153,6 +153,8 @@ class Checkpoint(Section):
     """Steps between checkpoints; 0 writes one at the end only."""
     keep: Positive = 2
     """Newest checkpoints to keep."""
+    best: bool = True
+    """Keep the checkpoint of the epoch with the best validation accuracy too; needs every_steps > 0."""
 
 
 class Metrics(Section):
@@ -249,6 +251,16 @@ class Config(Section):
         own: dict[str, Any] = {"metrics": True, "control": True, "runtime": {"interface"}}
         shared = self.model_dump(mode="json", exclude=own)
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result of a run, by key; everything else may differ when a run goes on."""
+        sections = self.model_dump(mode="json", include={"run", "model", "data", "loss", "optimizer"})
+        found = {
+            f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
+        }
+        for free in ("data.root", "data.workers"):
+            found.pop(free, None)
+        return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load` reads back to an equal object."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from scpl_dist.agenda import Agenda
 from scpl_dist.config import Config
+from scpl_dist.cuts import Cuts
 from scpl_dist.events import (
     Command,
     Committed,
@@ -55,11 +56,12 @@ from scpl_dist.messages import (
     Start,
     StopRequested,
     Work,
+    Written,
 )
-from scpl_dist.roster import ADVICE, Member, blame, objection
+from scpl_dist.roster import ADVICE, UNCLEAR, Member, blame, objection
 from scpl_dist.supply import WINDOW, Supply
 from scpl_dist.tally import Tally
-from scpl_dist.watchdog import Suspects, late, overdue, unready
+from scpl_dist.watchdog import Suspects, exit_text, late, overdue, signal_name, unready
 
 __all__ = ["Coordinator"]
 
@@ -90,7 +92,7 @@ class Coordinator:
         generation: str,
         window: int = WINDOW,
         resume: Mapping[str, Any] | None = None,
-        restore: Mapping[str, Any] | None = None,
+        restore: dict[str, Any] | None = None,
         folder: str = "",
     ) -> None:
         self.config = config
@@ -107,6 +109,7 @@ class Coordinator:
         self.outcome: Outcome | None = None
         self.started: float | None = None  # monotonic time of the first item
         self._supply: Supply | None = None
+        self._cuts = Cuts(config.pipeline.stages)
         self._window, self._folder = window, folder
         self._resume, self._restore = resume, restore
         self._since: float | None = None
@@ -156,8 +159,9 @@ class Coordinator:
             case Committed():
                 self.checkpoints += 1
                 self.last_commit = event
-                row = {"event": "checkpoint", "step": event.step, "bytes": event.bytes}
-                self._commands.append(Record(row | {"seconds": event.seconds}))
+                self._commands.append(Record(event.row()))
+                self._cuts.published(event.step)
+                self._close_if_all_left(now)
             case NotWritten(what, text):
                 self.checkpoint_failures += what == "checkpoint"
                 self._fail(Failure("disk", f"{what} could not be written: {text}", ADVICE["disk"]))
@@ -171,8 +175,6 @@ class Coordinator:
     def ordered(self) -> list[Member]:
         """The members by stage."""
         return [self.members[stage] for stage in sorted(self.members)]
-
-    # Messages of workers ----------------------------------------------------------------------------------------
 
     def _received(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Hello):
@@ -197,7 +199,10 @@ class Coordinator:
                 self._done(member, message, now)
             case Failed():
                 self._failed(member, message, now)
-            case StopRequested():
+            case Written():
+                self.rejected["garbage"] += not self._cuts.written(message)
+                self._commands += self._cuts.take(now)
+            case StopRequested() if not self._suspects.any:  # when one has died, the launcher ends the others
                 self._signal(f"stage {member.stage}", message.signal, now)
             case Left():
                 member.left = True
@@ -227,13 +232,13 @@ class Coordinator:
         except ValueError as error:
             self._fail(Failure("config", str(error), ADVICE["config"]))
             return
-        self._supply = Supply(self.agenda, self._window)
+        self._cuts.agenda = self.agenda
+        self._supply = Supply(self.agenda, self.generation, self._window)
         self.tally = Tally(self.agenda, self.config.pipeline.stages, self._resume)
         self.state, self._since = "preparing", now
-        restore = None if self._restore is None else dict(self._restore)
-        data = self.data.model_dump()
-        start = Start(generation=self.generation, data=data, restore=restore, folder=self._folder)
-        self._send(start.model_copy(update={"endpoints": [m.hello.endpoint for m in self.ordered()]}))
+        data, places = self.data.model_dump(), [member.hello.endpoint for member in self.ordered()]
+        start = Start(generation=self.generation, data=data, restore=self._restore, folder=self._folder)
+        self._send(start.model_copy(update={"endpoints": places}))
 
     def _go(self, now: float) -> None:
         assert self.agenda is not None
@@ -242,9 +247,9 @@ class Coordinator:
             member.changed = now
         run, stages, done = self.config.run, self.config.pipeline.stages, self.agenda.position["step"]
         row = {"event": "start", "generation": self.generation, "method": run.method, "stages": stages}
-        self._commands.append(Record(row | {"step": done, "steps": self.agenda.steps}))
+        row |= {"step": done, "steps": self.agenda.steps}
         text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self.agenda.steps} steps"
-        self._commands.append(Say(text + (f", going on after step {done}" if done else "")))
+        self._commands += [Record(row), Say(text + (f", going on after step {done}" if done else ""))]
         self._send(Go())
         self._feed(self.members[0])
 
@@ -274,6 +279,8 @@ class Coordinator:
             self.nonfinite_losses += 1
             self._fail(blame(member, "nonfinite", problem))
             return
+        if message.kind == "checkpoint":
+            self._cuts.copied(message, now)
         for done in self._supply.complete(min(other.done for other in self.members.values())):
             self._completed(done, now)
         self._feed(member)
@@ -282,12 +289,8 @@ class Coordinator:
         """All stages have finished this item."""
         assert self.tally is not None
         if item["kind"] == "train":
-            for member, seconds, median in self.tally.stragglers(item["sequence"], self.members.values()):
-                text = (
-                    f"stage {member.stage} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
-                    f'a step, the median stage for {median:.3g} s; try pipeline.partition = "measured"'
-                )
-                self._warn(text, member.stage)
+            for stage, text in self.tally.stragglers(item["sequence"], self.members.values()):
+                self._warn(text, stage)
         elif item["kind"] == "evaluate" and item["last"]:
             row = self.tally.evaluated(item["epoch"], item["split"])
             if row is not None:
@@ -295,15 +298,12 @@ class Coordinator:
             if item["split"] == self.tally.last_split:
                 self._commands.append(Say(self.tally.line(item["epoch"], self.config.run.epochs)))
         elif item["kind"] == "checkpoint":
-            self._commands.append(self.tally.commit(item, self._running(now)))
-
-    # Ends -------------------------------------------------------------------------------------------------------
+            self._cuts.complete(item["sequence"], self.tally.commit(item, self._running(now)))
+            self._commands += self._cuts.take(now)
 
     def _failed(self, member: Member, report: Failed, now: float) -> None:
         if report.cause == "peer_lost":
-            self._suspects.complained(member.stage)
-            accused = report.peer if report.peer is not None else member.stage
-            self._suspects.add(accused, now, "accused", f"stage {member.stage} lost it: {report.message}")
+            self._suspects.accuse(report, now)
             return
         self.nonfinite_losses += report.cause == "nonfinite"
         self._fail(blame(member, report.cause, report.message, report=report))
@@ -314,11 +314,13 @@ class Coordinator:
             member.left = True
             self._close_if_all_left(now)
             return
-        how = f"killed by {_name(-code)}" if code < 0 else f"exit code {code}"
-        self._suspects.add(member.stage if member else rank, now, "exited", how)
+        if -code in (signals.SIGTERM, signals.SIGINT) and self.state != "running":
+            self._signal(f"rank {rank}", -code, now)  # it was still loading and could not ask
+            return
+        self._suspects.add(member.stage if member else rank, now, "exited", exit_text(code))
 
     def _signal(self, source: str, number: int, now: float) -> None:
-        name = _name(number)
+        name = signal_name(number)
         if source in self._signalled:
             text = f"stopped at once by a second {name}"
             self._over(Outcome(128 + number, text), Abort(reason=text))
@@ -337,18 +339,19 @@ class Coordinator:
 
     def _stop_early(self) -> None:
         number = next(iter(self._signalled.values()))
-        text = f"stopped by {_name(number)} before the first step"
+        text = f"stopped by {signal_name(number)} before the first step"
         self._over(Outcome(128 + number, text), Abort(reason=text))
 
     def _close_if_all_left(self, now: float) -> None:
-        if self.state != "running" or not all(member.left for member in self.members.values()):
+        left = all(member.left for member in self.members.values())
+        if self.state != "running" or not left or self._cuts.pending:
             return
         assert self.agenda is not None
         assert self.tally is not None
         position = self.agenda.position
         if self._signalled and position["epoch"] < self.config.run.epochs:
             number = next(iter(self._signalled.values()))
-            self._over(Outcome(128 + number, f"stopped by {_name(number)}"), Close())
+            self._over(Outcome(128 + number, f"stopped by {signal_name(number)}"), Close())
             return
         result = self.tally.result(self.config, self.ordered(), self._running(now))
         self._over(Outcome(0, "done", result=result), Close())
@@ -365,7 +368,8 @@ class Coordinator:
             self._send(Alive())
         failure = self._suspects.verdict(now, self.members)
         if failure is None and self._supply is not None and self.state == "running":
-            failure = overdue(self.ordered(), self._supply.open, self.config, now)
+            failure = self._cuts.late(self.members, self.config, now)
+            failure = failure or overdue(self.ordered(), self._supply.open, self.config, now)
         elif failure is None:
             failure = late(self.members, self.config, self.state, now - self._since, now)
         if failure is not None:
@@ -384,17 +388,11 @@ class Coordinator:
 
     def _fail(self, failure: Failure) -> None:
         code = 2 if failure.cause == "config" else 1
-        self._over(Outcome(code, failure.cause, failure), Abort(reason=failure.message[:1000]))
+        last = Abort(reason=failure.message[:1000], stacks=failure.cause in UNCLEAR)
+        self._over(Outcome(code, failure.cause, failure), last)
 
     def _over(self, outcome: Outcome, last: Abort | Close) -> None:
         if self.outcome is None:
             self.state, self.outcome = "over", outcome
             self._send(last)
             self._commands.append(Finish(outcome))
-
-
-def _name(number: int) -> str:
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -25,7 +25,7 @@ def load(run_dir: Path, name: str | None = None) -> tuple[Assembly, DataSource, 
 
     Args:
         run_dir: run folder.
-        name: checkpoint, such as ``step-200``; None takes the newest.
+        name: checkpoint, such as ``step-200`` or ``best``; None takes the newest.
 
     Raises:
         ValueError: the folder is no run folder.
@@ -34,7 +34,7 @@ def load(run_dir: Path, name: str | None = None) -> tuple[Assembly, DataSource, 
     if not (run_dir / "config.toml").is_file():
         raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     configuration = config.load(run_dir / "config.toml")
-    folder = checkpoint.find(run_dir) if name is None else run_dir / "checkpoints" / name
+    folder = checkpoint.find(run_dir, name)
     source = data.resolve(configuration)
     plan = Assembly.plan(configuration, source.classes, source.example())
     units = plan.units(range(len(plan.parameters)))

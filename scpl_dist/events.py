@@ -15,6 +15,7 @@ __all__ = [
     "Command",
     "Commit",
     "Committed",
+    "Discard",
     "Event",
     "Exited",
     "Failure",
@@ -90,6 +91,10 @@ class Committed:
     step: int
     bytes: int
     seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """For ``metrics.jsonl``."""
+        return {"event": "checkpoint", "step": self.step, "bytes": self.bytes, "seconds": self.seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,16 @@ class Commit:
     files: list[dict[str, Any]] = field(default_factory=list)
     best: bool = False
     seconds: float = 0.0
+    unique: str = ""
+    due: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Nobody needs the parts of this checkpoint: it was written in case its epoch is the best."""
+
+    step: int
+    unique: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +203,4 @@ class Finish:
     outcome: Outcome
 
 
-Command = Send | Record | Say | Commit | Finish
+Command = Send | Record | Say | Commit | Discard | Finish

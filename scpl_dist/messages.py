@@ -38,6 +38,7 @@ __all__ = [
     "Stats",
     "StopRequested",
     "Work",
+    "Written",
 ]
 
 PROTOCOL = 1
@@ -163,6 +164,16 @@ class Done(Message):
     stats: Stats = Stats()
 
 
+class Written(Message):
+    """The stage's part of a checkpoint is on disk; its ``done`` came when the state was copied."""
+
+    type: Literal["written"] = "written"
+    stage: Count
+    sequence: Count
+    files: list[File]
+    seconds: Duration
+
+
 class Heartbeat(Message):
     """The worker's control thread lives; the counters are those of its training loop."""
 
@@ -242,6 +253,8 @@ class Abort(Message):
 
     type: Literal["abort"] = "abort"
     reason: str
+    stacks: bool = False
+    """Write the stacks of all threads into the log first."""
 
 
 class Alive(Message):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Meter"]
@@ -27,6 +28,7 @@ class Meter:
         epoch: epoch of the present item.
         micro_batch: micro-batch within the item.
         begun: sequence number of the present item; -1 before the first.
+        on_item: called in the training thread when an item begins.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class Meter:
         self.epoch = 0
         self.micro_batch = 0
         self.begun = -1
+        self.on_item: Callable[[], None] | None = None
         self._seconds: dict[str, float] = defaultdict(float)
         self._since = time.perf_counter()
 
@@ -47,6 +50,8 @@ class Meter:
 
     def begin(self, item: dict[str, Any]) -> None:
         """The item that begins now."""
+        if self.on_item is not None:
+            self.on_item()
         self.begun = item["sequence"]
         self.step = item.get("step", self.step)
         self.epoch = item.get("epoch", self.epoch)

@@ -11,7 +11,7 @@ from scpl_dist.config import Config
 from scpl_dist.events import Failure
 from scpl_dist.messages import PROTOCOL, VERSION, Done, Failed, Heartbeat, Hello, Stats
 
-__all__ = ["ADVICE", "Member", "blame", "objection"]
+__all__ = ["ADVICE", "UNCLEAR", "Member", "blame", "objection"]
 
 ADVICE = {
     "raised": "read the traceback: it comes from the model, the loss or the data of this stage",
@@ -24,6 +24,8 @@ ADVICE = {
     "launcher_lost": "its process was killed: resume the run",
 }
 """What to do, by cause."""
+UNCLEAR = frozenset({"hang", "silent", "deadlock", "missing", "unreachable"})
+"""Causes for which the stacks of all workers tell more."""
 
 
 @dataclass(slots=True)

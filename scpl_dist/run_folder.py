@@ -1,7 +1,8 @@
 """The folder of a run: everything that is known about it afterwards.
 
 JSON files are replaced in one step, so a reader sees the old content or the new one, never half of it.
-``metrics.jsonl`` only grows; a row that was cut off by a crash is dropped when the run goes on.
+``metrics.jsonl`` only grows, until a run goes on from a checkpoint: then the rows after it are dropped, as their
+steps are trained again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_dist.config import Config
-from scpl_dist.events import Outcome
+from scpl_dist.events import Failure, Outcome
 
 __all__ = ["RunFolder"]
 
@@ -89,12 +90,31 @@ class RunFolder:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
-    def repair(self) -> None:
-        """Drop the end of ``metrics.jsonl`` that a crash cut off."""
+    def last_step(self) -> int:
+        """The highest step among the last rows of ``metrics.jsonl``; -1 if there is none."""
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)
+        if not path.exists():
+            return -1
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - (1 << 18)))
+            found = (_row(line) for line in file.read().split(b"\n"))
+        return max((row["step"] for row in found if row.get("event") == "train"), default=-1)
+
+    def rewind(self, step: int, epoch: int) -> None:
+        """Drop the rows of ``metrics.jsonl`` that a run which goes on from a checkpoint writes again.
+
+        These are the steps from `step` on, the evaluations of the epochs from `epoch` on and later checkpoints, and
+        a last row that a crash cut off. Every step is there once, whatever happened on the way.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        temporary = path.with_name(".metrics.jsonl.tmp")
+        with path.open("rb") as old, temporary.open("wb") as new:
+            new.writelines(line for line in old if _stays(_row(line), step, epoch))
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(temporary, path)
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Replace a JSON file in one step."""
@@ -150,9 +170,10 @@ class RunFolder:
             row |= dict.fromkeys(keys) | {"log": str(self.log)}
         self.write("exit.json", row)
 
-    def fail(self, code: int, reason: str) -> int:
+    def fail(self, code: int, reason: str, cause: str = "") -> int:
         """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
-        self.finish(Outcome(code, reason))
+        failure = Failure(cause, reason, "") if cause else None
+        self.finish(Outcome(code, reason, failure))
         return code
 
 
@@ -171,3 +192,27 @@ def _fresh(method: str) -> Path:
             ) from None
         return path
     raise AssertionError
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A row of ``metrics.jsonl``; empty if it was cut off."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _stays(row: dict[str, Any], step: int, epoch: int) -> bool:
+    """Whether a row still holds for a run that goes on from this step in this epoch."""
+    match row.get("event"):
+        case None:
+            return False
+        case "train":
+            return bool(row["step"] < step)
+        case "eval":
+            return bool(row["epoch"] < epoch)
+        case "checkpoint":
+            return bool(row["step"] <= step)
+        case _:
+            return True

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -29,9 +29,10 @@ from typing import Any
 
 import zmq
 
+from scpl_dist import checkpoint, keys
 from scpl_dist import config as configuration
-from scpl_dist import keys
-from scpl_dist.checkpoint import CheckpointError, commit, folder_for
+from scpl_dist.checkpoint import CheckpointError
+from scpl_dist.companion import Launcher
 from scpl_dist.config import Config
 from scpl_dist.control import ProtocolError, decode, encode, router
 from scpl_dist.coordinator import Coordinator
@@ -39,12 +40,11 @@ from scpl_dist.events import (
     Command,
     Commit,
     Committed,
+    Discard,
     Event,
-    Exited,
     Failure,
     Finish,
     Garbage,
-    LauncherLost,
     NotWritten,
     Outcome,
     Received,
@@ -55,9 +55,11 @@ from scpl_dist.events import (
     Tick,
     Unreachable,
 )
+from scpl_dist.faults import Trap
 from scpl_dist.messages import VERSION, Abort
 from scpl_dist.metrics import Exporter, RunCollector
 from scpl_dist.progress import Progress, failure_text, summary
+from scpl_dist.publisher import Publisher
 from scpl_dist.recovery import choose
 from scpl_dist.run_folder import RunFolder
 
@@ -67,40 +69,6 @@ TICK_S = 0.25
 FLUSH_MS = 1000
 BURST = 100
 """Messages that are handled between two looks at the clock: a flood must not hide a timeout."""
-
-
-class Launcher:
-    """The launcher's end of standard input: lines of JSON."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.open = True
-        self._rest = b""
-        os.set_blocking(descriptor, False)
-
-    def events(self) -> list[Event]:
-        """What the launcher has said since the last call; its death is its last word."""
-        try:
-            chunk = os.read(self.descriptor, 1 << 16)
-        except BlockingIOError:
-            return []
-        if not chunk:
-            self.open = False
-            return [LauncherLost()]
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [event for line in lines if (event := self._parse(line)) is not None]
-
-    @staticmethod
-    def _parse(line: bytes) -> Event | None:
-        try:
-            value = json.loads(line)
-            if value["event"] == "signal":
-                return Signal("launcher", int(value["number"]))
-            if value["event"] == "exited":
-                return Exited(int(value["rank"]), int(value["code"]))
-        except (ValueError, KeyError, TypeError):
-            pass
-        return Garbage()
 
 
 class Service:
@@ -113,6 +81,7 @@ class Service:
         resume: "never", "auto" or a folder, see `scpl_dist.recovery.choose`.
         restarts: earlier starts of this run by what ended them.
         launcher: whether a launcher is at the other end of standard input.
+        may_restart: whether the launcher may start the run again after a failure.
 
     Raises:
         ValueError: a port is taken, or there is no usable checkpoint.
@@ -126,11 +95,15 @@ class Service:
         resume: str = "never",
         restarts: Counter[str] | None = None,
         launcher: bool = False,
+        may_restart: bool = False,
     ) -> None:
         self.config = config
         self.folder = folder
         self.outcome: Outcome | None = None
-        chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr))
+        self._may_restart = may_restart
+        self._trap = Trap.from_environment("coordinator", None, folder.path)
+        self._publisher = Publisher(self._publish)
+        chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
         restore = None
         if chosen:
@@ -158,7 +131,8 @@ class Service:
         except ValueError:
             self._context.destroy(0)
             raise
-        folder.repair()
+        folder.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
+        checkpoint.clear(folder.path, chosen[0] if chosen else None)
         self._progress = Progress(self.coordinator)
         run = {
             "generation": generation,
@@ -212,6 +186,8 @@ class Service:
                 self._handle(turned_away)
             if self._router in ready:
                 self._receive()
+            for event in self._publisher.events():
+                self._handle(event)
             if time.monotonic() >= tick:
                 self._handle(Tick())
                 self._progress.update(time.monotonic())
@@ -245,6 +221,9 @@ class Service:
     def _handle(self, event: Event) -> None:
         """Hand an event to the coordinator, and the events that its commands cause."""
         pending = deque([event])
+        if self._trap is not None:
+            steps = [member.step for member in self.coordinator.members.values()]
+            self._trap.spring(self.coordinator.state, max(steps, default=0))
         while pending:
             with self._lock:
                 commands = self.coordinator.handle(pending.popleft(), time.monotonic())
@@ -263,8 +242,8 @@ class Service:
                     return [NotWritten("metrics.jsonl", str(error))]
             case Say():
                 self._progress.say(command)
-            case Commit():
-                return [self._commit(command)]
+            case Commit() | Discard():
+                self._publisher.put(command)
             case Finish(outcome):
                 self.outcome = outcome
         return []
@@ -279,9 +258,28 @@ class Service:
             raise
         return True
 
-    def _commit(self, command: Commit) -> Event:
+    def _publish(self, command: Commit | Discard) -> Event | None:
+        """Runs in the publisher's thread."""
+        source = checkpoint.folder_for(self.folder.path, command.step, command.unique)
+        if isinstance(command, Discard):
+            shutil.rmtree(source, ignore_errors=True)
+            return None
+        begin = time.monotonic()
+        try:
+            if self._trap is not None:
+                self._trap.spring("commit", command.step)
+            final = checkpoint.commit(source, self._manifest(command), self.config.checkpoint.keep)
+            if self._trap is not None:
+                self._trap.spring("committed", command.step, final / str(command.files[0]["name"]))
+        except Exception as error:  # whatever it is, the coordinator must hear of it
+            return NotWritten("checkpoint", f"{type(error).__name__}: {error}")
+        self._collector.committed_at = time.time()
+        size = sum(int(file["bytes"]) for file in command.files)
+        return Committed(command.step, size, command.seconds + time.monotonic() - begin)
+
+    def _manifest(self, command: Commit) -> dict[str, Any]:
         members = self.coordinator.ordered()
-        manifest: dict[str, Any] = {
+        return {
             "step": command.step,
             "epoch": command.epoch,
             "position": command.position,
@@ -292,16 +290,10 @@ class Service:
             "versions": {"scpl_dist": VERSION, "torch": members[0].hello.torch},
             "files": command.files,
             "best": command.best,
+            "due": command.due,
+            "recipe": self.config.recipe(),
             "created": time.time(),
         }
-        begin = time.monotonic()
-        try:
-            commit(folder_for(self.folder.path, command.step), manifest, self.config.checkpoint.keep)
-        except OSError as error:
-            return NotWritten("checkpoint", str(error))
-        self._collector.committed_at = time.time()
-        size = sum(int(file["bytes"]) for file in command.files)
-        return Committed(command.step, size, command.seconds + time.monotonic() - begin)
 
     def _conclude(self, outcome: Outcome) -> int:
         try:
@@ -309,7 +301,10 @@ class Service:
         except OSError as error:  # a full disk must not hide why the run ended
             print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
         if outcome.failure is not None:
-            print(failure_text(outcome.failure, self.folder.log), file=sys.stderr, flush=True)
+            text = failure_text(outcome.failure, self.folder.log)
+            if self._may_restart:
+                text = text.replace("The run failed.", "This start of the run failed.", 1)
+            print(text, file=sys.stderr, flush=True)
         else:
             print(summary(outcome, self.folder.path), flush=True)
         return outcome.code
@@ -347,17 +342,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", default="never", help="never, auto, or a checkpoint's or run's folder")
     parser.add_argument("--restarted", action="append", default=[], help="what ended an earlier start")
     parser.add_argument("--launcher", action="store_true", help="a launcher speaks on standard input")
+    parser.add_argument("--may-restart", action="store_true", help="the launcher may start the run again")
     options = parser.parse_args(arguments)
     try:
         config = configuration.load(options.config)
         folder = RunFolder(options.run_dir)
         restarts = Counter(options.restarted)
-        service = Service(config, folder, options.generation, options.resume, restarts, options.launcher)
+        service = Service(
+            config,
+            folder,
+            options.generation,
+            options.resume,
+            restarts,
+            options.launcher,
+            options.may_restart,
+        )
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1 if isinstance(error, CheckpointError) else 2
+        code, cause = (1, "checkpoint") if isinstance(error, CheckpointError) else (2, "config")
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
-            RunFolder(options.run_dir).fail(code, str(error))
+            RunFolder(options.run_dir).fail(code, str(error), cause)
         return code
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, service.on_signal)

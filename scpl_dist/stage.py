@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ from scpl_dist.methods import Method
 from scpl_dist.methods.unit import Carry, Unit, detached, floating, seed_operators
 from scpl_dist.schedule import Action, Kind, Place
 from scpl_dist.transport import Message, Transport
+from scpl_dist.writer import Writer
 
-__all__ = ["NonFiniteLoss", "Stage"]
+__all__ = ["NonFiniteLoss", "Stage", "peak_memory"]
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -56,6 +56,7 @@ class Stage:
         meter: takes the times.
         report: called with a ``done`` message after every item.
         run_dir: run folder for checkpoints.
+        writer: writes checkpoints; None where none are asked for.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Stage:
         meter: Meter,
         report: Report,
         run_dir: Path,
+        writer: Writer | None = None,
     ) -> None:
         self.place = place
         self.method = method
@@ -84,6 +86,7 @@ class Stage:
         self.meter = meter
         self.report = report
         self.run_dir = run_dir
+        self.writer = writer
         self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
         self._training: bool | None = None
         self._handlers: dict[Kind, Callable[[Work, Action], None]] = {
@@ -120,7 +123,10 @@ class Stage:
             else:
                 self._pass_on(item)
                 if kind == "checkpoint":
-                    details = self._checkpoint(item)
+                    self._checkpoint(item)
+                elif kind == "stop" and self.writer is not None:
+                    self.meter.enter("checkpoint")
+                    self.writer.drain()
             self._done(item, details)
             if kind == "stop":
                 self.meter.enter("idle")
@@ -134,7 +140,7 @@ class Stage:
             "queue": queued,
             "bytes_sent": self.transport.bytes_sent,
             "bytes_received": self.transport.bytes_received,
-            "peak_memory": _peak_memory(self.device),
+            "peak_memory": peak_memory(self.device),
         }
 
     # Items ------------------------------------------------------------------------------------------------------
@@ -186,15 +192,15 @@ class Stage:
             self._programs[key] = tuple(actions(self.place, micro_batches))
         return self._programs[key]
 
-    def _checkpoint(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _checkpoint(self, item: dict[str, Any]) -> None:
+        """Copy the state as it is here in the stream; the writer reports when it is on disk."""
         self.meter.enter("checkpoint")
-        start = time.perf_counter()
-        folder = checkpoint.folder_for(self.run_dir, item["step"])
-        files = [
-            checkpoint.write_part(folder, block, unit, self.optimizers[block])
-            for block, unit in self.units.items()
-        ]
-        return {"files": files, "seconds": time.perf_counter() - start}
+        assert self.writer is not None, "a marker asks for a checkpoint where none can be written"
+        folder = checkpoint.folder_for(self.run_dir, item["step"], item.get("unique", ""))
+        state = {
+            block: checkpoint.state_of(unit, self.optimizers[block]) for block, unit in self.units.items()
+        }
+        self.writer.submit(item, folder, state)
 
     def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
         message = {
@@ -362,9 +368,9 @@ class Stage:
         return tensor.to(self.device, non_blocking=True)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device | None = None) -> int:
     """Peak bytes: of the allocator on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

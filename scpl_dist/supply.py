@@ -24,13 +24,15 @@ class Supply:
 
     Args:
         agenda: the items to come.
+        generation: name of this start; its checkpoints are written into folders that no other start uses.
         window: most items that stage 0 may have and not have begun.
     """
 
-    def __init__(self, agenda: Agenda, window: int = WINDOW) -> None:
+    def __init__(self, agenda: Agenda, generation: str, window: int = WINDOW) -> None:
         self.open: dict[int, dict[str, Any]] = {}
         """Items that some stage has yet to finish, by sequence number."""
         self._agenda = agenda
+        self._generation = generation
         self._window = window
         self._sent = 0
         self._begun = -1
@@ -57,6 +59,8 @@ class Supply:
             item = self._agenda.next()
             if item is None:
                 break
+            if item["kind"] == "checkpoint":
+                item["unique"] = f"{self._generation[:8]}-{item['sequence']}"
             self.open[item["sequence"]] = item
             self._sent += 1
             items.append(item)

@@ -42,8 +42,6 @@ class Tally:
         self._agenda = agenda
         self._last = stages - 1
         self.last_split = agenda.splits[-1] if agenda.splits else None
-        self._files: dict[int, list[dict[str, Any]]] = {}
-        self._write_seconds = 0.0
         self._skip = max(1, math.ceil(steps / 10))
         self._steps = 0
         self._earlier_steps: int = position.get("step", 0)
@@ -83,10 +81,6 @@ class Tally:
             counts = stages.setdefault(message.stage, [0, 0])
             counts[0] += message.correct
             counts[1] += message.total
-        if message.files is not None:
-            files = [file.model_dump() | {"stage": message.stage} for file in message.files]
-            self._files.setdefault(message.sequence, []).extend(files)
-            self._write_seconds = max(self._write_seconds, message.seconds or 0.0)
         if message.stage == self._last:
             if message.kind == "train":
                 self.samples += message.samples
@@ -109,20 +103,18 @@ class Tally:
         return row | {"correct": correct, "total": total}
 
     def commit(self, item: Mapping[str, Any], seconds: float) -> Commit:
-        """What to publish of a checkpoint that all stages have written; `seconds` as for `result`."""
+        """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
         step, best = item["step"], self.best_epoch
         position = dict(item["position"]) | {
             "accuracies": self.history(),
             "samples": self.samples,
             "seconds": self.earlier_seconds + seconds,
         }
-        files = sorted(self._files.pop(item["sequence"], []), key=lambda file: (file["stage"], file["name"]))
-        duration, self._write_seconds = self._write_seconds, 0.0
         is_best = best is not None and step == (best + 1) * self._agenda.steps_per_epoch
-        return Commit(step, item["epoch"], position, files, is_best, duration)
+        return Commit(step, item["epoch"], position, best=is_best, unique=item["unique"], due=item["due"])
 
-    def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[Member, float, float]]:
-        """Stages that have just become stragglers, with their and the median busy seconds of this step.
+    def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[int, str]]:
+        """Stages that have just become stragglers, and a warning about each.
 
         The median is the lower one, so that of two stages one can be the straggler.
         """
@@ -136,7 +128,11 @@ class Tally:
             member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
             if member.slow_in_a_row == PATIENCE and not member.stragglings:
                 member.stragglings += 1
-                found.append((member, seconds, median))
+                text = (
+                    f"stage {member.stage} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
+                    f'a step, the median stage for {median:.3g} s; try pipeline.partition = "measured"'
+                )
+                found.append((member.stage, text))
         return found
 
     @property

@@ -6,16 +6,17 @@ itself, and pure, because a rule about time is only testable if time is an argum
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from scpl_dist.config import Config
 from scpl_dist.events import Failure
-from scpl_dist.messages import WAITING
+from scpl_dist.messages import WAITING, Failed
 from scpl_dist.roster import Member, blame
 
-__all__ = ["Suspects", "late", "overdue", "unready"]
+__all__ = ["Suspects", "exit_text", "late", "overdue", "signal_name", "unready"]
 
 GRACE_S = 1.5
 """How long a death waits for a report that explains it."""
@@ -102,6 +103,19 @@ def unready(members: Collection[Member], config: Config, state: str, now: float)
     return f"no stage has made progress for {still:.0f} s" if still > config.runtime.timeout_s else None
 
 
+def signal_name(number: int) -> str:
+    """Such as "SIGTERM"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def exit_text(code: int) -> str:
+    """How a process ended."""
+    return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
+
+
 def _silent(member: Member, now: float) -> tuple[float, Failure]:
     seconds = now - member.heard
     text = f"stage {member.stage} has been silent for {seconds:.1f} s (not even a heartbeat)"
@@ -124,9 +138,16 @@ class Suspects:
         if not any(found[0] == stage and found[2] == kind for found in self._found):
             self._found.append((stage, now, kind, text))
 
-    def complained(self, stage: int) -> None:
+    @property
+    def any(self) -> bool:
+        """Whether some stage is suspected."""
+        return bool(self._found)
+
+    def accuse(self, report: Failed, now: float) -> None:
         """A stage reported that it lost another one."""
-        self._complained.add(stage)
+        self._complained.add(report.stage)
+        accused = report.peer if report.peer is not None else report.stage
+        self.add(accused, now, "accused", f"stage {report.stage} lost it: {report.message}")
 
     def clear(self, stage: int) -> None:
         """A message came from the stage: its connection is there after all."""
@@ -145,4 +166,8 @@ class Suspects:
             return Failure("died", text, DEAD, stage=stage, rank=stage)
         place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
         who = f"stage {stage} ({member.hello.host}, pid {member.hello.pid})"
-        return blame(member, "died", f"{who} died without a report (killed or crashed): {how}; {place}", DEAD)
+        if "exited" in texts:
+            return blame(
+                member, "died", f"{who} died without a report (killed or crashed): {how}; {place}", DEAD
+            )
+        return blame(member, "unreachable", f"{who} does not answer: {how}; {place}", f"{SILENT}; {DEAD}")

@@ -15,6 +15,7 @@ itself. The last thing a worker does is `os._exit`: no library's clean-up can ke
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import queue
@@ -34,18 +35,23 @@ from scpl_dist import assembly, checkpoint, keys, network
 from scpl_dist.assembly import Assembly
 from scpl_dist.config import Config
 from scpl_dist.control import Channel
+from scpl_dist.faults import FaultyMeter, Trap
 from scpl_dist.loader import Loader
 from scpl_dist.meeting import Meeting, Unmet
 from scpl_dist.messages import PROTOCOL, VERSION
 from scpl_dist.meter import Meter
 from scpl_dist.methods.unit import make_optimizers
 from scpl_dist.run_folder import RunFolder
-from scpl_dist.stage import NonFiniteLoss, Stage
+from scpl_dist.stacks import Stacks
+from scpl_dist.stage import NonFiniteLoss, Stage, peak_memory
 from scpl_dist.transport import Aborted, PeerLost, Transport
 from scpl_dist.transport.rpc import RpcTransport
+from scpl_dist.writer import Writer
 
 __all__ = ["Worker"]
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Errors of the system that come from a disk."""
 # Seconds that the training thread has to notice an abort before the control thread ends the process.
 _ABORT_GRACE_S = 2.0
 # Seconds that a shared file system may take to show a new file on another host.
@@ -78,7 +84,10 @@ class Worker:
         self.stage = rank
         self.world_size = world_size
         self.device = _device(config)
-        self.meter = Meter()
+        trap = self._trap = Trap.from_environment("worker", rank, run_dir) if run_dir else None
+        self.meter = Meter() if trap is None else FaultyMeter(trap)
+        self._stacks: Stacks | None = None
+        self._writer: Writer | None = None
         self._messages: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
         self._transport: Transport | None = None
         self._loader: Loader | None = None
@@ -101,6 +110,8 @@ class Worker:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        if self._trap is not None:
+            self._trap.spring("loading", 0)
         source = self._source()
         channel = self._channel = Channel(
             self._control,
@@ -141,6 +152,8 @@ class Worker:
         start = self._expect("start")
         self.meter.enter("starting")
         run_dir = self._shared_folder(start)
+        self._stacks = Stacks(run_dir / "log" / f"stage{self.stage}.stacks", self.config.runtime.timeout_s)
+        self.meter.on_item = self._stacks.rearm
         if self.world_size > 1:
             self._meeting.visit(self.stage, start["endpoints"], self.config.runtime.timeout_s / 3)
         plan = Assembly.plan(self.config, start["data"]["classes"], assembly.imagine(start["data"]["input"]))
@@ -164,6 +177,7 @@ class Worker:
             transport.connect()
         if source is not None:
             self._loader = Loader(source, self.config.run.seed, self.config.data.workers)
+        self._writer = Writer(channel.send, self._write_failed, self._trap.spring if self._trap else None)
         self._executor = Stage(
             place,
             plan.method,
@@ -176,6 +190,7 @@ class Worker:
             meter=self.meter,
             report=channel.send,
             run_dir=run_dir,
+            writer=self._writer,
         )
         self._transport = transport
         if self._ended is not None:
@@ -247,6 +262,8 @@ class Worker:
             case "work" if self._loader is not None:
                 self._loader.put(message["items"])
             case "abort" | "refuse":
+                if message["type"] == "abort" and message["stacks"] and self._stacks is not None:
+                    self._stacks.write(message["reason"])
                 self._abort(message["reason"])
             case "start" | "go" | "close":
                 self._messages.put(message)
@@ -269,20 +286,7 @@ class Worker:
             pass
 
     def _failure(self, error: Exception) -> dict[str, Any]:
-        causes: list[tuple[type[Exception], str]] = [
-            (PeerLost, "peer_lost"),
-            (Unmet, "network"),
-            (Unshared, "config"),
-            (NonFiniteLoss, "nonfinite"),
-            (torch.OutOfMemoryError, "out_of_memory"),
-            (OSError, "disk"),
-        ]
-        cause = next((name for kind, name in causes if isinstance(error, kind)), "raised")
-        text = (
-            str(error)
-            if isinstance(error, NonFiniteLoss | Unmet | Unshared)
-            else f"{type(error).__name__}: {error}"
-        )
+        cause, text = _cause(error)
         return {
             "type": "failed",
             "stage": self.stage,
@@ -301,14 +305,35 @@ class Worker:
         """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
         self._stop_signal = number
 
+    def _write_failed(self, error: Exception, step: int) -> None:
+        """A checkpoint could not be written. Runs in the writer's thread."""
+        assert self._channel is not None
+        place = {"phase": "checkpoint", "step": step, "micro_batch": None}
+        cause = {"cause": "disk"} if isinstance(error, OSError) else {}
+        self._channel.send(self._failure(error) | place | cause)
+
     def _abort(self, reason: str) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
         self._ended = Aborted(reason)
         self._messages.put(self._ended)
-        for part in (self._transport, self._loader):
+        for part in (self._transport, self._loader, self._writer):
             if part is not None:
                 part.abort(self._ended)
         threading.Thread(target=_end_process, args=(reason,), name="abort", daemon=True).start()
+
+
+def _cause(error: Exception) -> tuple[str, str]:
+    """Kind and text of an error, for a report."""
+    text = f"{type(error).__name__}: {error}"
+    allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
+        return "out_of_memory", f"out of memory, the peak so far was {peak_memory() >> 20} MiB: {text}"
+    for kind, cause in ((NonFiniteLoss, "nonfinite"), (Unmet, "network"), (Unshared, "config")):
+        if isinstance(error, kind):
+            return cause, str(error)
+    if isinstance(error, PeerLost):
+        return "peer_lost", text
+    return ("disk" if isinstance(error, OSError) and error.errno in DISK else "raised"), text
 
 
 def _end_process(reason: str) -> None:

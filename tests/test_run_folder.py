@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,15 +67,24 @@ def test_rows_keep_every_bit(tmp_path: Path) -> None:
         folder.append({"loss": float("nan")})
 
 
-def test_a_row_that_a_crash_cut_off_is_dropped(tmp_path: Path) -> None:
+def test_rows_that_are_written_again_and_a_row_that_a_crash_cut_off_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.append({"step": 1})
+    stay: list[dict[str, Any]] = [
+        {"event": "start", "step": 0},
+        {"event": "train", "step": 3},
+        {"event": "eval", "epoch": 0},
+        {"event": "checkpoint", "step": 4},
+        {"event": "restart", "number": 1},
+    ]
+    gone = [{"event": "train", "step": 4}, {"event": "eval", "epoch": 1}, {"event": "checkpoint", "step": 5}]
+    for row in (stay[0], gone[0], stay[1], stay[2], gone[1], stay[3], gone[2], stay[4]):
+        folder.append(row)
+    assert folder.last_step() == 4
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
-    assert folder.rows() == [{"step": 1}]
-    folder.repair()
-    folder.append({"step": 3})
-    assert folder.rows() == [{"step": 1}, {"step": 3}]
+        file.write('{"event": "train", "step": 2, "lo')
+    folder.rewind(step=4, epoch=1)
+    folder.append({"event": "train", "step": 4})
+    assert folder.rows() == [*stay, {"event": "train", "step": 4}]
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import zmq
 
 from scpl_dist import config as configuration
 from scpl_dist.agenda import Agenda
+from scpl_dist.checkpoint import folder_for
 from scpl_dist.config import Config
 from scpl_dist.control import decode, encode
 from scpl_dist.messages import PROTOCOL, VERSION
@@ -170,7 +171,7 @@ def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, 
                 fields |= {"split": item["split"], "samples": end - begin}
                 fields |= {"correct": 8, "total": end - begin} if last else {}
             elif item["kind"] == "checkpoint":
-                folder = coordinator.folder / "checkpoints" / f"step-{item['step']}.tmp"
+                folder = folder_for(coordinator.folder, item["step"], item["unique"])
                 folder.mkdir(parents=True, exist_ok=True)
                 name = f"block-{worker.stage:03d}.pt"
                 (folder / name).write_bytes(b"12345")

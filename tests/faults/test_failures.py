@@ -1,0 +1,123 @@
+"""Whatever ends a run: exit code 1 in time, the root cause last on the screen, exit.json, no process left over."""
+
+from __future__ import annotations
+
+import signal
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from scpl_dist.faults import Fault
+from tests.faults.conduct import Ended, Running, conduct
+
+
+def failed(ended: Ended, *words: str, stage: int | None, limit_s: float = 60) -> None:
+    """The run failed as promised, and both the screen's end and exit.json name the cause."""
+    assert ended.code == 1, ended.screen
+    assert ended.seconds < limit_s
+    for word in words:
+        assert word in ended.last_line, ended.screen
+        assert word in ended.exit_json["reason"]
+    assert ended.exit_json["code"] == 1
+    assert ended.exit_json["stage"] == stage
+    if stage is not None:
+        assert ended.exit_json["host"]
+        assert ended.exit_json["rank"] == stage
+        assert ended.exit_json["pid"] > 0
+
+
+@pytest.mark.parametrize(("stage", "phase"), [(0, "forward"), (1, "backward"), (1, "starting")])
+def test_a_killed_worker_is_named_with_its_place(stage: int, phase: str, tmp_path: Path) -> None:
+    step = 0 if phase == "starting" else 7
+    ended = conduct(tmp_path / "run", faults=(Fault(action="kill", stage=stage, step=step, phase=phase),))
+    failed(ended, f"stage {stage}", "SIGKILL", stage=stage)
+    assert ended.exit_json["cause"] == "died"
+    assert ended.exit_json["micro_batch"] in (0, None)
+    assert ended.exit_json["step"] in range(step + 1)  # as far as its last heartbeat told
+
+
+def test_a_killed_coordinator_ends_the_run(tmp_path: Path) -> None:
+    ended = conduct(tmp_path / "run", faults=(Fault(action="kill", role="coordinator", step=7),))
+    failed(ended, "the coordinator", "SIGKILL", stage=None)
+
+
+def test_a_stopped_coordinator_ends_the_run(tmp_path: Path) -> None:
+    fault = Fault(action="stop", role="coordinator", step=7)
+    ended = conduct(tmp_path / "run", "runtime.timeout_s=15", faults=(fault,))
+    failed(ended, "the coordinator", "stopped", stage=None, limit_s=75)
+
+
+def test_a_killed_launcher_takes_everything_with_it(tmp_path: Path) -> None:
+    with Running(tmp_path / "run", "run.epochs=500") as running:
+        running.wait_for("train", 5)
+        running.process.kill()
+        ended = running.end()
+        assert ended.exit_json["code"] == 1
+        assert "the launcher is gone" in ended.last_line
+
+
+def test_an_error_in_a_block_shows_its_traceback_and_place(tmp_path: Path) -> None:
+    source = """
+        from torch import nn
+
+        class Faulty(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer, self.calls = nn.Linear(32, 32), 0
+
+            def forward(self, x):
+                self.calls += self.training
+                if self.calls == 8:
+                    raise ArithmeticError("the block's own words")
+                return self.layer(x).relu()
+
+        def blocks(classes):
+            return [nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 32)), Faulty()]
+    """
+    file = tmp_path / "model.py"
+    file.write_text(textwrap.dedent(source))
+    ended = conduct(tmp_path / "run", f'model.name="{file}:blocks"')
+    failed(ended, "ArithmeticError: the block's own words", stage=1)
+    assert ended.exit_json["step"] == 7
+    assert ended.exit_json["micro_batch"] == 0
+    assert ended.exit_json["phase"] == "forward"
+    assert 'raise ArithmeticError("the block' in ended.screen
+    assert "model.py" in ended.exit_json["traceback"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(tmp_path: Path) -> None:
+    ended = conduct(tmp_path / "run", "optimizer.lr=1e38", "runtime.max_restarts=3")
+    assert ended.code == 1, ended.screen
+    assert "nan" in ended.last_line or "inf" in ended.last_line
+    assert "the update was not made" in ended.last_line
+    assert ended.exit_json["cause"] == "nonfinite"
+    assert ended.exit_json["stage"] in (0, 1)
+    assert ended.exit_json["step"] >= 1
+    assert not ended.rows("restart")  # it would come to the same
+
+
+def test_a_worker_that_never_arrives_is_missed(tmp_path: Path) -> None:
+    fault = Fault(action="stop", stage=1, phase="loading")
+    ended = conduct(tmp_path / "run", faults=(fault,))
+    failed(ended, "no worker for stage 1 within 20 s", stage=None)
+
+
+def test_out_of_memory_says_where_and_what_to_lower(tmp_path: Path) -> None:
+    fault = Fault(action="memory", stage=0, step=6, phase="backward")
+    ended = conduct(tmp_path / "run", faults=(fault,))
+    failed(ended, "out of memory", "MiB", stage=0)
+    assert (ended.exit_json["step"], ended.exit_json["phase"]) == (6, "backward")
+    assert "lower data.batch_size" in ended.screen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_run_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    fault = Fault(action="stop", stage=1, step=7)
+    with Running(tmp_path / "run", "run.epochs=500", faults=(fault,)) as running:
+        running.wait_for("train", 10)
+        running.signal(number)
+        running.signal(number)
+        ended = running.end(limit_s=30)
+    assert ended.code == 128 + number, ended.screen
+    assert ended.exit_json["code"] == 128 + number
