@@ -23,6 +23,15 @@ from tests.programs import find, need_root, until_nothing
 
 __all__ = ["Containers"]
 
+# $0 is the host name, $1 the folder with secrets or empty, the rest the command. Mounts are the service's own.
+_FIRST = """
+hostname "$0"; secrets=$1; shift
+if [ -n "$secrets" ]; then
+    mount -t tmpfs none /run; mkdir /run/secrets; mount --bind "$secrets" /run/secrets
+fi
+exec "$@"
+"""
+
 
 def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=30)
@@ -104,6 +113,15 @@ class Containers:
         (folder / "hosts").write_text("\n".join(lines) + "\n")
         (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
 
+    def _secrets(self, name: str) -> str:
+        """A folder with the secrets of a service under the names that it knows them by; empty if it has none."""
+        secrets = self.model["services"][name].get("secrets", [])
+        folder = self.folder / f"{name}.secrets"
+        for secret in secrets:
+            folder.mkdir(exist_ok=True)
+            shutil.copy(self.model["secrets"][secret["source"]]["file"], folder / secret["target"])
+        return str(folder) if secrets else ""
+
     def _replaced(self, words: Iterable[str]) -> list[str]:
         return [self.replacements.get(word, word) for word in words]
 
@@ -131,13 +149,11 @@ class Containers:
             [*(service.get("entrypoint") or ["python", "-m", "scpl_dist"]), *service["command"]]
         )
         isolated = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
-        hostname = ["sh", "-c", 'hostname "$0"; exec "$@"', service.get("hostname", name)]
+        inside = ["sh", "-e", "-c", _FIRST, service.get("hostname", name), self._secrets(name)]
         log = (self.folder / f"{name}.log").open("ab")
         self._logs.append(log)
         self.processes[name] = subprocess.Popen(
-            self.on(
-                name, *isolated, *hostname, "tini", "--", "env", "-i", *self._environment(name), *command
-            ),
+            self.on(name, *isolated, *inside, "tini", "--", "env", "-i", *self._environment(name), *command),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -15,12 +15,7 @@ from tests.containers import Containers
 from tests.programs import ROOT, until_nothing
 from tests.test_docker import COMPOSE, PROCESSES, STAGES, model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(
-        reason="the command `coordinator` does not exist yet, and control.host must be an address"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 EXTRA = """
 [run]
@@ -30,7 +25,7 @@ epochs = {epochs}
 
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
-    """docker/cluster.toml with fewer epochs; the keys are made for this run."""
+    """docker/cluster.toml with fewer epochs."""
     path = tmp_path / "cluster.toml"
     path.write_text((ROOT / "docker" / "cluster.toml").read_text() + EXTRA.format(epochs=2))
     return path
@@ -38,7 +33,8 @@ def configuration(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def containers(tmp_path: Path, configuration: Path) -> Iterator[Containers]:
-    cluster = model(COMPOSE)
+    scpl_dist("keys", "new", tmp_path / "keys")
+    cluster = model(COMPOSE, env={"SCPL_KEYS": str(tmp_path / "keys")})
     folder = tmp_path / "work"
     folder.mkdir()
     replacements = {"/etc/scpl/cluster.toml": str(configuration)}

@@ -17,10 +17,7 @@ from tests.command import scpl_dist
 from tests.containers import Containers
 from tests.programs import ROOT, find, until_nothing
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(run=False, reason="the process of rank 0 does not start the coordinator yet"),
-]
+pytestmark = pytest.mark.slow
 
 HOSTS = ("node-0", "node-1", "node-2")
 SERVER = """
@@ -49,7 +46,11 @@ class Cluster:
         (folder / "server").write_text(SERVER.format(folder=folder))
         (folder / "client").write_text(CLIENT.format(folder=folder))
         self.config = folder / "config.toml"
-        self.config.write_text("[pipeline]\nstages = 3\n[run]\nepochs = 2\n")
+        keys = folder / "keys"
+        scpl_dist("keys", "new", keys)
+        self.config.write_text(
+            f"[pipeline]\nstages = 3\n[run]\nepochs = 2\n[control]\nkeys = {str(keys)!r}\n"
+        )
         self.run = folder / "run"
         self.ssh = f"ssh -F {folder / 'client'}"
         options = ["-D", "-e", "-f", str(folder / "server")]
