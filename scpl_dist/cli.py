@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -111,6 +112,50 @@ def export(
 
 
 @app.command()
+def compare(
+    config: ConfigFile = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas.")
+    ] = "scpl,bp,early_exit,gpipe,al",
+    override: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds counted up.")] = 1,
+    micro_batches: Annotated[
+        str, typer.Option(help="What GPipe tries in a short run each, separated by commas.")
+    ] = "2,4,8",
+    run_dir: Annotated[Path | None, typer.Option(help="Folder. Default: runs/<time>-compare.")] = None,
+) -> None:
+    """Train with several methods on the same data and stages, and write one table and a picture."""
+    from scpl_dist import comparison
+    from scpl_dist.methods import resolve
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        resolve(name)
+    try:
+        parts = [int(text) for text in micro_batches.split(",")]
+    except ValueError:
+        raise ValueError(f"--micro-batches {micro_batches!r}: give numbers such as 2,4,8") from None
+    folder = run_dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-compare")
+    found = comparison.compare(names, config, override or [], seeds, parts, folder, _note)
+    _show(found.rows(), comparison.COLUMNS)
+    print(f"{found.note}\ntables and picture: {folder}")
+    sys.exit(1 if all(entry.failure for entry in found.entries) else 0)
+
+
+@app.command()
+def report(
+    run_dir: RunFolderArgument,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="[OUT.png]", help="Default: RUN_DIR/report.png.")
+    ] = None,
+) -> None:
+    """Draw a run: losses, accuracies, and how busy the stages were."""
+    from scpl_dist import figures
+
+    print(figures.report(run_dir, target))
+
+
+@app.command()
 def worker(
     config: ConfigFileArgument,
     override: Overrides = None,
@@ -155,6 +200,22 @@ def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder,
     print(f"coordinator: coordinator.key_secret and worker.key of {folder}")
     print(f"each worker: worker.key_secret and coordinator.key of {folder}")
     print("secret files stay readable by their owner only; control.keys names the folder on each host")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _show(rows: list[dict[str, str]], columns: dict[str, str]) -> None:
+    """A table for the terminal; a wide one is turned, so that nothing is cut off."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *[row["method"] for row in rows])
+    for key, heading in columns.items():
+        if key != "method":
+            table.add_row(heading, *[row[key] for row in rows])
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 def _without_data(reason: str) -> None:

@@ -127,11 +127,11 @@ class Loss(Section):
 class Association(Section):
     """The label code of the method al (associated learning)."""
 
-    activation: Literal["sigmoid", "tanh"] = "sigmoid"
-    """"sigmoid" and squared errors throughout (images), or "tanh" with linear decoders and a cross-entropy (text)."""
+    activation: Literal["sigmoid", "tanh"] = "tanh"
+    """"tanh" with linear decoders and a cross-entropy (published for text), or "sigmoid" and squared errors (images)."""
     code: Positive = 128
     """Width of the label code between two blocks."""
-    bridge: Annotated[int, Field(ge=0)] = 0
+    bridge: Annotated[int, Field(ge=0)] = 256
     """Hidden width of the bridge from a block's output to the code; 0 is a single layer."""
     autoencoder_lr: Rate = 1.0
     """Factor on the learning rate for the label's encoders and decoders."""
