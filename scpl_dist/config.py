@@ -128,7 +128,7 @@ class Association(Section):
     """The label code of the method al (associated learning)."""
 
     activation: Literal["sigmoid", "tanh"] = "tanh"
-    """"tanh" with linear decoders and a cross-entropy (published for text), or "sigmoid" and squared errors (images)."""
+    """"tanh" with linear decoders and a cross-entropy (published: text), or "sigmoid" and squared errors (images)."""
     code: Positive = 128
     """Width of the label code between two blocks."""
     bridge: Annotated[int, Field(ge=0)] = 256

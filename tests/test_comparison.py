@@ -69,19 +69,16 @@ def test_methods_are_compared_and_a_failure_is_a_row(tmp_path: Path) -> None:
         "none",
     ]
     overrides = [x for k, v in zip(small[::2], small[1::2], strict=True) for x in ("-o", f"{k}={v}")]
-    done = scpl_dist(
-        *(
-            "compare",
-            "--methods",
-            "early_exit,gpipe",
-            "--micro-batches",
-            "2",
-            "--run-dir",
-            folder,
-            *overrides,
-        ),
-        timeout_s=400,
-    )
+    arguments = [
+        "--methods",
+        "early_exit,gpipe",
+        "--micro-batches",
+        "2",
+        "--run-dir",
+        str(folder),
+        *overrides,
+    ]
+    done = scpl_dist("compare", *arguments, timeout_s=400)
     with (folder / "comparison.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["early_exit", "bp, one process", "gpipe, 2 parts"]
