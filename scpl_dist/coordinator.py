@@ -1,6 +1,6 @@
 """The coordinator: a pure state machine that schedules the items of a run and watches the stages.
 
-    gathering --all said hello--> preparing --all ready--> running --all left--> over
+    gathering --all said hello--> loading --data set read--> preparing --all ready--> running --all left--> over
         '-------------------------------'-------------------'--failure, signal----'
 
 `handle(event, now)` is the only way to change it. It reads no clock, socket or file, so each of its decisions can
@@ -44,6 +44,7 @@ from scpl_dist.messages import (
     Alive,
     Close,
     Dataset,
+    Described,
     Done,
     Failed,
     Go,
@@ -61,17 +62,12 @@ from scpl_dist.messages import (
 from scpl_dist.roster import ADVICE, UNCLEAR, Member, blame, objection
 from scpl_dist.supply import WINDOW, Supply
 from scpl_dist.tally import Tally
-from scpl_dist.watchdog import Suspects, exit_text, late, overdue, signal_name, unready
+from scpl_dist.watchdog import PAUSE_S, STOP_GRACE_S, Suspects, exit_text, late, overdue, signal_name, unready
 
 __all__ = ["Coordinator"]
 
 ALIVE_EVERY_S = 1.0
-PAUSE_S = 5.0
-"""A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
-STOP_GRACE_S = 10.0
-"""How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
-REFUSALS = 20
-"""Refused workers that are reported; the others are only counted, so that a stranger cannot fill the disk."""
+REFUSALS = 20  # that are reported; more are counted only, so that a stranger cannot fill the disk
 
 
 class Coordinator:
@@ -103,8 +99,7 @@ class Coordinator:
         self.tally: Tally | None = None
         self.data: Dataset | None = None
         self.rejected: Counter[str] = Counter(dict.fromkeys(("garbage", "refused", "key", "handshake"), 0))
-        self.nonfinite_losses = 0
-        self.checkpoints = self.checkpoint_failures = 0
+        self.nonfinite_losses = self.checkpoints = self.checkpoint_failures = 0
         self.last_commit: Committed | None = None
         self.outcome: Outcome | None = None
         self.started: float | None = None  # monotonic time of the first item
@@ -112,12 +107,11 @@ class Coordinator:
         self._cuts = Cuts(config.pipeline.stages)
         self._window, self._folder = window, folder
         self._resume, self._restore = resume, restore
-        self._since: float | None = None
+        self._since: float | None = None  # when the present state began
         self._tick: float | None = None
-        self._alive = -math.inf
         self._suspects = Suspects()
         self._signalled: dict[str, int] = {}
-        self._stop_at = math.inf
+        self._stop_at, self._alive = math.inf, -math.inf
         self._refused: set[bytes] = set()
         self._commands: list[Command] = []
 
@@ -133,8 +127,7 @@ class Coordinator:
         """
         if self.outcome is not None:
             return []
-        if self._since is None:
-            self._since = now
+        self._since = now if self._since is None else self._since
         match event:
             case Received(peer, message):
                 self._received(peer, message, now)
@@ -188,6 +181,9 @@ class Coordinator:
         member.heard = now
         self._suspects.clear(member.stage)
         match message:
+            case Described() if self.data is None:
+                self.data = message.data
+                self._start(now)
             case Ready():
                 member.ready, member.blocks, member.changed = True, message.blocks, now
                 if self.state == "preparing" and all(m.ready for m in self.members.values()):
@@ -213,8 +209,7 @@ class Coordinator:
         if reason is None:
             self.members[hello.stage] = Member(peer, hello, heard=now, changed=now)
             self.data = hello.data or self.data
-            if len(self.members) == self.config.pipeline.stages:
-                self._start(now)
+            self._start(now)
             return
         self.rejected["refused"] += 1
         self._send(Refuse(reason=reason), peer)
@@ -226,7 +221,12 @@ class Coordinator:
             self._fail(blame(Member(peer, hello, now, now), "config", text))
 
     def _start(self, now: float) -> None:
-        assert self.data is not None
+        """Start once all stages have joined and the data set is read."""
+        if len(self.members) < self.config.pipeline.stages:
+            return
+        if self.data is None:
+            self.state, self._since = "loading", now
+            return
         try:
             self.agenda = Agenda(self.config, self.data.sizes, self._resume)
         except ValueError as error:
@@ -338,8 +338,9 @@ class Coordinator:
             self._stop_early()
 
     def _stop_early(self) -> None:
-        number = next(iter(self._signalled.values()))
-        text = f"stopped by {signal_name(number)} before the first step"
+        text = (
+            f"stopped by {signal_name(number := next(iter(self._signalled.values())))} before the first step"
+        )
         self._over(Outcome(128 + number, text), Abort(reason=text))
 
     def _close_if_all_left(self, now: float) -> None:

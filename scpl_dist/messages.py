@@ -136,6 +136,14 @@ class Hello(Message):
     """How the other stages reach this one; see `scpl_dist.meeting`."""
 
 
+class Described(Message):
+    """Stage 0 has read the data set; its hello does not wait for that."""
+
+    type: Literal["described"] = "described"
+    stage: Count
+    data: Dataset
+
+
 class Ready(Message):
     """The stage's blocks are built and its neighbours are connected."""
 

@@ -20,6 +20,10 @@ __all__ = ["Suspects", "exit_text", "late", "overdue", "signal_name", "unready"]
 
 GRACE_S = 1.5
 """How long a death waits for a report that explains it."""
+PAUSE_S = 5.0
+"""A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
+STOP_GRACE_S = 10.0
+"""How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
 SILENT = "its process is stopped, its interpreter is blocked in native code, or its host is cut off"
 STANDING_STILL = (
     "if this stage is only slow, raise runtime.timeout_s (runtime.first_step_timeout_s for a stage's first item); "
@@ -36,21 +40,25 @@ def late(
     Args:
         members: the stages that have joined.
         config: for the number of stages and the limits.
-        state: "gathering" or "preparing".
+        state: "gathering", "loading" or "preparing".
         waited: seconds in this state.
         now: monotonic seconds.
     """
-    # Before its hello a worker imports, and the first one may fetch the data set: that is part of a first step.
     patience = max(config.runtime.timeout_s, config.runtime.first_step_timeout_s)
-    if state == "gathering" and waited >= patience:
+    if state == "gathering" and waited >= config.runtime.timeout_s:
         missing = [str(stage) for stage in range(config.pipeline.stages) if stage not in members]
-        text = f"no worker for stage {', '.join(missing)} within {patience:g} s"
+        text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
         return Failure(
             "missing", text, "start all workers, and check that they reach the coordinator's address"
         )
     for member in members.values():
         if now - member.heard >= config.runtime.timeout_s:
             return _silent(member, now)[1]
+    if state == "loading" and waited >= patience:
+        text = f"stage 0 has not read the data set within {patience:g} s"
+        return blame(
+            members[0], "missing", text, "raise runtime.first_step_timeout_s if it only needs longer"
+        )
     if state == "preparing" and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
         names = ", ".join(str(member.stage) for member in slow)

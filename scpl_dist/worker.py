@@ -112,10 +112,9 @@ class Worker:
             signal.signal(number, self._on_signal)
         if self._trap is not None:
             self._trap.spring("loading", 0)
-        source = self._source()
         channel = self._channel = Channel(
             self._control,
-            self._hello(source),
+            self._hello(),
             snapshot=self._snapshot,
             on_message=self._on_message,
             on_lost=self._abort,
@@ -124,7 +123,7 @@ class Worker:
         )
         code = 0
         try:
-            self._train(source, channel)
+            self._train(channel)
         except Aborted as error:
             print(f"stage {self.stage}: {error}", file=sys.stderr)
             code = 1
@@ -139,15 +138,21 @@ class Worker:
                 self._transport.close()
         return code
 
-    def _source(self) -> Any:
+    def _source(self, channel: Channel) -> Any:
         """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
         if self.stage != 0:
             return None
         from scpl_dist import data
 
-        return data.resolve(self.config)
+        self.meter.enter("data")
+        source = data.resolve(self.config)
+        example = assembly.describe(source.example())
+        description = {"classes": source.classes, "sizes": dict(source.sizes), "input": example}
+        channel.send({"type": "described", "data": description})
+        return source
 
-    def _train(self, source: Any, channel: Channel) -> None:
+    def _train(self, channel: Channel) -> None:
+        source = self._source(channel)
         self.meter.enter("idle")
         start = self._expect("start")
         self.meter.enter("starting")
@@ -159,6 +164,8 @@ class Worker:
         plan = Assembly.plan(self.config, start["data"]["classes"], assembly.imagine(start["data"]["input"]))
         place = plan.places[self.stage]
         units = plan.units(place.blocks)
+        if source is not None and not start.get("restore"):
+            source.prepare(units[0].block)
         assembly.place_units(units, self.device)
         optimizers = {index: make_optimizers(unit, self.config) for index, unit in units.items()}
         if start.get("restore"):
@@ -224,14 +231,7 @@ class Worker:
 
     # Messages ---------------------------------------------------------------------------------------------------
 
-    def _hello(self, source: Any) -> dict[str, Any]:
-        description = None
-        if source is not None:
-            description = {
-                "classes": source.classes,
-                "sizes": dict(source.sizes),
-                "input": assembly.describe(source.example()),
-            }
+    def _hello(self) -> dict[str, Any]:
         return {
             "type": "hello",
             "protocol": PROTOCOL,
@@ -244,7 +244,6 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": _device_name(self.device),
-            "data": description,
             "endpoint": self._meeting.endpoint,
         }
 

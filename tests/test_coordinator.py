@@ -34,6 +34,7 @@ from scpl_dist.messages import (
     PROTOCOL,
     VERSION,
     Dataset,
+    Described,
     Done,
     Failed,
     Heartbeat,
@@ -417,7 +418,10 @@ def test_strangers_do_not_harm_a_run_whose_stages_are_there() -> None:
     run.event(Received(b"nobody", Left(stage=0)))
     run.event(Garbage())
     assert run.outcome is None
-    assert run.coordinator.rejected == {"refused": 102, "garbage": 2}  # the refused one's message is expected
+    assert +run.coordinator.rejected == {
+        "refused": 102,
+        "garbage": 2,
+    }  # the refused one's message is expected
     assert len([say for say in run.only(Say) if say.kind == "warning"]) == 20
     assert len(run.items()) == before
 
@@ -425,12 +429,35 @@ def test_strangers_do_not_harm_a_run_whose_stages_are_there() -> None:
 def test_missing_stages_are_named() -> None:
     run = Run()
     run.hello(1)
-    run.pass_time(99, beating=[1], phase="idle")
-    assert run.outcome is None, "one of them may be fetching the data set"
+    run.pass_time(9, beating=[1], phase="idle")
+    assert run.outcome is None
     run.pass_time(2, beating=[1], phase="idle")
     assert run.outcome is not None
     assert run.outcome.failure is not None
-    assert run.outcome.failure.message == "no worker for stage 0, 2 within 100 s"
+    assert run.outcome.failure.message == "no worker for stage 0, 2 within 10 s"
+
+
+def test_stage_0_may_take_a_first_step_s_time_to_read_the_data_set() -> None:
+    run = Run()
+    run.hello(0, data=None)
+    for stage in run.stages[1:]:
+        run.hello(stage)
+    run.pass_time(99, beating=run.stages, phase="data")
+    assert run.outcome is None
+    assert not [c for c in run.only(Send) if c.message.type == "start"]
+    run.pass_time(2, beating=run.stages, phase="data")
+    assert run.outcome is not None
+    assert run.outcome.failure is not None
+    assert run.outcome.failure.message == "stage 0 has not read the data set within 100 s"
+
+
+def test_the_run_starts_when_the_data_set_is_described() -> None:
+    run = Run()
+    run.hello(0, data=None)
+    for stage in run.stages[1:]:
+        run.hello(stage)
+    run.tell(0, Described(stage=0, data=Dataset(classes=10, sizes=run.sizes)))
+    assert [c for c in run.only(Send) if c.message.type == "start"]
 
 
 def test_a_stage_that_is_never_ready_is_named() -> None:

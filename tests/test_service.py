@@ -407,7 +407,7 @@ def test_a_missing_worker_is_named_when_the_start_takes_too_long(start: Any) -> 
     coordinator = start(runtime__timeout_s=0.5, runtime__first_step_timeout_s=2.0)
     code, _, err = coordinator.end()
     assert code == 1
-    assert "no worker for stage 0, 1 within 2 s" in err.splitlines()[-1]
+    assert "no worker for stage 0, 1 within 0.5 s" in err.splitlines()[-1]
 
 
 def test_no_module_of_the_coordinator_imports_torch() -> None:
