@@ -89,6 +89,35 @@ class Host:
         ]
         return self.start(*command, "-m", "scpl_dist", "worker", *arguments, **options)  # type: ignore[arg-type]
 
+    def cable(self, other: Host, network: str) -> None:
+        """Connect two hosts directly, at eth1: NETWORK.1 here and NETWORK.2 there."""
+        peer = ["peer", "name", "eth1", "netns", other.namespace]
+        ip("-n", self.namespace, "link", "add", "eth1", "type", "veth", *peer)
+        for host, number in ((self, 1), (other, 2)):
+            ip("-n", host.namespace, "address", "add", f"{network}.{number}/24", "dev", "eth1")
+            ip("-n", host.namespace, "link", "set", "eth1", "up")
+
+    def dead_end(self, address: str) -> None:
+        """Give this host an eth1 with this address that leads to nobody."""
+        ip("-n", self.namespace, "link", "add", "eth1", "type", "veth", "peer", "name", "nobody")
+        ip("-n", self.namespace, "address", "add", f"{address}/24", "dev", "eth1")
+        for end in ("eth1", "nobody"):
+            ip("-n", self.namespace, "link", "set", end, "up")
+
+    def ports(self) -> set[int]:
+        """TCP ports that something on this host listens on."""
+        script = "cat /proc/net/tcp /proc/net/tcp6"
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.namespace, "sh", "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        rows = [line.split() for line in done.stdout.splitlines() if ":" in line]
+        listening = "0A"
+        return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == listening}
+
     def unplug(self) -> None:
         """Take the link down at the switch: nothing arrives any more, and nobody is told."""
         ip("-n", self.switch, "link", "set", self.port, "down")
