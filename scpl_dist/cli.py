@@ -171,6 +171,7 @@ def worker(
 ) -> None:
     """Be the stage of this rank; started by torchrun or by the local launcher. Rank 0 starts the coordinator."""
     settings = configuration.load(config, override or [])
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer's ordinary end is worth no warning
     from scpl_dist import process
 
     _leave(process.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))

@@ -6,11 +6,14 @@ with a coordinator of its own start workers only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
+import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -72,6 +75,32 @@ def main(
         ValueError: the launch does not fit the configuration.
     """
     die_with_parent()
+    try:
+        code, reason = _work(config, run_dir, control, log_to_folder, companion, resume)
+    except ValueError as error:
+        _tell_torchrun(str(error))
+        raise
+    if code != 0:
+        _tell_torchrun(reason)
+    return code
+
+
+def _tell_torchrun(reason: str) -> None:
+    """Let the reason stand in torchrun's report, which comes last on the screen."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": reason, "timestamp": int(time.time())}))
+
+
+def _work(
+    config: Config,
+    run_dir: Path | None,
+    control: str | None,
+    log_to_folder: bool,
+    companion: bool,
+    resume: str,
+) -> tuple[int, str]:
     rank, world_size = _ranks(config)
     if log_to_folder and run_dir is not None:
         redirect_output(run_dir / "log" / f"stage{rank}.log")
@@ -84,26 +113,26 @@ def main(
         control = f"tcp://{fixed.control.host}:{fixed.control.port}"
     if companion and rank == 0:
         return _lead(fixed, run_dir, world_size, resume)
-    return Worker(config, run_dir, control, rank, world_size).run()
+    worker = Worker(config, run_dir, control, rank, world_size)
+    return worker.run(), worker.reason
 
 
-def _lead(config: Config, run_dir: Path | None, world_size: int, resume: str) -> int:
-    """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
+def _lead(config: Config, run_dir: Path | None, world_size: int, resume: str) -> tuple[int, str]:
+    """Be rank 0 under torchrun: start the coordinator, work, and end after it. Returns code and reason."""
     from scpl_dist.launch import preflight
 
     preflight(config)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     coordinator = Companion(folder, resume)
     endpoint = coordinator.endpoint()
-    if endpoint is None:  # it has said why
-        return coordinator.wait(0) or 1
-    code = Worker(config, folder.path, endpoint, 0, world_size).run()
+    code = 1 if endpoint is None else Worker(config, folder.path, endpoint, 0, world_size).run()
     ended = coordinator.wait(_COORDINATOR_END_S)
     if ended is None:
         coordinator.kill()
     if folder.read("exit.json") is None:
-        return folder.fail(1, "the coordinator did not finish the run")
-    return code if ended is None else ended
+        folder.fail(1, "the coordinator did not finish the run")
+    reason = (folder.read("exit.json") or {}).get("reason", "")
+    return ended or code, f"the run ended: {reason}"
 
 
 def _ranks(config: Config) -> tuple[int, int]:

@@ -15,6 +15,7 @@ itself. The last thing a worker does is `os._exit`: no library's clean-up can ke
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -58,8 +59,8 @@ _ABORT_GRACE_S = 2.0
 _VISIBLE_S = 10.0
 
 
-class Unshared(Exception):
-    """The run folder here is not the coordinator's."""
+class SetupError(Exception):
+    """This host is not what the run needs: its interface or its run folder."""
 
 
 class Worker:
@@ -72,8 +73,11 @@ class Worker:
         rank: rank of this process in the launch; the number of its stage.
         world_size: processes in the launch.
 
+    Attributes:
+        reason: why `run` did not return 0.
+
     Raises:
-        ValueError: an address, interface or key is not usable.
+        ValueError: an address or a key is not usable.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Worker:
         self.meter = Meter() if trap is None else FaultyMeter(trap)
         self._stacks: Stacks | None = None
         self._writer: Writer | None = None
+        self.reason = ""
         self._messages: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
         self._transport: Transport | None = None
         self._loader: Loader | None = None
@@ -99,7 +104,12 @@ class Worker:
         self._channel: Channel | None = None
         alone = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
         coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
-        interface, address = network.choose_interface(config.runtime.interface, coordinator, alone)
+        self._problem: SetupError | None = None
+        try:
+            interface, address = network.choose_interface(config.runtime.interface, coordinator, alone)
+        except ValueError as error:  # the coordinator shall hear it, or all others would wait for this stage
+            self._problem = SetupError(str(error))
+            interface, address = network.loopback(), "127.0.0.1"
         self._meeting = Meeting(address, interface, str(self.device))
 
     def run(self) -> int:
@@ -125,11 +135,14 @@ class Worker:
         try:
             self._train(channel)
         except Aborted as error:
-            print(f"stage {self.stage}: {error}", file=sys.stderr)
+            self.reason = f"stage {self.stage}: {error}"
+            print(self.reason, file=sys.stderr)
             code = 1
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
-            channel.send(self._failure(error))
+            report = self._failure(error)
+            self.reason = f"stage {self.stage}: {report['message']}"
+            channel.send(report)
             self._await_verdict()
             code = 1
         finally:
@@ -152,6 +165,8 @@ class Worker:
         return source
 
     def _train(self, channel: Channel) -> None:
+        if self._problem is not None:
+            raise self._problem
         source = self._source(channel)
         self.meter.enter("idle")
         start = self._expect("start")
@@ -218,11 +233,11 @@ class Worker:
             try:
                 found = RunFolder(path).read("run.json") or {}
             except ValueError as error:
-                raise Unshared(str(error)) from None
+                raise SetupError(str(error)) from None
             if found.get("generation") == start["generation"]:
                 return path
             if time.monotonic() >= deadline:
-                raise Unshared(
+                raise SetupError(
                     f"the run folder {path} on {socket.gethostname()} is not the coordinator's ({start['folder']}): "
                     "its run.json is missing or of another run; all hosts need the same folder, on a shared file "
                     "system, because the parts of a checkpoint belong together; give its path with --run-dir"
@@ -278,11 +293,10 @@ class Worker:
         return message
 
     def _await_verdict(self) -> None:
-        """Give the coordinator time to take the report before the connection goes down."""
-        try:
-            self._messages.get(timeout=_ABORT_GRACE_S)
-        except queue.Empty:
-            pass
+        """Wait for the coordinator's answer, an abort: it may only just be starting when a worker fails early."""
+        with contextlib.suppress(queue.Empty):
+            while not isinstance(self._messages.get(timeout=self.config.runtime.timeout_s), Exception):
+                pass
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         cause, text = _cause(error)
@@ -327,7 +341,7 @@ def _cause(error: Exception) -> tuple[str, str]:
     allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
         return "out_of_memory", f"out of memory, the peak so far was {peak_memory() >> 20} MiB: {text}"
-    for kind, cause in ((NonFiniteLoss, "nonfinite"), (Unmet, "network"), (Unshared, "config")):
+    for kind, cause in ((NonFiniteLoss, "nonfinite"), (Unmet, "network"), (SetupError, "config")):
         if isinstance(error, kind):
             return cause, str(error)
     if isinstance(error, PeerLost):

@@ -32,7 +32,7 @@ def knock(address: str, keys: tuple[bytes, bytes, bytes] | None) -> str:
     peer.send(b"\x81\xa4type\xa5alive")
     name = "nothing"
     while monitor.poll(LIMIT_MS):
-        name = zmq.Event(recv_monitor_message(monitor)["event"]).name
+        name = str(zmq.Event(recv_monitor_message(monitor)["event"]).name)
         if name.startswith("HANDSHAKE"):
             break
     peer.disable_monitor()

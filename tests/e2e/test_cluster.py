@@ -125,7 +125,7 @@ def test_a_link_that_goes_down_ends_all_hosts_and_names_the_stage(two: list[Host
     until_nothing(lambda: not any(row["event"] == "train" for row in rows(run)) and "no step")
     two[1].unplug()
     there = outcome(processes[1])
-    assert "the connection to the coordinator at tcp://10.77.0.1:4711 broke" in there
+    assert "the connection to the coordinator at tcp://host-a:4711 broke" in there
     here = outcome(processes[0])
     assert "stage 1" in here
     assert "host-b" in here
@@ -134,16 +134,17 @@ def test_a_link_that_goes_down_ends_all_hosts_and_names_the_stage(two: list[Host
 
 
 @pytest.mark.parametrize(
-    ("interface", "there", "here"),
+    ("interface", "message"),
     [
-        ("eth9", "runtime.interface = 'eth9': not an interface of host-b", "no worker for stage 1 within"),
-        ("lo", "this interface reaches host-b only", "no worker for stage 1 within"),
-        ("eth1", "", "stage 1 on host-b (10.79.0.2) cannot be reached from stage 0 on host-a"),
+        ("eth9", "runtime.interface = 'eth9': not an interface of host-b with an IPv4 address; it has lo"),
+        ("lo", "runtime.interface = 'lo': this interface reaches host-b only"),
+        (
+            "eth1",
+            "stage 1 on host-b (10.79.0.2) cannot be reached from stage 0 on host-a (10.77.0.1, interface eth0)",
+        ),
     ],
 )
-def test_a_wrong_interface_is_named(
-    interface: str, there: str, here: str, two: list[Host], tmp_path: Path
-) -> None:
+def test_a_wrong_interface_is_named(interface: str, message: str, two: list[Host], tmp_path: Path) -> None:
     if interface == "eth1":  # a network that host-a is not on
         two[1].dead_end("10.79.0.2")
     config = write(tmp_path / "config.toml")
@@ -151,8 +152,8 @@ def test_a_wrong_interface_is_named(
     processes = [
         host.torchrun(2, k, config, *options[k], "--run-dir", tmp_path / "run") for k, host in enumerate(two)
     ]
-    assert there in outcome(processes[1])
-    assert here in outcome(processes[0])
+    outcome(processes[1])
+    assert message in outcome(processes[0])
 
 
 def test_a_folder_that_is_not_shared_is_named(two: list[Host], tmp_path: Path) -> None:
