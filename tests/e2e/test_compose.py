@@ -52,7 +52,8 @@ def losses(run: Path) -> dict[tuple[int, str], float]:
 
 def trains(containers: Containers) -> bool:
     """Whether the last stage has finished a step."""
-    assert all(containers.processes[name].poll() is None for name in PROCESSES)
+    ended = [name for name in PROCESSES if containers.processes[name].poll() is not None]
+    assert not ended, "\n".join(f"{name}: {containers.log(name)}" for name in PROCESSES)
     metrics = containers.folder / "runs/cluster/metrics.jsonl"
     return metrics.exists() and '"train"' in metrics.read_text()
 
@@ -80,22 +81,41 @@ def test_services_train_and_end_with_the_losses_of_one_machine(
     assert losses(containers.folder / "runs/cluster") == losses(tmp_path / "one")
 
 
-def test_stop_of_the_containers_leaves_a_checkpoint(containers: Containers, configuration: Path) -> None:
-    configuration.write_text(configuration.read_text().replace("epochs = 2", "epochs = 1000"))
-    for name in PROCESSES:
-        containers.start(name)
-    until_nothing(lambda: not trains(containers))
-    # Compose stops in the reverse order of depends_on and waits for each level.
+def stop(containers: Containers) -> None:
+    """Stop as Compose does: in the reverse order of depends_on, waiting for each level."""
     for level in (STAGES, ("coordinator",)):
         for name in level:
             if containers.processes[name].poll() is None:
                 containers.signal(name, signal.SIGTERM)
         for name in level:
             containers.wait(name, 90)
-    exit_report = json.loads((containers.folder / "runs/cluster/exit.json").read_text())
-    assert exit_report["code"] == 143, exit_report
     assert [containers.processes[name].returncode for name in PROCESSES] == [143, 0, 0, 0]
-    assert list((containers.folder / "runs/cluster/checkpoints").glob("step-*/manifest.json"))
+
+
+def checkpoints(containers: Containers) -> list[int]:
+    manifests = (containers.folder / "runs/cluster/checkpoints").glob("step-*/manifest.json")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in manifests)
+
+
+def test_stop_leaves_a_checkpoint_that_the_next_start_goes_on_from(
+    containers: Containers, configuration: Path
+) -> None:
+    configuration.write_text(configuration.read_text().replace("epochs = 2", "epochs = 1000"))
+    for name in PROCESSES:
+        containers.start(name)
+    until_nothing(lambda: not trains(containers))
+    stop(containers)
+    assert json.loads((containers.folder / "runs/cluster/exit.json").read_text())["code"] == 143
+    [*_, first] = checkpoints(containers)
+    before = losses(containers.folder / "runs/cluster")
+    for name in PROCESSES:
+        containers.start(name)
+    until_nothing(lambda: first not in [step for step, _ in losses(containers.folder / "runs/cluster")])
+    stop(containers)
+    after = losses(containers.folder / "runs/cluster")
+    assert max(step for step, _ in before) == first - 1  # steps are counted from 0
+    assert {key: value for key, value in after.items() if key[0] < first} == before
+    assert checkpoints(containers)[-1] > first
 
 
 def test_outsider_on_the_monitoring_network_reaches_the_metrics_and_nothing_else(
