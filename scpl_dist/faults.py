@@ -19,7 +19,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -63,7 +63,7 @@ def encode(*faults: Fault) -> dict[str, str]:
     return {VARIABLE: _LIST.dump_json(list(faults)).decode()}
 
 
-def fired(run_dir: Path) -> list[dict[str, float]]:
+def fired(run_dir: Path) -> list[dict[str, Any]]:
     """What has happened in a run so far: index of the fault and wall time."""
     path = run_dir / "log" / "faults.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -216,7 +216,8 @@ class Group:
                 self._code = code
                 if code == 1:
                     self._dump_stacks()
-                self._end_within(_GRACE_S if code == 0 else _FAILED_GRACE_S)
+                # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
+                self._end_within(_GRACE_S if code == 0 else _FAILED_GRACE_S if code > 0 else 0)
             case _WorkerEnded(_, rank, code):
                 if code is not None:
                     self._coordinator.tell({"event": "exited", "rank": rank, "code": code})

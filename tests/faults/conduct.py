@@ -112,7 +112,7 @@ class Running:
                 return process
         raise AssertionError(f"no process {name}: {self.process.poll()}")
 
-    def wait_for(self, event: str, count: int = 1, limit_s: float = 60) -> None:
+    def wait_for(self, event: str, count: int = 1, limit_s: float = 120) -> None:
         """Until metrics.jsonl has so many rows of this event."""
         deadline = time.monotonic() + limit_s
         path = self.run / "metrics.jsonl"
@@ -124,7 +124,7 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def end(self, limit_s: float = 120) -> Ended:
+    def end(self, limit_s: float = 300) -> Ended:
         """Wait for the end; nothing may be left over."""
         screen, _ = self.process.communicate(timeout=limit_s)
         seconds = time.monotonic() - self.started

@@ -11,6 +11,8 @@ import pytest
 from scpl_dist.faults import Fault
 from tests.faults.conduct import Ended, Running, conduct
 
+pytestmark = pytest.mark.timeout(400)
+
 
 def failed(ended: Ended, *words: str, stage: int | None, limit_s: float = 60) -> None:
     """The run failed as promised, and both the screen's end and exit.json name the cause."""

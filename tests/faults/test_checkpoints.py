@@ -1,0 +1,143 @@
+"""Checkpoints: which stay, which are found damaged, and that no damaged one is ever trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.command import scpl_dist
+from tests.faults.conduct import Ended, conduct
+
+pytestmark = pytest.mark.timeout(400)
+SETTINGS = ("checkpoint.every_steps=4", "checkpoint.keep=3", "pipeline.stages=1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    ended = conduct(tmp_path_factory.mktemp("finished") / "run", *SETTINGS)
+    assert ended.code == 0, ended.screen
+    return ended
+
+
+def flip(checkpoint: Path) -> str:
+    path = checkpoint / "block-001.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return "block-001.pt: damaged, its SHA-256 is not that of the manifest"
+
+
+def truncate(checkpoint: Path) -> str:
+    path = checkpoint / "block-002.pt"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    return f"block-002.pt: {size - 1} bytes instead of {size}"
+
+
+def lose_part(checkpoint: Path) -> str:
+    (checkpoint / "block-000.pt").unlink()
+    return "block-000.pt: No such file"
+
+
+def lose_manifest(checkpoint: Path) -> str:
+    (checkpoint / "manifest.json").unlink()
+    return "manifest.json: No such file"
+
+
+def of_another_model(checkpoint: Path) -> str:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["recipe"]["model.name"] = "vgg8"
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return "of another model: model.name = 'vgg8', now 'vgg_tiny'"
+
+
+DAMAGES: list[Callable[[Path], str]] = [flip, truncate, lose_part, lose_manifest, of_another_model]
+
+
+def test_the_newest_and_the_best_stay(finished: Ended) -> None:
+    folder = finished.run / "checkpoints"
+    scores = {row["epoch"]: row["accuracy"] for row in finished.rows("eval") if row["split"] == "validation"}
+    best = max(scores, key=lambda epoch: (scores[epoch], -epoch))
+    names = {f"step-{step}" for step in (12, 16, 20, 5 * (best + 1))}
+    assert {path.name for path in folder.iterdir()} == names | {"latest", "best"}
+    assert (folder / "latest").read_text() == "step-20\n"
+    assert (folder / "best").read_text() == f"step-{5 * (best + 1)}\n"
+    manifest = json.loads((folder / "step-12" / "manifest.json").read_text())
+    position = {key: manifest["position"][key] for key in ("epoch", "step", "batch")}
+    assert position == {"epoch": 2, "step": 12, "batch": 2}
+    assert {file["name"] for file in manifest["files"]} == {f"block-{block:03d}.pt" for block in range(4)}
+    assert all(len(file["sha256"]) == 64 for file in manifest["files"])
+
+
+def test_ls_and_verify_tell_what_is_there_and_what_is_broken(finished: Ended, tmp_path: Path) -> None:
+    shown = scpl_dist("checkpoint", "ls", finished.run).stdout.splitlines()
+    assert shown[-1].startswith("step-20")
+    assert shown[-1].rstrip().endswith("latest")
+    assert scpl_dist("checkpoint", "verify", finished.run).stdout.count(": ok, 4 files") == len(shown) - 1
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    reason = flip(run / "checkpoints" / "step-16")
+    done = scpl_dist("checkpoint", "verify", run, code=1)
+    assert f"step-16: DAMAGED: {run / 'checkpoints' / 'step-16'}/{reason}" in done.stdout
+    scpl_dist("checkpoint", "ls", tmp_path / "nothing", code=1)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: str(damage.__name__))
+def test_damage_is_named_and_the_checkpoint_before_is_used(
+    damage: Callable[[Path], str], finished: Ended, tmp_path: Path
+) -> None:
+    from scpl_dist import config, recovery
+
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    reason = damage(run / "checkpoints" / "step-20")
+    warnings: list[str] = []
+    chosen = recovery.choose(run, "auto", warnings.append, config.load(run / "config.toml"))
+    assert chosen is not None
+    assert chosen[0].name == "step-16"
+    assert len(warnings) == 1
+    assert reason in warnings[0]
+    assert "step-20 is not usable, trying the one before" in warnings[0]
+
+
+def test_a_run_goes_on_before_the_damage_and_comes_to_the_same(finished: Ended, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    reason = flip(run / "checkpoints" / "step-20")
+    ended = conduct(run, "pipeline.stages=2", *SETTINGS[:2], options=("--resume", "auto"))
+    assert ended.code == 0, ended.screen
+    assert f"warning: checkpoint step-20 is not usable, trying the one before: {run}" in ended.screen
+    assert reason in ended.screen
+    assert ended.losses() == finished.losses()
+    assert (run / "checkpoints" / "step-20.aside").is_dir()
+    scpl_dist("checkpoint", "verify", run)
+
+
+def test_without_a_good_checkpoint_nothing_is_trained(finished: Ended, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    reasons = [
+        damage(checkpoint)
+        for damage, checkpoint in zip(DAMAGES * 2, sorted((run / "checkpoints").glob("step-*")), strict=False)
+    ]
+    before = finished.rows("train")
+    ended = conduct(run, *SETTINGS, options=("--resume", "auto"))
+    assert ended.code == 1, ended.screen
+    assert "never starts from the beginning" in ended.last_line
+    for reason in reasons:
+        assert reason in ended.last_line
+    assert ended.rows("train") == before
+    assert ended.exit_json["code"] == 1
+
+
+def test_another_model_is_refused_before_anything_changes(finished: Ended, tmp_path: Path) -> None:
+    config = (finished.run / "config.toml").read_text()
+    options = ("--resume", "auto", "-o", "run.seed=1", "-o", "model.name=vgg8")
+    ended = conduct(finished.run, *SETTINGS, options=options)
+    assert ended.code == 1
+    assert "of another model: model.name = 'vgg_tiny', now 'vgg8'" in ended.last_line
+    assert (finished.run / "config.toml").read_text() == config

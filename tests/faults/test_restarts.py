@@ -1,0 +1,106 @@
+"""A run that is killed again and again comes to the result of an undisturbed one, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from scpl_dist.faults import Fault, fired
+from tests.faults.conduct import Ended, Running, conduct
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    ended = conduct(tmp_path_factory.mktemp("undisturbed") / "run", "pipeline.stages=1")
+    assert ended.code == 0, ended.screen
+    return ended
+
+
+def same(ended: Ended, undisturbed: Ended, folder: Path) -> None:
+    """Losses of all steps and blocks, accuracies and weights, with ``==``."""
+    assert ended.code == 0, ended.screen
+    assert ended.losses() == undisturbed.losses()
+    accuracies = [
+        [(row["epoch"], row["split"], row["accuracy"]) for row in run.rows("eval")]
+        for run in (ended, undisturbed)
+    ]
+    assert accuracies[0] == accuracies[1]
+    weights, expected = ended.weights(folder), undisturbed.weights(folder.parent)
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+
+
+def test_kills_of_every_kind_change_nothing(undisturbed: Ended, tmp_path: Path) -> None:
+    faults = (
+        Fault(action="kill", stage=1, phase="starting"),  # nobody has begun
+        Fault(action="kill", stage=0, step=2, phase="forward"),  # before the first checkpoint
+        Fault(action="kill", stage=1, step=4, phase="write"),  # half a checkpoint
+        Fault(action="kill", role="coordinator", step=8, phase="commit"),  # all parts, no manifest
+        Fault(action="delay", stage=0, step=18, phase="forward", seconds=5),  # time to look at the metrics
+    )
+    settings = ("checkpoint.every_steps=4", "runtime.max_restarts=4")
+    with Running(tmp_path / "run", *settings, faults=faults) as running:
+        running.wait_for("restart", 4, limit_s=300)
+        running.wait_for("start", 4)  # one start died before it began
+        url = json.loads((running.run / "run.json").read_text())["metrics"]
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            metrics = answer.read().decode()
+        ended = running.end()
+    counts = dict(re.findall(r'^scpl_restarts_total{reason="(\w+)"} ([\d.]+)$', metrics, flags=re.MULTILINE))
+    assert counts.pop("coordinator_lost") == "1.0"
+    assert sum(map(float, counts.values())) == 3, counts
+    assert [row["fault"] for row in fired(ended.run)] == [0, 1, 2, 3, 4]
+    assert "restart 2 of 4 from the beginning, as there is no checkpoint yet" in ended.screen
+    assert "restart 4 of 4 from the last good checkpoint" in ended.screen
+    same(ended, undisturbed, tmp_path)
+
+
+def test_a_failure_that_comes_again_and_again_is_not_repeated_for_ever(tmp_path: Path) -> None:
+    fault = Fault(action="raise", stage=1, step=5, phase="loss", times=0)
+    ended = conduct(tmp_path / "run", "runtime.max_restarts=50", "checkpoint.every_steps=3", faults=(fault,))
+    assert ended.code == 1
+    assert len(ended.rows("restart")) == 2
+    assert "the same failure came 3 times in a row" in ended.screen
+    assert "InjectedFault: a fault on purpose" in ended.last_line
+    assert ended.exit_json["step"] == 5
+    assert sorted({step for step, _ in ended.losses()}) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_with_another_number_of_stages(
+    number: signal.Signals, undisturbed: Ended, tmp_path: Path
+) -> None:
+    phase = "evaluate" if number == signal.SIGTERM else "write"
+    slow = Fault(action="delay", step=8, phase=phase, seconds=3)
+    with Running(tmp_path / "run", "checkpoint.every_steps=8", faults=(slow,)) as running:
+        running.wait_for("train", 4 * 8)
+        if number == signal.SIGTERM:
+            running.role("1").send_signal(number)  # to a worker, by hand
+        else:
+            running.signal(number)
+        ended = running.end()
+    assert ended.code == 128 + number, ended.screen
+    assert f"stopped by {number.name}" in ended.screen
+    assert ended.exit_json["code"] == 128 + number
+    ended = conduct(tmp_path / "run", "pipeline.stages=3", options=("--resume", "auto"))
+    assert "going on after step" in ended.screen
+    same(ended, undisturbed, tmp_path)
+
+
+def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path) -> None:
+    with Running(tmp_path / "run") as running:
+        while not (tmp_path / "run" / "run.json").exists():
+            assert running.process.poll() is None
+        running.signal(signal.SIGTERM)
+        ended = running.end()
+    assert ended.code == 143, ended.screen
+    assert "stopped by SIGTERM before the first step" in ended.screen
