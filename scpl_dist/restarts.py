@@ -32,7 +32,7 @@ class End:
         cause: kind of failure, see ``exit.json``; "" without one.
         reason: the failure in words.
         stage: stage that failed, if it is known.
-        step: last step that some stage is known to have finished; -1 if none.
+        step: last step that all stages are known to have finished; -1 if none.
     """
 
     code: int

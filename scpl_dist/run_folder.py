@@ -90,15 +90,19 @@ class RunFolder:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
-    def last_step(self) -> int:
-        """The highest step among the last rows of ``metrics.jsonl``; -1 if there is none."""
+    def last_step(self, stages: int) -> int:
+        """The last step that all stages have finished, by the end of ``metrics.jsonl``; -1 if there is none."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return -1
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - (1 << 18)))
-            found = (_row(line) for line in file.read().split(b"\n"))
-        return max((row["step"] for row in found if row.get("event") == "train"), default=-1)
+            rows = [_row(line) for line in file.read().split(b"\n")]
+        last: dict[int, int] = {}
+        for row in rows:
+            if row.get("event") == "train":
+                last[row["stage"]] = max(row["step"], last.get(row["stage"], -1))
+        return min(last.values()) if len(last) == stages else -1
 
     def rewind(self, step: int, epoch: int) -> None:
         """Drop the rows of ``metrics.jsonl`` that a run which goes on from a checkpoint writes again.

@@ -71,15 +71,20 @@ def test_rows_that_are_written_again_and_a_row_that_a_crash_cut_off_are_dropped(
     folder = RunFolder(tmp_path)
     stay: list[dict[str, Any]] = [
         {"event": "start", "step": 0},
-        {"event": "train", "step": 3},
+        {"event": "train", "step": 3, "stage": 1},
         {"event": "eval", "epoch": 0},
         {"event": "checkpoint", "step": 4},
         {"event": "restart", "number": 1},
     ]
-    gone = [{"event": "train", "step": 4}, {"event": "eval", "epoch": 1}, {"event": "checkpoint", "step": 5}]
+    gone: list[dict[str, Any]] = [
+        {"event": "train", "step": 4, "stage": 0},
+        {"event": "eval", "epoch": 1},
+        {"event": "checkpoint", "step": 5},
+    ]
     for row in (stay[0], gone[0], stay[1], stay[2], gone[1], stay[3], gone[2], stay[4]):
         folder.append(row)
-    assert folder.last_step() == 4
+    assert folder.last_step(stages=2) == 3
+    assert folder.last_step(stages=3) == -1
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "step": 2, "lo')
     folder.rewind(step=4, epoch=1)
