@@ -14,7 +14,6 @@ from tests import reference
 from tests.command import scpl_dist
 
 SETTINGS = ["run.epochs=1", "data.batch_size=256", "metrics.port=0"]
-TEXTS = ["data.name=docstrings", "data.batch_size=1024", "data.args.length=20"]
 METHODS = {
     "scpl": ["run.epochs=2", "data.augmentation=strong"],
     "bp": ["run.method=bp"],
@@ -23,16 +22,6 @@ METHODS = {
     "early_exit": ["run.method=early_exit"],
     "al": ["run.method=al", "al.autoencoder_lr=2.0"],
     "1f1b": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.schedule=1f1b"],
-    "bp on texts, LSTM": ["run.method=bp", "model.name=lstm_tiny", *TEXTS],
-    "gpipe on texts, Transformer": [
-        *(
-            "run.method=gpipe",
-            "pipeline.micro_batches=2",
-            "pipeline.recompute=true",
-            "model.name=transformer_tiny",
-        ),
-        *TEXTS,
-    ],
 }
 
 
@@ -61,13 +50,6 @@ def test_other_schedules_equal_a_plain_loop(
     method: str, expected: dict[str, reference.Reference], tmp_path: Path
 ) -> None:
     check(method, 4, expected, tmp_path)
-
-
-@pytest.mark.parametrize(("method", "stages"), [("bp on texts, LSTM", 3), ("gpipe on texts, Transformer", 2)])
-def test_gradients_through_masks_states_and_dropout_equal_a_plain_loop(
-    method: str, stages: int, expected: dict[str, reference.Reference], tmp_path: Path
-) -> None:
-    check(method, stages, expected, tmp_path)
 
 
 def check(method: str, stages: int, expected: dict[str, reference.Reference], folder: Path) -> None:
