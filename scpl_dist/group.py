@@ -130,6 +130,7 @@ class Group:
         return coordinator
 
     def _start_workers(self, endpoint: str) -> None:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -149,6 +150,7 @@ class Group:
             local_addr="127.0.0.1",
             max_restarts=0,
             shutdown_timeout=3,
+            logs_specs=DefaultLogsSpecs(log_dir=str(self.folder.log / "agent")),  # not in the machine's /tmp
         )
         config_file = str(self.folder.path / "config.toml")
         command = ["-m", "scpl_dist", "worker", config_file, "--run-dir", str(self.folder.path)]

@@ -228,7 +228,10 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
-            answer = json.loads(connection.getresponse().read())
+            response = connection.getresponse()
+            if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:  # it listens, and is still loading
+                return None
+            answer = json.loads(response.read())
         except OSError:
             assert self.process.poll() is None, "Prometheus ended"
             return None
