@@ -43,10 +43,10 @@ class Fault(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     action: Literal[
-        "kill", "raise", "memory", "full", "stop", "hang", "hold", "delay", "terminate", "corrupt"
+        "kill", "crash", "raise", "memory", "full", "stop", "hang", "hold", "delay", "terminate", "corrupt"
     ]
-    """SIGKILL, an exception, out of memory, disk full, SIGSTOP, endless sleep, endless sleep that holds the
-    interpreter lock, a pause of ``seconds``, SIGTERM, or a flipped byte in the file at hand."""
+    """SIGKILL, a segmentation fault, an exception, out of memory, disk full, SIGSTOP, endless sleep, endless sleep
+    that holds the interpreter lock, a pause of ``seconds``, SIGTERM, or a flipped byte in the file at hand."""
     role: Literal["worker", "coordinator"] = "worker"
     stage: int | None = None
     step: int | None = None
@@ -150,6 +150,8 @@ def _happen(fault: Fault, path: Path | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "crash":
+            ctypes.string_at(0)
         case "terminate":
             os.kill(os.getpid(), signal.SIGTERM)
         case "raise":

@@ -99,7 +99,15 @@ def launch(config: Config, folder: RunFolder, resume: str = "never") -> int:
 
     Returns:
         The exit code of the contract: 0 done, 1 failed, 2 configuration, 130 or 143 stopped.
+
+    Raises:
+        ValueError: another run is in progress in the folder.
     """
+    with folder.locked():
+        return _launch(config, folder, resume)
+
+
+def _launch(config: Config, folder: RunFolder, resume: str) -> int:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     signals: list[int] = []
 

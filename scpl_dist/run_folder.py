@@ -7,10 +7,13 @@ steps are trained again.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,37 @@ class RunFolder:
     def log(self) -> Path:
         """The folder of the workers' logs."""
         return self.path / "log"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other launchers out of the folder; the lock goes with this process, however it ends.
+
+        Raises:
+            ValueError: a run is in progress in it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"--run-dir {self.path}: a run is in progress in this folder: wait for its end, or stop it first"
+                ) from None
+            yield
+
+    def log_size(self, stage: int) -> int:
+        """Bytes in the log of a stage."""
+        path = self.log / f"stage{stage}.log"
+        return path.stat().st_size if path.exists() else 0
+
+    def last_words(self, stage: int, begin: int = 0) -> str | None:
+        """The last traceback, of Python or of faulthandler, in the log of a stage after its first `begin` bytes."""
+        try:
+            content = (self.log / f"stage{stage}.log").read_bytes()
+        except OSError:
+            return None
+        text = content[begin:].decode(errors="replace")[-8000:]
+        begin = max(text.rfind("Traceback (most recent call last)"), text.rfind("Fatal Python error"))
+        return text[begin:] if begin >= 0 else None
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to ``metrics.jsonl``; floats keep their full precision."""

@@ -133,6 +133,7 @@ class Service:
             raise
         folder.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoint.clear(folder.path, chosen[0] if chosen else None)
+        self._logs = {stage: folder.log_size(stage) for stage in range(config.pipeline.stages)}
         self._progress = Progress(self.coordinator)
         run = {
             "generation": generation,
@@ -296,6 +297,11 @@ class Service:
         }
 
     def _conclude(self, outcome: Outcome) -> int:
+        failure = outcome.failure
+        if failure is not None and failure.cause == "died" and failure.stage in self._logs:
+            # Whoever died before it could report may have left its reason in the log.
+            words = self.folder.last_words(failure.stage, self._logs[failure.stage])
+            outcome = replace(outcome, failure=replace(failure, traceback=words))
         try:
             self.folder.finish(outcome)
         except OSError as error:  # a full disk must not hide why the run ended

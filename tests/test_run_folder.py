@@ -92,6 +92,13 @@ def test_rows_that_are_written_again_and_a_row_that_a_crash_cut_off_are_dropped(
     assert folder.rows() == [*stay, {"event": "train", "step": 4}]
 
 
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    with RunFolder(tmp_path).locked(), pytest.raises(ValueError, match="a run is in progress"):
+        RunFolder(tmp_path).locked().__enter__()
+    with RunFolder(tmp_path).locked():
+        pass
+
+
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     """A reader in another process never sees half of a file, however often it is replaced."""
     folder = RunFolder(tmp_path)

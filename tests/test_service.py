@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -137,8 +139,8 @@ class Coordinator:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        for socket in self.sockets:
-            socket.close(0)
+        for peer in self.sockets:
+            peer.close(0)
         self.context.term()
 
 
@@ -299,6 +301,44 @@ def test_garbage_is_counted_and_harms_nobody(start: Any) -> None:
     assert coordinator.end()[0] == 0
 
 
+def test_raw_bytes_on_the_real_socket_neither_stall_nor_harm_the_coordinator(start: Any) -> None:
+    coordinator = start()
+    run = coordinator.run_json()
+    address = ("127.0.0.1", int(run["control"].rpartition(":")[2]))
+    draw = random.Random(0)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # of ZMTP 3.0
+    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    beginnings = [b"", b"GET / HTTP/1.1\r\n\r\n", greeting[:10], greeting, greeting + ready]
+    endings = [b"", b"\x02" + b"\xff" * 8, b"\x06" + b"\x7f" * 40]  # frames that claim to be of 2^64 bytes
+    workers = coordinator.started()
+    peers = []
+    for number in range(300):
+        content = draw.choice(beginnings) + draw.choice(endings) + draw.randbytes(draw.randrange(2000))
+        peer = socket.create_connection(address, LIMIT_S)
+        peer.sendall(content)
+        peers.append(peer)
+        if number % 2:
+            peer.close()
+        if number % 50 == 0:
+            begin = time.monotonic()
+            assert get(run["metrics"].removesuffix("metrics") + "healthz")[0] == 200
+            assert time.monotonic() - begin < LIMIT_S / 2
+    stranger = coordinator.socket()
+    for _ in range(200):
+        stranger.send(draw.randbytes(draw.randrange(300)))
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        text = get(run["metrics"])[1]
+        count = float(text.split('scpl_control_rejected_total{reason="garbage"} ')[1].split("\n")[0])
+        if count >= 200:  # frames inside the raw bytes count, too
+            break
+        assert time.monotonic() < deadline
+    finish(coordinator, workers)
+    assert coordinator.end()[0] == 0
+    for peer in peers:
+        peer.close()
+
+
 def test_metrics_and_health_are_served_while_the_run_goes_on(start: Any) -> None:
     coordinator = start()
     base = coordinator.run_json()["metrics"].removesuffix("/metrics")
@@ -391,7 +431,6 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(start: Any) -> None
 
 @pytest.mark.parametrize("section", ["control", "metrics"])
 def test_a_taken_port_is_a_usage_error_with_the_fix(start: Any, section: str) -> None:
-    import socket
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

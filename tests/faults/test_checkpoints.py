@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import scpl_dist
-from tests.faults.conduct import Ended, conduct
+from tests.faults.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
 SETTINGS = ("checkpoint.every_steps=4", "checkpoint.keep=3", "pipeline.stages=1")
@@ -132,6 +133,34 @@ def test_without_a_good_checkpoint_nothing_is_trained(finished: Ended, tmp_path:
         assert reason in ended.last_line
     assert ended.rows("train") == before
     assert ended.exit_json["code"] == 1
+
+
+def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    shutil.rmtree(run / "checkpoints" / "step-20")
+    (run / "checkpoints" / "latest").write_text("step-16\n")
+    # A limit on the size of files acts like a disk that fills up: some parts fit, the larger ones do not.
+    limit = (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    try:
+        running = Running(run, *SETTINGS, options=("--resume", "auto"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+    with running:
+        ended = running.end()
+    assert ended.code == 1, ended.screen
+    assert "File too large" in ended.last_line
+    assert "MB free" in ended.last_line
+    assert f"{run}/checkpoints/step-20." in ended.last_line
+    assert ended.exit_json["cause"] == "disk"
+    assert (ended.exit_json["stage"], ended.exit_json["phase"], ended.exit_json["step"]) == (
+        0,
+        "checkpoint",
+        20,
+    )
+    assert scpl_dist("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
 
 
 def test_another_model_is_refused_before_anything_changes(finished: Ended, tmp_path: Path) -> None:

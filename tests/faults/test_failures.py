@@ -105,6 +105,14 @@ def test_a_worker_that_never_arrives_is_missed(tmp_path: Path) -> None:
     failed(ended, "no worker for stage 1 within 20 s", stage=None)
 
 
+def test_a_crash_in_native_code_shows_where(tmp_path: Path) -> None:
+    fault = Fault(action="crash", stage=1, step=6, phase="backward")
+    ended = conduct(tmp_path / "run", faults=(fault,))
+    failed(ended, "stage 1", "SIGSEGV", stage=1)
+    assert "Fatal Python error: Segmentation fault" in ended.screen
+    assert "stage.py" in ended.exit_json["traceback"]
+
+
 def test_out_of_memory_says_where_and_what_to_lower(tmp_path: Path) -> None:
     fault = Fault(action="memory", stage=0, step=6, phase="backward")
     ended = conduct(tmp_path / "run", faults=(fault,))
