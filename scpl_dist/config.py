@@ -83,7 +83,9 @@ class Pipeline(Section):
     max_in_flight: Positive = 2
     """Messages that may wait in front of a stage; a slow stage holds the others back beyond that."""
     transport: Literal["auto", "rpc", "gloo", "nccl"] = "auto"
-    """How tensors travel between stages."""
+    """How tensors travel between stages: auto takes nccl if every stage has a GPU of its own, and rpc otherwise."""
+    wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type in which float32 tensors travel; the narrow ones halve the bytes and round what the next stage sees."""
     micro_batches: Positive = 1
     """Parts that a batch is split into; only for methods whose loss allows it, see docs/methods.md."""
     schedule: Literal["gpipe", "1f1b"] = "gpipe"

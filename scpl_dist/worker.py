@@ -46,7 +46,7 @@ from scpl_dist.run_folder import RunFolder
 from scpl_dist.stacks import Stacks
 from scpl_dist.stage import NonFiniteLoss, Stage, peak_memory
 from scpl_dist.transport import Aborted, PeerLost, Transport
-from scpl_dist.transport.rpc import RpcTransport
+from scpl_dist.transport.choice import connectable
 from scpl_dist.writer import Writer
 
 __all__ = ["Worker"]
@@ -187,14 +187,12 @@ class Worker:
             folder = Path(start["restore"]["folder"])
             for index, unit in units.items():
                 checkpoint.restore(unit, optimizers[index], checkpoint.read_part(folder, index, self.device))
-        transport = RpcTransport(
-            self.stage,
-            self.world_size,
-            start["generation"],
-            self.config.pipeline.max_in_flight,
-            self.device,
-            self.config.runtime.timeout_s,
-        )
+        try:
+            transport = connectable(
+                self.config, self.stage, start["generation"], self.device, start["endpoints"]
+            )
+        except ValueError as error:
+            raise SetupError(str(error)) from None
         if self.world_size > 1:
             transport.connect()
         if source is not None:

@@ -14,27 +14,44 @@ import torch
 import torch.multiprocessing as mp
 
 from scpl_dist.transport import Aborted, Message, PeerLost, Transport
+from scpl_dist.transport.c10d import C10dTransport
+from scpl_dist.transport.choice import choose
+from scpl_dist.transport.parcel import open_parcel, pack
 from scpl_dist.transport.rpc import RpcTransport
+from scpl_dist.transport.tensors import narrow, widen
 
 CPU = torch.device("cpu")
 Body = Callable[[Transport, "mp.SimpleQueue[Any]"], None]
 
 
-def start(rank: int, port: int, body: Body, results: Any) -> None:
+def connected(kind: str, rank: int) -> Transport:
+    transport: Transport
+    if kind == "rpc":
+        transport = RpcTransport(rank, 2, "generation", max_in_flight=2, device=CPU)
+    else:
+        wire_dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+        transport = C10dTransport("gloo", rank, 2, max_in_flight=2, device=CPU, wire_dtype=wire_dtype)
+    transport.connect()
+    return transport
+
+
+def start(rank: int, port: int, kind: str, body: Body, results: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TP_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    transport = RpcTransport(rank, 2, "generation", max_in_flight=2, device=CPU)
-    transport.connect()
+    transport = connected(kind, rank)
     body(transport, results)
     transport.close()
+    results.close()
+    results.join_thread()  # os._exit would cut off what the queue's thread has not sent yet
     os._exit(0)
 
 
 class Pair:
     """Two processes, each with one end of a transport."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.context = mp.get_context("spawn")
         self.results = self.context.Queue()
         self.processes: list[Any] = []
@@ -44,7 +61,7 @@ class Pair:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         for rank, body in enumerate((first, second)):
-            process = self.context.Process(target=start, args=(rank, port, body, self.results))
+            process = self.context.Process(target=start, args=(rank, port, self.kind, body, self.results))
             process.start()
             self.processes.append(process)
 
@@ -52,9 +69,9 @@ class Pair:
         return self.results.get(timeout=30)
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    made = Pair()
+@pytest.fixture(params=["rpc", "gloo"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair(request.param)
     yield made
     for process in made.processes:
         process.join(10)
@@ -193,3 +210,76 @@ def test_numbers_restore_the_order_of_calls_that_overtake_each_other() -> None:
     for number in (2, 0, 3, 1):  # as RPC's threads may deliver them
         transport.accept(0, number, Message({"sequence": number}))
     assert [transport.receive(0).item["sequence"] for _ in range(4)] == [0, 1, 2, 3]
+
+
+def strided() -> list[torch.Tensor]:
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    return [
+        base,
+        base.transpose(0, 2),
+        base.permute(1, 2, 0),
+        base[:, 1],  # has gaps
+        base[:1].expand(5, 3, 4),  # overlaps
+        torch.empty(0, 3),
+        torch.tensor(7),
+        torch.tensor([True, False]),
+        base.to(torch.bfloat16).t() if base.dim() == 2 else base.to(torch.bfloat16),
+        torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(strided())))
+def test_a_parcel_keeps_values_dtype_and_strides_of_dense_tensors(number: int) -> None:
+    tensor = strided()[number]
+    sent = pack(Message({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
+    arrived = open_parcel(sent.header, CPU)
+    for target, source in zip(arrived.tensors, sent.tensors, strict=True):
+        target.copy_(source)
+    message = arrived.message
+    assert (message.item, message.micro_batch, message.payload["a"][1]) == ({"kind": "train"}, 3, None)
+    for copy in (message.payload["a"][0], message.payload["b"][0]):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
+        dense = tensor.clone(memory_format=torch.preserve_format)
+        assert copy.stride() == (tensor.stride() if dense.stride() == tensor.stride() else dense.stride())
+
+
+def test_what_cannot_travel_is_named() -> None:
+    with pytest.raises(ValueError, match="a block gives a set, which cannot travel"):
+        pack(Message({}, 0, {1, 2}))
+
+
+def test_narrow_takes_bits_from_float32_only_and_widen_gives_the_type_back() -> None:
+    third = torch.tensor([1 / 3])
+    payload = (third, torch.tensor([1 << 40]), third.double())
+    sent, wide = narrow(payload, torch.bfloat16)
+    assert [tensor.dtype for tensor in sent] == [torch.bfloat16, torch.int64, torch.float64]
+    back = widen(sent, wide)
+    assert back[0].dtype is torch.float32
+    assert back[0].item() == third.bfloat16().item() != third.item()
+    assert torch.equal(back[1], payload[1])
+    assert narrow(payload, torch.float32) == (payload, [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "places", "chosen"),
+    [
+        ("auto", [("a", "cpu"), ("b", "cpu")], "rpc"),
+        ("auto", [("a", "cuda:0"), ("b", "cpu")], "rpc"),
+        ("auto", [("a", "cuda:0"), ("a", "cuda:0")], "rpc"),
+        ("auto", [("a", "cuda:0"), ("b", "cuda:0")], "nccl"),
+        ("gloo", [("a", "cuda:0"), ("b", "cuda:0")], "gloo"),
+        ("rpc", [("a", "cuda:0"), ("b", "cuda:0")], "rpc"),
+        ("nccl", [("a", "cpu"), ("b", "cuda:0")], "not every stage is on a GPU"),
+        ("nccl", [("a", "cuda:0"), ("a", "cuda:0")], "some stages share a GPU"),
+    ],
+)
+def test_all_stages_choose_the_same_transport(
+    wanted: str, places: list[tuple[str, str]], chosen: str
+) -> None:
+    endpoints = [{"host": host, "device": device} for host, device in places]
+    if " " in chosen:
+        with pytest.raises(ValueError, match=chosen):
+            choose(wanted, endpoints)
+    else:
+        assert choose(wanted, endpoints) == chosen

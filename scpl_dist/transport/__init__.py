@@ -29,11 +29,13 @@ class Message:
         item: the coordinator's item (see `scpl_dist.coordinator`), plain values only.
         micro_batch: number of the micro-batch within the item.
         payload: pytree of tensors; None for a marker.
+        wide: numbers of the payload's leaves that travel in a narrower type; empty at the executor.
     """
 
     item: dict[str, Any]
     micro_batch: int = 0
     payload: Any = field(default=None)
+    wide: list[int] = field(default_factory=list)
 
 
 class Aborted(Exception):
@@ -64,6 +66,7 @@ class Transport(ABC):
         self.max_in_flight = max_in_flight
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._untaken: dict[int, int] = {}
         self._changed = threading.Condition()
         self._ended: Exception | None = None
 
@@ -79,7 +82,6 @@ class Transport(ABC):
             PeerLost: the neighbour is gone.
         """
 
-    @abstractmethod
     def wait_for_room(self, target: int) -> None:
         """Wait until fewer than ``max_in_flight`` messages to the neighbour are untaken.
 
@@ -87,6 +89,8 @@ class Transport(ABC):
             Aborted: the run ended meanwhile.
             PeerLost: the neighbour is gone.
         """
+        with self._changed:
+            self._wait(lambda: self._untaken.get(target, 0) < self.max_in_flight)
 
     @abstractmethod
     def receive(self, source: int) -> Message:
@@ -110,6 +114,19 @@ class Transport(ABC):
         with self._changed:
             if self._ended is None:
                 self._ended = error
+            self._changed.notify_all()
+
+    def _claim(self, target: int) -> None:
+        """Use one credit of a lane."""
+        with self._changed:
+            if self._ended is not None:
+                raise self._ended
+            self._untaken[target] = self._untaken.get(target, 0) + 1
+
+    def _credit(self, target: int) -> None:
+        """The neighbour took a message."""
+        with self._changed:
+            self._untaken[target] -= 1
             self._changed.notify_all()
 
     def _wait(self, ready: Any) -> None:

@@ -12,8 +12,8 @@ not when it arrives: the answer is the credit, and no RPC thread ever blocks.
 
 from __future__ import annotations
 
-import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.futures import Future
 from torch.utils import _pytree as pytree
 
 from scpl_dist.transport import Aborted, Message, PeerLost, Transport
+from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
 
 __all__ = ["RpcTransport"]
 
@@ -36,12 +37,18 @@ _transport: RpcTransport | None = None
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]  # torch has no types here
 def _deliver(
-    generation: str, source: int, number: int, item: dict[str, Any], micro_batch: int, payload: Any
+    generation: str,
+    source: int,
+    number: int,
+    item: dict[str, Any],
+    micro_batch: int,
+    payload: Any,
+    wide: list[int],
 ) -> Any:
     """Runs at the receiver, on an RPC thread."""
     if _transport is None or _transport.generation != generation:
         raise RuntimeError(f"a message of generation {generation} reached a process of another generation")
-    return _transport.accept(source, number, Message(item, micro_batch, payload))
+    return _transport.accept(source, number, Message(item, micro_batch, payload, wide))
 
 
 class RpcTransport(Transport):
@@ -54,6 +61,8 @@ class RpcTransport(Transport):
         max_in_flight: credit of a lane.
         device: where received tensors shall be.
         timeout_s: limit of the rendezvous, in seconds.
+        wire_dtype: type in which float32 tensors travel.
+        devices: where each stage computes; None if all do on CPUs.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class RpcTransport(Transport):
         max_in_flight: int,
         device: torch.device,
         timeout_s: float = 60,
+        wire_dtype: torch.dtype = torch.float32,
+        devices: Sequence[torch.device] | None = None,
     ) -> None:
         super().__init__(max_in_flight)
         self.timeout_s = timeout_s
@@ -71,10 +82,11 @@ class RpcTransport(Transport):
         self.stages = stages
         self.generation = generation
         self.device = device
+        self.wire_dtype = wire_dtype
+        self._devices = devices or [torch.device("cpu")] * stages
         self._lanes: dict[int, dict[int, _Arrived]] = {}
         self._taken: dict[int, int] = {}
         self._posted: dict[int, int] = {}
-        self._untaken: dict[int, int] = {}
 
     def connect(self) -> None:
         """Join all stages. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
@@ -86,8 +98,8 @@ class RpcTransport(Transport):
         )
         if self.device.type == "cuda":
             for peer in (self.stage - 1, self.stage + 1):
-                if 0 <= peer < self.stages:
-                    options.set_device_map(_name(peer), {self.device: _peer_device(peer)})
+                if 0 <= peer < self.stages and self._mapped(peer):
+                    options.set_device_map(_name(peer), {self.device: self._devices[peer]})
         with warnings.catch_warnings():
             # torch warns about its own use of a process group inside init_rpc
             warnings.simplefilter("ignore")
@@ -103,23 +115,18 @@ class RpcTransport(Transport):
         """See `Transport.post`."""
         number = self._posted.get(target, 0)
         self._posted[target] = number + 1
-        with self._changed:
-            if self._ended is not None:
-                raise self._ended
-            self._untaken[target] = self._untaken.get(target, 0) + 1
-        self.bytes_sent += _bytes(message.payload)
-        arguments = (self.generation, self.stage, number, message.item, message.micro_batch, message.payload)
+        self._claim(target)
+        payload, wide = narrow(message.payload, self.wire_dtype)
+        self.bytes_sent += nbytes(payload)
+        if self.device.type == "cuda" and not self._mapped(target):
+            payload = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, payload)
+        arguments = (self.generation, self.stage, number, message.item, message.micro_batch, payload, wide)
         try:
             # No time-out: an answer means "taken", which may rightly take long; see Transport._wait.
             answer = rpc.rpc_async(_name(target), _deliver, args=arguments, timeout=0)
         except RuntimeError as error:
             raise PeerLost(target, str(error)) from error
         answer.add_done_callback(lambda future: self._answered(target, future))
-
-    def wait_for_room(self, target: int) -> None:
-        """See `Transport.wait_for_room`."""
-        with self._changed:
-            self._wait(lambda: self._untaken.get(target, 0) < self.max_in_flight)
 
     def receive(self, source: int) -> Message:
         """See `Transport.receive`."""
@@ -130,10 +137,13 @@ class RpcTransport(Transport):
             message, answer, event = lane.pop(number)
             self._taken[source] = number + 1
         if event is not None:
-            _adopt(message.payload, event)
+            adopt(message.payload, event)
         answer.set_result(None)
-        self.bytes_received += _bytes(message.payload)
-        return message
+        self.bytes_received += nbytes(message.payload)
+        payload = widen(message.payload, message.wide)
+        if self.device.type == "cuda" and not self._mapped(source):
+            payload = pytree.tree_map_only(torch.Tensor, self._to_device, payload)
+        return Message(message.item, message.micro_batch, payload)
 
     def queued(self) -> int:
         """See `Transport.queued`."""
@@ -159,6 +169,13 @@ class RpcTransport(Transport):
             self._changed.notify_all()
         return answer
 
+    def _mapped(self, peer: int) -> bool:
+        """Whether tensors go from GPU to GPU."""
+        return self.device.type == "cuda" and self._devices[peer].type == "cuda"
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
     def _answered(self, target: int, future: Future[None]) -> None:
         """Runs on an RPC thread when the neighbour took a message, or died."""
         try:
@@ -166,30 +183,8 @@ class RpcTransport(Transport):
         except RuntimeError as error:
             self.abort(PeerLost(target, str(error).strip().splitlines()[-1]))
             return
-        with self._changed:
-            self._untaken[target] -= 1
-            self._changed.notify_all()
+        self._credit(target)
 
 
 def _name(stage: int) -> str:
     return f"stage{stage}"
-
-
-def _bytes(payload: Any) -> int:
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(payload) if isinstance(leaf, torch.Tensor))
-
-
-def _adopt(payload: Any, event: Any) -> None:
-    """Let the training stream wait for received CUDA tensors and keep their memory until it used them."""
-    stream = torch.cuda.current_stream()
-    stream.wait_event(event)
-    for leaf in pytree.tree_leaves(payload):
-        if isinstance(leaf, torch.Tensor) and leaf.is_cuda:
-            leaf.record_stream(stream)
-
-
-def _peer_device(peer: int) -> torch.device:
-    """Device of a peer: workers of a host take its GPUs in the order of their local rank."""
-    return torch.device(
-        "cuda", peer % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) % torch.cuda.device_count()
-    )

@@ -1,0 +1,214 @@
+"""Messages over torch's process groups: gloo on CPUs, NCCL between GPUs.
+
+Both complete a send only when its receive has been posted, and both can wait for ever. So the training thread never
+touches them: for each neighbour one thread sends and one receives, and receives are always posted ahead.
+
+    training thread          sending thread            receiving thread          training thread of the neighbour
+    post -- Parcel -->       isend ... wait  ======>   irecv ... wait --> lane   receive()
+                                                                                    |
+    wait_for_room() <-- credit ---- receiving thread <==== sending thread <-- "taken"
+
+Headers go over gloo always. With NCCL each direction between two neighbours has a communicator of its own: the
+operations of one communicator run one after the other, so a receive that waits would hold up a send.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scpl_dist.transport import Aborted, Message, PeerLost, Transport
+from scpl_dist.transport.parcel import Parcel, open_parcel, pack
+from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
+
+__all__ = ["C10dTransport"]
+
+_PREAMBLE = 256
+"""Bytes of the first frame: length of the header, and the header if it fits; it nearly always does."""
+_LENGTH = 4
+# The control plane ends a wait (Transport.abort, then the process), not a time-out in here: an idle lane is no error.
+_FOREVER = timedelta(days=365)
+_TAKEN = b""
+"""Header of the message that gives a credit back."""
+_FIRST_TAG = 2
+
+
+class C10dTransport(Transport):
+    """See the module.
+
+    Args:
+        backend: "gloo" or "nccl".
+        stage: number of this stage, the rank in the process group.
+        stages: number of stages.
+        max_in_flight: credit of a lane.
+        device: where received tensors shall be.
+        timeout_s: limit for joining the process group, in seconds.
+        wire_dtype: type in which float32 tensors travel.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        stage: int,
+        stages: int,
+        max_in_flight: int,
+        device: torch.device,
+        timeout_s: float = 60,
+        wire_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(max_in_flight)
+        self.backend = backend
+        self.stage = stage
+        self.stages = stages
+        self.device = device
+        self.timeout_s = timeout_s
+        self.wire_dtype = wire_dtype
+        self._wire_device = device if backend == "nccl" else torch.device("cpu")
+        self._arrived: dict[int, deque[tuple[Message, Any]]] = {}
+        self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, Parcel | None, Any]]] = {}
+
+    def connect(self) -> None:
+        """Join all stages."""
+        limit = timedelta(seconds=self.timeout_s)
+        dist.init_process_group("gloo", rank=self.stage, world_size=self.stages, timeout=limit)
+        groups: dict[tuple[int, int], Any] = {}
+        if self.backend == "nccl":
+            for lower in range(self.stages - 1):  # all processes make all groups, in the same order
+                for pair in ((lower, lower + 1), (lower + 1, lower)):
+                    groups[pair] = dist.new_group(sorted(pair), backend="nccl")
+        for peer in (self.stage - 1, self.stage + 1):
+            if 0 <= peer < self.stages:
+                self._arrived[peer] = deque()
+                self._outboxes[peer] = queue.SimpleQueue()
+                for name, work, pair in (
+                    ("send", self._send, (self.stage, peer)),
+                    ("receive", self._receive, (peer, self.stage)),
+                ):
+                    threading.Thread(
+                        target=self._serve,
+                        args=(work, peer, groups.get(pair)),
+                        name=f"{name}-{peer}",
+                        daemon=True,
+                    ).start()
+
+    def post(self, target: int, message: Message) -> None:
+        """See `Transport.post`."""
+        self._claim(target)
+        payload, wide = narrow(message.payload, self.wire_dtype)
+        parcel = pack(Message(message.item, message.micro_batch, payload, wide))
+        event = None
+        if self._wire_device.type == "cuda":
+            event = torch.cuda.current_stream(self.device).record_event()
+        else:
+            parcel.tensors = [tensor.cpu() for tensor in parcel.tensors]
+        self.bytes_sent += nbytes(payload)
+        self._outboxes[target].put((parcel.header, parcel, event))
+
+    def receive(self, source: int) -> Message:
+        """See `Transport.receive`."""
+        with self._changed:
+            lane = self._arrived.setdefault(source, deque())
+            self._wait(lambda: bool(lane))
+            message, event = lane.popleft()
+        self._outboxes[source].put((_TAKEN, None, None))
+        if event is not None:
+            adopt(message.payload, event)
+        self.bytes_received += nbytes(message.payload)
+        payload = widen(message.payload, message.wide)
+        if self.device != self._wire_device:
+            payload = torch.utils._pytree.tree_map_only(Tensor, self._to_device, payload)
+        return Message(message.item, message.micro_batch, payload)
+
+    def queued(self) -> int:
+        """See `Transport.queued`."""
+        return sum(map(len, self._arrived.values()))
+
+    def close(self) -> None:
+        """Leave without waiting; the threads end with the process, as they may be waiting for a dead peer."""
+        self.abort(Aborted("the transport is closed"))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    # Threads ----------------------------------------------------------------------------------------------------
+
+    def _serve(self, work: Any, peer: int, group: Any) -> None:
+        try:
+            with nullcontext() if group is None else self._own_stream():
+                work(peer, group)
+        except Exception as error:  # whatever it is, the training thread must not wait for this lane any more
+            lines = str(error).strip().splitlines()
+            self.abort(PeerLost(peer, f"{type(error).__name__}: {lines[0] if lines else ''}"))
+
+    def _own_stream(self) -> Any:
+        torch.cuda.set_device(self.device)
+        return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+
+    def _send(self, peer: int, group: Any) -> None:
+        """Loop of a sending thread."""
+        while True:
+            header, parcel, event = self._outboxes[peer].get()
+            frames = _frames(header)
+            works = [dist.isend(frame, peer, tag=tag) for tag, frame in enumerate(frames)]
+            if parcel is not None:
+                if event is not None:
+                    torch.cuda.current_stream().wait_event(event)
+                for tag, tensor in enumerate(parcel.tensors, _FIRST_TAG):
+                    works.append(dist.isend(tensor, peer, group=group, tag=tag))
+            for work in works:
+                assert work is not None
+                work.wait(_FOREVER)
+            if event is not None:  # NCCL's wait is one of the stream; the tensors must live until it is over
+                torch.cuda.current_stream().synchronize()
+
+    def _receive(self, peer: int, group: Any) -> None:
+        """Loop of a receiving thread."""
+        while True:
+            header = _receive_header(peer)
+            if header == _TAKEN:
+                self._credit(peer)
+                continue
+            parcel = open_parcel(header, self._wire_device)
+            works = [
+                dist.irecv(tensor, peer, group=group, tag=tag)
+                for tag, tensor in enumerate(parcel.tensors, _FIRST_TAG)
+            ]
+            for work in works:
+                assert work is not None
+                work.wait(_FOREVER)
+            event = None if group is None else torch.cuda.current_stream().record_event()
+            with self._changed:
+                self._arrived[peer].append((parcel.message, event))
+                self._changed.notify_all()
+
+
+def _frames(header: bytes) -> list[Tensor]:
+    """One frame of fixed length, and a second one if the header does not fit into it."""
+    room = _PREAMBLE - _LENGTH
+    first = (len(header).to_bytes(_LENGTH, "big") + header[:room]).ljust(_PREAMBLE, b"\0")
+    parts = [first, header[room:]] if len(header) > room else [first]
+    return [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts]
+
+
+def _receive_header(peer: int) -> bytes:
+    first = torch.empty(_PREAMBLE, dtype=torch.uint8)
+    _wait(dist.irecv(first, peer, tag=0))
+    content = first.numpy().tobytes()
+    length, header = int.from_bytes(content[:_LENGTH], "big"), content[_LENGTH:]
+    if length > len(header):
+        rest = torch.empty(length - len(header), dtype=torch.uint8)
+        _wait(dist.irecv(rest, peer, tag=1))
+        header += rest.numpy().tobytes()
+    return header[:length]
+
+
+def _wait(work: Any) -> None:
+    work.wait(_FOREVER)
