@@ -188,6 +188,22 @@ def coordinator(
     _leave(service.serve(settings, run_dir, resume))
 
 
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    override: Overrides = None,
+    folder: Annotated[Path, typer.Option("--run-dir", help="Where runs are written, shared.")] = Path("runs"),
+) -> None:
+    """Look for what keeps a run from starting on this host; exit code 1 if something does."""
+    from scpl_dist.doctor import examine
+
+    failed = False
+    for finding in examine(configuration.load(config, override or []), folder):
+        print(finding, flush=True)
+        failed = failed or finding.state == "fail"
+    raise typer.Exit(int(failed))
+
+
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="CURVE keys of the control plane.")
 app.add_typer(keys, name="keys")
 

@@ -18,7 +18,7 @@ from scpl_dist.transport.c10d import C10dTransport
 from scpl_dist.transport.choice import choose
 from scpl_dist.transport.parcel import open_parcel, pack
 from scpl_dist.transport.rpc import RpcTransport
-from scpl_dist.transport.tensors import narrow, widen
+from scpl_dist.transport.tensors import narrow, nbytes, widen
 
 CPU = torch.device("cpu")
 Body = Callable[[Transport, "mp.SimpleQueue[Any]"], None]
@@ -141,11 +141,8 @@ def test_messages_arrive_in_order_with_values_and_strides_and_within_the_credit(
         results[name] = (count, value)
     assert results["sent"][1] == COUNT
     assert results["received"][1] <= 2
-    assert (
-        results["sent"][0]
-        == results["received"][0]
-        == sum(image.nbytes + extra["labels"].nbytes for image, extra in map(payload, range(COUNT)))
-    )
+    expected = [narrow(payload(number), torch.float32)[0] for number in range(COUNT)]
+    assert results["sent"][0] == results["received"][0] == sum(map(nbytes, expected))
 
 
 def overfill(transport: Transport, results: Any) -> None:
@@ -259,6 +256,26 @@ def test_narrow_takes_bits_from_float32_only_and_widen_gives_the_type_back() -> 
     assert back[0].item() == third.bfloat16().item() != third.item()
     assert torch.equal(back[1], payload[1])
     assert narrow(payload, torch.float32) == (payload, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255], torch.uint8),
+        ([0, 256], torch.int16),
+        ([-1, 7], torch.int16),
+        ([-(1 << 15) - 1], torch.int32),
+        ([1 << 31], torch.int64),
+        ([], torch.int64),
+    ],
+)
+def test_integers_travel_in_the_smallest_type_and_lose_nothing(values: list[int], dtype: torch.dtype) -> None:
+    labels = torch.tensor(values, dtype=torch.int64)
+    sent, wide = narrow({"labels": labels}, torch.float32)
+    assert sent["labels"].dtype is dtype
+    back = widen(sent, wide)["labels"]
+    assert back.dtype is torch.int64
+    assert torch.equal(back, labels)
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ class Message:
         item: the coordinator's item (see `scpl_dist.coordinator`), plain values only.
         micro_batch: number of the micro-batch within the item.
         payload: pytree of tensors; None for a marker.
-        wide: numbers of the payload's leaves that travel in a narrower type; empty at the executor.
+        wide: numbers of the payload's leaves that travel in a smaller type, and their own; empty at the executor.
     """
 
     item: dict[str, Any]
     micro_batch: int = 0
     payload: Any = field(default=None)
-    wide: list[int] = field(default_factory=list)
+    wide: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Aborted(Exception):

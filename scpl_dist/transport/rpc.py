@@ -43,7 +43,7 @@ def _deliver(
     item: dict[str, Any],
     micro_batch: int,
     payload: Any,
-    wide: list[int],
+    wide: list[tuple[int, str]],
 ) -> Any:
     """Runs at the receiver, on an RPC thread."""
     if _transport is None or _transport.generation != generation:

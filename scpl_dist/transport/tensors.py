@@ -10,42 +10,58 @@ from torch.utils import _pytree as pytree
 
 __all__ = ["adopt", "narrow", "nbytes", "widen"]
 
+Wide = list[tuple[int, str]]
+"""Numbers of leaves that travel in a smaller type, and their own type."""
+
 
 def nbytes(payload: Any) -> int:
     """Bytes of all tensors of a pytree."""
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(payload) if isinstance(leaf, Tensor))
 
 
-def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, list[int]]:
-    """Convert the float32 tensors of a pytree for the way.
+def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
+    """Make the tensors of a pytree small for the way.
 
     Args:
         payload: pytree of tensors.
-        dtype: type on the wire; float32 changes nothing.
+        dtype: type of float32 tensors on the wire; float32 leaves them as they are.
 
     Returns:
-        The pytree, and the numbers of the leaves that `widen` must convert back.
+        The pytree, and what `widen` must convert back. Integers (labels) lose nothing: they get the smallest type
+        that holds all values of their tensor.
     """
-    if dtype is torch.float32:
-        return payload, []
     leaves, spec = pytree.tree_flatten(payload)
-    wide = [
-        number
-        for number, leaf in enumerate(leaves)
-        if isinstance(leaf, Tensor) and leaf.dtype is torch.float32
-    ]
-    for number in wide:
-        leaves[number] = leaves[number].to(dtype)
-    return pytree.tree_unflatten(leaves, spec), wide
+    wide: Wide = []
+    for number, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            continue
+        if leaf.dtype is torch.float32 and dtype is not torch.float32:
+            leaves[number] = leaf.to(dtype)
+        elif (
+            leaf.dtype is torch.int64 and leaf.device.type == "cpu" and leaf.numel()
+        ):  # a GPU would have to wait
+            leaves[number] = leaf.to(_smallest(leaf))
+        if leaves[number].dtype is not leaf.dtype:
+            wide.append((number, str(leaf.dtype).removeprefix("torch.")))
+    return (pytree.tree_unflatten(leaves, spec), wide) if wide else (payload, wide)
 
 
-def widen(payload: Any, wide: list[int]) -> Any:
-    """Undo `narrow`, but for the bits that it took."""
+def _smallest(tensor: Tensor) -> torch.dtype:
+    low, high = (int(value) for value in tensor.aminmax())
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        limits = torch.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return dtype
+    return torch.int64
+
+
+def widen(payload: Any, wide: Wide) -> Any:
+    """Undo `narrow`, but for the bits that it took from floats."""
     if not wide:
         return payload
     leaves, spec = pytree.tree_flatten(payload)
-    for number in wide:
-        leaves[number] = leaves[number].float()
+    for number, name in wide:
+        leaves[number] = leaves[number].to(getattr(torch, name))
     return pytree.tree_unflatten(leaves, spec)
 
 
