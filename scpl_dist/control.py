@@ -332,7 +332,9 @@ class Lifeline:
                     f"the coordinator at {self._address} does not know the key of this worker: copy worker.key into "
                     "its folder control.keys"
                 )
-            if event & FAILED_HANDSHAKES:
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # libzmq will not try again
+                self._refusals = REFUSALS
+            elif event & FAILED_HANDSHAKES:
                 self._refusals += 1
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected, self._broken, self._refusals = True, None, 0
@@ -340,7 +342,7 @@ class Lifeline:
                 self._broken = self._broken or now
         if self._refusals >= REFUSALS:
             return (
-                f"what listens at {self._address} ended the handshake {self._refusals} times: control.keys must be set "
+                f"what listens at {self._address} does not complete the handshake: control.keys must be set "
                 "at both ends or at neither, and coordinator.key here must belong to the coordinator's secret key"
             )
         pause, self._checked = now - self._checked, now

@@ -14,13 +14,15 @@ import pytest
 import zmq
 
 from scpl_dist import config, keys
-from scpl_dist.control import dealer, router
+from scpl_dist.control import Channel, dealer, router
 from scpl_dist.doctor import examine
 from scpl_dist.events import TurnedAway
 from tests.command import scpl_dist
 from tests.outsider import knock, throw
 
 LIMIT_S = 20.0
+HELLO = {"type": "hello", "protocol": 1, "version": "0", "torch": "0", "config": "", "stage": 0, "stages": 1}
+HELLO |= {"rank": 0, "host": "here", "pid": 1, "device": "cpu"}
 
 
 def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
@@ -173,6 +175,34 @@ def test_without_keys_who_speaks_no_zeromq_is_counted(open_to_all: Guarded) -> N
         connection.sendall(b"\xff" + b"x" * 100)
     open_to_all.until(lambda: open_to_all.turned_away)
     assert {event.reason for event in open_to_all.turned_away} == {"handshake"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("worker", "does not know the key of this worker: copy worker.key into its folder"),
+        ("coordinator", "does not complete the handshake: control.keys must be set at both ends"),
+        ("none", "does not complete the handshake: control.keys must be set at both ends"),
+    ],
+)
+def test_a_worker_that_is_not_let_in_says_why(wrong: str, message: str, guarded: Guarded) -> None:
+    mine = keys.load_client(guarded.folder)
+    assert mine is not None
+    public, secret = zmq.curve_keypair()
+    used = {
+        "worker": keys.Client(public, secret, mine.server),
+        "coordinator": keys.Client(mine.public, mine.secret, public),
+        "none": None,
+    }[wrong]
+    lost: list[str] = []
+    channel = Channel(
+        guarded.address, HELLO, lambda: {"phase": "idle"}, print, lost.append, timeout_s=60, keys=used
+    )
+    guarded.until(lambda: lost)
+    channel.close()
+    assert message in lost[0]
+    assert guarded.address in lost[0]
+    assert guarded.frames == []
 
 
 def test_doctor_has_a_line_for_everything_and_a_fix_for_what_is_wrong(tmp_path: Path) -> None:
