@@ -305,7 +305,10 @@ class Stage:
             reached = [pair for pair in zip(floating(after), flow.back, strict=True) if pair[0].requires_grad]
             if reached:
                 torch.autograd.backward([leaf for leaf, _ in reached], [gradient for _, gradient in reached])
-        if not self.method.local and block > 0:
+        if self.method.local:
+            return
+        flow.carry = None  # it shares memory with the outputs, which are not needed any more
+        if block > 0:
             flow.back = [
                 torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in floating(before)
             ]
@@ -326,7 +329,7 @@ class Stage:
         self.meter.enter("room")
         self.transport.wait_for_room(self.place.stage - 1)
         self.meter.enter("send")
-        back = work.flows[action.micro_batch].back
+        back = work.flows.pop(action.micro_batch).back  # the last that is done with it
         self.transport.post(self.place.stage - 1, Message(work.item, action.micro_batch, back))
 
     def _receive_backward(self, work: Work, action: Action) -> None:
