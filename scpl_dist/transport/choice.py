@@ -52,7 +52,10 @@ def connectable(
     Raises:
         ValueError: see `choose`.
     """
-    pipeline, limit = config.pipeline, config.runtime.timeout_s
+    pipeline, limit = (
+        config.pipeline,
+        config.runtime.first_step_timeout_s,
+    )  # some stages may still be building
     wire_dtype = getattr(torch, pipeline.wire_dtype)
     name = choose(pipeline.transport, endpoints)
     if name == "rpc":
