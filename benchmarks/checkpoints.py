@@ -5,6 +5,12 @@
 Time is taken between the first step after the 20th and the last step of the last stage, from ``metrics.jsonl``, so
 start and end do not count and everything in between does. Prints the medians, the fastest rounds and the loss of
 throughput by both; the aim is at most 2 %.
+
+    python benchmarks/checkpoints.py --cpu
+
+On a machine that is busy with other things wall time says nothing. This compares the processor time of a checkpoint,
+of the training thread (the copy) and of the writer's thread, with that of the steps between two checkpoints. It is
+the loss if no processor has a moment to spare; on others only the copy counts.
 """
 
 from __future__ import annotations
@@ -15,7 +21,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from scpl_dist import checkpoint, config, data
+from scpl_dist.assembly import Assembly
+from scpl_dist.methods.unit import make_optimizers
+from scpl_dist.writer import Writer
 
 SKIP = 20
 
@@ -38,6 +53,54 @@ def seconds_a_step(folder: Path, every: int, model: str, epochs: int, stages: in
     return (times[last] - times[SKIP]) / (last - SKIP), len(written), size
 
 
+class Timed(Writer):
+    """A writer that notes the processor time of each checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda message: None, lambda error, step: None)
+        self.seconds: list[float] = []
+
+    def _write(self, item: dict[str, Any], folder: Path, state: dict[int, Any]) -> None:
+        begin = time.thread_time()
+        super()._write(item, folder, state)
+        self.seconds.append(time.thread_time() - begin)
+
+
+def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> None:
+    """Print what a checkpoint costs each stage, in processor time."""
+    torch.set_num_threads(1)
+    settings = config.load(values={"model.name": model, "pipeline.stages": stages})
+    source = data.resolve(settings)
+    plan = Assembly.plan(settings, source.classes, source.example())
+    carry, labels = source.batch("train", 0, torch.arange(settings.data.batch_size))
+    for place in plan.places:
+        units = plan.units(place.blocks)
+        optimizers = {index: make_optimizers(unit, settings) for index, unit in units.items()}
+        steps, copies = [], []
+        for _ in range(repeats):
+            begin, after = time.thread_time(), carry
+            for index, unit in units.items():
+                before, after = after, unit(after)
+                torch.autograd.backward(list(unit.losses(before, after, labels).values()))
+                for optimizer in optimizers[index]:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                after = after.detach()
+            steps.append(time.thread_time() - begin)
+        carry, writer = after, Timed()
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(repeats):
+                begin = time.thread_time()
+                state = {index: checkpoint.state_of(unit, optimizers[index]) for index, unit in units.items()}
+                writer.submit({"sequence": number, "step": number}, Path(folder, str(number)), state)
+                copies.append(time.thread_time() - begin)
+                writer.drain()
+        step, copy, write = map(statistics.median, (steps, copies, writer.seconds))
+        times = f"a step {1000 * step:.1f} ms; a checkpoint {1000 * copy:.1f} ms for the copy"
+        shares = f"{copy / (every * step):.2%} and {write / (every * step):.2%} of {every} steps"
+        print(f"stage {place.stage}: {times} and {1000 * write:.1f} ms beside it: {shares}")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -48,7 +111,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--model", default="vgg_tiny")
+    parser.add_argument("--cpu", action="store_true", help="compare processor time, for a busy machine")
     options = parser.parse_args()
+    if options.cpu:
+        processor_time(options.every, options.model, options.stages)
+        return
     found: dict[int, list[float]] = {0: [], options.every: []}
     written = size = 0
     for number in range(options.rounds):

@@ -48,11 +48,14 @@ def draw(kills: int, stages: int, steps: int, seed: int) -> tuple[list[Fault], l
         if victim == "launcher":
             launcher.append(step)
         elif victim == "coordinator":
-            phase = random_.choice(["running", "commit", "committed"])
-            faults.append(Fault(action="kill", role="coordinator", step=step, phase=phase))
+            state = random_.choice(["running", "commit", "committed"])
+            faults.append(Fault(action="kill", role="coordinator", step=step, phase=state))
         else:
             stage = random_.randrange(stages)
-            faults.append(Fault(action="kill", stage=stage, step=step, phase=random_.choice(PHASES)))
+            phase: str | None = random_.choice(PHASES)
+            if phase == "send" and stage == stages - 1:  # which sends nothing
+                phase = "loss"
+            faults.append(Fault(action="kill", stage=stage, step=step, phase=phase))
     return faults, launcher
 
 

@@ -29,7 +29,7 @@ def failed(ended: Ended, *words: str, stage: int | None, limit_s: float = 60) ->
         assert ended.exit_json["pid"] > 0
 
 
-@pytest.mark.parametrize(("stage", "phase"), [(0, "forward"), (1, "backward"), (1, "starting")])
+@pytest.mark.parametrize(("stage", "phase"), [(0, "forward"), (1, "starting")])
 def test_a_killed_worker_is_named_with_its_place(stage: int, phase: str, tmp_path: Path) -> None:
     step = 0 if phase == "starting" else 7
     ended = conduct(tmp_path / "run", faults=(Fault(action="kill", stage=stage, step=step, phase=phase),))
@@ -121,8 +121,8 @@ def test_out_of_memory_says_where_and_what_to_lower(tmp_path: Path) -> None:
     assert "lower data.batch_size" in ended.screen
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_the_run_at_once(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    number = signal.SIGINT
     fault = Fault(action="stop", stage=1, step=7)
     with Running(tmp_path / "run", "run.epochs=500", faults=(fault,)) as running:
         running.wait_for("train", 10)
