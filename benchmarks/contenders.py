@@ -22,6 +22,7 @@ from scpl_dist.config import Config
 from scpl_dist.heads import Predictor, feature
 from scpl_dist.methods.unit import make_optimizers
 
+NETWORKS = Path(__file__).with_name("networks.py")
 LIMIT_S = 300
 WARM_UP = 4
 """Steps that are not timed: first allocations, and the filling of the pipeline."""
@@ -29,12 +30,11 @@ WARM_UP = 4
 
 def settings(model: str, dataset: str, batch: int, steps: int, **model_args: Any) -> dict[str, Any]:
     """Configuration values that all contenders share: one thread a worker, no augmentation, one epoch."""
-    here = Path(__file__).with_name("networks.py")
     return {
         "run.epochs": 1,
-        "model.name": f"{here}:{model}",
+        "model.name": f"{NETWORKS}:{model}",
         "model.args": model_args,
-        "data.name": f"{here}:{dataset}",
+        "data.name": f"{NETWORKS}:{dataset}",
         "data.args": {"size": batch * steps},
         "data.batch_size": batch,
         "data.augmentation": "none",

@@ -90,6 +90,7 @@ def delays(rounds: int) -> None:
     """Print the share of the ideal throughput for stages that only wait."""
     for stages, seconds, steps, aim in DELAYS:
         values = contenders.settings("delays", "small_data", 16, steps, stages=stages, seconds=seconds)
+        values |= {"loss.name": f"{contenders.NETWORKS}:nothing", "loss.projector": "i"}
         values["runtime.timeout_s"] = 300.0  # many processes import torch on few cores
         shares = [seconds / contenders.product(values, stages) for _ in range(rounds)]
         text = f"of the ideal with {stages} stages of {1000 * seconds:.0f} ms"

@@ -94,6 +94,9 @@ class RpcTransport(Transport):
         _transport = self
         options = rpc.TensorPipeRpcBackendOptions(
             num_worker_threads=_SERVER_THREADS,
+            # Not "shm": its thread polls without a pause and takes the processor from the stages of the same host.
+            # Large tensors of a host still go from memory to memory, through the channel "cma".
+            _transports=["uv"],
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
         if self.device.type == "cuda":
