@@ -24,7 +24,7 @@ SMALL = [
     "data.batch_size=256",
     "data.augmentation=none",
     "metrics.port=0",
-    "runtime.timeout_s=20",
+    "runtime.timeout_s=60",
 ]
 """5 steps an epoch, 20 in all."""
 
