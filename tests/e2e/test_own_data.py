@@ -1,0 +1,63 @@
+"""Files of a user's own, trained on through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.command import scpl_dist
+
+
+def accuracy(run: Path) -> float:
+    result = json.loads((run / "result.json").read_text())
+    return float(result["accuracy_last"])
+
+
+def options(**settings: object) -> list[str]:
+    return [part for key, value in settings.items() for part in ("-o", f"{key.replace('__', '.')}={value}")]
+
+
+def test_a_csv_of_two_columns_is_learnt(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    words = {"weather": ["rain", "wind", "cloud", "storm"], "kitchen": ["pan", "salt", "oven", "spoon"]}
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["subject", "sentence"])
+        for _ in range(300):
+            subject = chance.choice(list(words))
+            noise = [chance.choice(["thing", "place", "person", "hour"]) for _ in range(4)]
+            sentence = [*chance.choices(words[subject], k=2), *noise]
+            chance.shuffle(sentence)
+            writer.writerow([subject, " ".join(sentence)])
+    run = tmp_path / "run"
+    scpl_dist(
+        *("train", "--run-dir", run),
+        *options(
+            data__name="csv", data__root=tmp_path, data__text_column="sentence", data__label_column="subject"
+        ),
+        *options(model__name="transformer_tiny", data__batch_size=32, run__epochs=6, metrics__port=0),
+    )
+    assert accuracy(run) > 0.9  # chance is about 0.5
+
+
+def test_a_folder_of_png_files_is_learnt(tmp_path: Path) -> None:
+    random_numbers = np.random.default_rng(0)
+    for name, axis in (("rows", 0), ("columns", 1)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(100):
+            stripes = (np.indices((16, 16))[axis] // 2 % 2) * 150
+            picture = (stripes + random_numbers.integers(0, 100, (16, 16))).astype(np.uint8)
+            Image.fromarray(picture).save(tmp_path / "images" / name / f"{number}.png")
+    run = tmp_path / "run"
+    scpl_dist(
+        *("train", "--run-dir", run),
+        *options(data__name="image_folder", data__root=tmp_path / "images", data__args__channels=1),
+        *options(data__args__flip="false", data__batch_size=32, run__epochs=6, metrics__port=0),
+        *options(data__args__mean="[0.5]", data__args__std="[0.25]"),
+    )
+    assert accuracy(run) > 0.9  # chance is 0.5
