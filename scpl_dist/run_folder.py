@@ -12,6 +12,8 @@ import fcntl
 import itertools
 import json
 import os
+import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +42,9 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            # No name that two processes could share: in containers they may have the same process id.
+            with tempfile.TemporaryFile(dir=path):
+                pass
             self.log.mkdir(exist_ok=True)
         except OSError as error:
             raise ValueError(
@@ -161,7 +163,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file in one step, durably."""
         final = self.path / name
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        temporary = self.path / f".{name}.{secrets.token_hex(8)}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,16 @@ def test_the_failure_of_a_run_is_written_down_with_its_place(tmp_path: Path) -> 
     assert folder.read("result.json") is None
     assert folder.fail(1, "no coordinator") == 1
     assert (folder.read("exit.json") or {})["reason"] == "no coordinator"
+
+
+def test_processes_of_one_id_may_open_and_write_a_folder_at_once(tmp_path: Path) -> None:
+    """Workers in containers share the run folder and often the process id, as threads do here."""
+
+    def work(number: int) -> None:
+        folder = RunFolder(tmp_path)
+        folder.write("run.json", {"number": number})
+        assert folder.read("run.json") is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(100)))
+    assert not list(tmp_path.glob(".*"))
