@@ -283,6 +283,7 @@ def test_prometheus_sees_a_run_from_its_start_to_its_end(
 
     until_nothing(missing)
     until_nothing(lambda: not server.values("rate(scpl_samples_total[20s]) > 0"))
+    until_nothing(lambda: len(server.values("scpl_accuracy_ratio")) < 2)  # validation is ahead of test
 
     # The values make sense.
     assert server.values("up") == {("up",): 1}

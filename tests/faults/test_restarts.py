@@ -72,7 +72,8 @@ def test_a_failure_that_comes_again_and_again_is_not_repeated_for_ever(tmp_path:
     assert "the same failure came 3 times in a row" in ended.screen
     assert "InjectedFault: a fault on purpose" in ended.last_line
     assert ended.exit_json["step"] == 5
-    assert sorted({step for step, _ in ended.losses()}) == [0, 1, 2, 3, 4]
+    last = max(block for _, block in ended.losses())  # of the stage that fails; the other may be steps ahead
+    assert sorted(step for step, block in ended.losses() if block == last) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
