@@ -42,7 +42,8 @@ class Tally:
         self._agenda = agenda
         self._last = stages - 1
         self.last_split = agenda.splits[-1] if agenda.splits else None
-        self._skip = max(1, math.ceil(steps / 10))
+        # A tenth of a short run; a long one is steady after a while, and its speed is wanted early.
+        self._skip = min(50, max(1, math.ceil(steps / 10)))
         self._steps = 0
         self._earlier_steps: int = position.get("step", 0)
         self._steady_samples = 0
