@@ -131,9 +131,14 @@ class RunCollector(Collector):
             yield "scpl_learning_rate", (), tally.learning_rate
         if tally.samples_per_second is not None:
             yield "scpl_samples_per_second", (), tally.samples_per_second
-        if tally.accuracies:
-            for split, accuracy in tally.accuracies[max(tally.accuracies)].items():
-                yield "scpl_accuracy_ratio", (split,), accuracy
+        # Of each split the latest: a series must not vanish while the next epoch is half evaluated.
+        latest = {
+            split: value
+            for epoch in sorted(tally.accuracies)
+            for split, value in tally.accuracies[epoch].items()
+        }
+        for split, accuracy in latest.items():
+            yield "scpl_accuracy_ratio", (split,), accuracy
 
 
 def _member_rows(member: Member, offset: float) -> Iterator[Row]:
