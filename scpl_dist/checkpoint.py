@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -282,7 +283,8 @@ def restore(unit: Unit, optimizers: Sequence[torch.optim.Optimizer], state: dict
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: readers see the old text or the new one, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
+    # A name of its own: in containers, writers that share the folder may also share the process id.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -106,7 +106,6 @@ def _work(
         redirect_output(run_dir / "log" / f"stage{rank}.log")
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
-    torch.use_deterministic_algorithms(False)
     fixed = config.model_copy(update={"control": config.control.fixed()})
     if control is None:
         _check_reachable(fixed, world_size)

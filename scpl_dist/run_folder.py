@@ -12,13 +12,13 @@ import fcntl
 import itertools
 import json
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scpl_dist import checkpoint
 from scpl_dist.config import Config
 from scpl_dist.events import Failure, Outcome
 
@@ -162,18 +162,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file in one step, durably."""
-        final = self.path / name
-        temporary = self.path / f".{name}.{secrets.token_hex(8)}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        checkpoint.write_text(self.path / name, text)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file, or None if it does not exist.
