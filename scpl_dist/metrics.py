@@ -86,7 +86,7 @@ class RunCollector(Collector):
         self._restarts = dict(restarts or {})
         self._clock = clock
         self.committed_at: float | None = None
-        """Wall time of the last published checkpoint."""
+        """Monotonic time of the last published checkpoint, so that its age is right also after the wall clock jumped."""
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples."""
@@ -120,7 +120,7 @@ class RunCollector(Collector):
         yield "scpl_checkpoints_total", (), float(coordinator.checkpoints)
         yield "scpl_checkpoint_failures_total", (), float(coordinator.checkpoint_failures)
         if coordinator.last_commit is not None and self.committed_at is not None:
-            yield "scpl_checkpoint_last_success_timestamp_seconds", (), self.committed_at
+            yield "scpl_checkpoint_last_success_timestamp_seconds", (), self.committed_at + offset
             yield "scpl_checkpoint_duration_seconds", (), coordinator.last_commit.seconds
             yield "scpl_checkpoint_size_bytes", (), float(coordinator.last_commit.bytes)
         tally = coordinator.tally

@@ -274,7 +274,7 @@ class Service:
                 self._trap.spring("committed", command.step, final / str(command.files[0]["name"]))
         except Exception as error:  # whatever it is, the coordinator must hear of it
             return NotWritten("checkpoint", f"{type(error).__name__}: {error}")
-        self._collector.committed_at = time.time()
+        self._collector.committed_at = time.monotonic()
         size = sum(int(file["bytes"]) for file in command.files)
         return Committed(command.step, size, command.seconds + time.monotonic() - begin)
 

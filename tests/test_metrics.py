@@ -94,7 +94,7 @@ def test_the_names_are_exactly_these() -> None:
 
 def test_a_run_shows_every_name_and_no_other_label(scrape: Scrape) -> None:
     run = scrape.collector
-    run.committed_at = 4990.0
+    run.committed_at = 990.0
     coordinator = run._coordinator
     coordinator.last_commit = Committed(9, 1234, 0.5)
     found: dict[str, set[frozenset[str]]] = {}
@@ -115,7 +115,7 @@ def test_values_are_those_of_the_run() -> None:
     run.beat(1, "forward", step=5, epoch=1, stats=stats)
     run.event(Committed(5, 1234, 0.5))
     scrape = Scrape(run)
-    scrape.collector.committed_at = 4990.0
+    scrape.collector.committed_at = run.now - 3.0
     run.now += 7.0
     found = scrape.samples()
     scrape.exporter.close()
@@ -144,7 +144,7 @@ def test_values_are_those_of_the_run() -> None:
         key("scpl_checkpoints_total"): 1,
         key("scpl_checkpoint_size_bytes"): 1234,
         key("scpl_checkpoint_duration_seconds"): 0.5,
-        key("scpl_checkpoint_last_success_timestamp_seconds"): 4990,
+        key("scpl_checkpoint_last_success_timestamp_seconds"): 5000 - 10,
         key("scpl_restarts_total", reason="died"): 2,
         key("scpl_control_rejected_total", reason="garbage"): 0,
     }

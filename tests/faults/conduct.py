@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,12 @@ class Running:
     """A run in progress; use it as a context, which leaves no process behind."""
 
     def __init__(
-        self, run: Path, *settings: str, faults: tuple[Fault, ...] = (), options: tuple[str, ...] = ()
+        self,
+        run: Path,
+        *settings: str,
+        faults: tuple[Fault, ...] = (),
+        options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(run), *options]
@@ -79,7 +85,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | (encode(*faults) if faults else {}),
+            env=os.environ | (encode(*faults) if faults else {}) | dict(environment or {}),
         )
 
     def __enter__(self) -> Running:
@@ -141,3 +147,18 @@ def conduct(
     """A run from its start to its end."""
     with Running(run, *settings, faults=faults, options=options) as running:
         return running.end()
+
+
+def same(ended: Ended, undisturbed: Ended, folder: Path) -> None:
+    """Losses of all steps and blocks, accuracies and weights, with ``==``."""
+    assert ended.code == 0, ended.screen
+    assert ended.losses() == undisturbed.losses()
+    accuracies = [
+        [(row["epoch"], row["split"], row["accuracy"]) for row in run.rows("eval")]
+        for run in (ended, undisturbed)
+    ]
+    assert accuracies[0] == accuracies[1]
+    weights, expected = ended.weights(folder), undisturbed.weights(folder.parent)
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name

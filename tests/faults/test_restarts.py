@@ -9,34 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
 
 from scpl_dist.faults import Fault, fired
-from tests.faults.conduct import Ended, Running, conduct
+from tests.faults.conduct import Ended, Running, conduct, same
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    ended = conduct(tmp_path_factory.mktemp("undisturbed") / "run", "pipeline.stages=1")
-    assert ended.code == 0, ended.screen
-    return ended
-
-
-def same(ended: Ended, undisturbed: Ended, folder: Path) -> None:
-    """Losses of all steps and blocks, accuracies and weights, with ``==``."""
-    assert ended.code == 0, ended.screen
-    assert ended.losses() == undisturbed.losses()
-    accuracies = [
-        [(row["epoch"], row["split"], row["accuracy"]) for row in run.rows("eval")]
-        for run in (ended, undisturbed)
-    ]
-    assert accuracies[0] == accuracies[1]
-    weights, expected = ended.weights(folder), undisturbed.weights(folder.parent)
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
 
 
 def test_kills_of_every_kind_change_nothing(undisturbed: Ended, tmp_path: Path) -> None:
