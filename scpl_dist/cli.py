@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed; 2 usage or configuration; 130 / 143 stopped by SIG
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -170,6 +171,8 @@ def worker(
     resume: Resume = "never",
 ) -> None:
     """Be the stage of this rank; started by torchrun or by the local launcher. Rank 0 starts the coordinator."""
+    # While a worker loads, SIGINT ends it as SIGTERM does: an exit code would look like a failure to the coordinator.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings = configuration.load(config, override or [])
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer's ordinary end is worth no warning
     from scpl_dist import process

@@ -187,7 +187,7 @@ class Coordinator:
             case Ready():
                 member.ready, member.blocks, member.changed = True, message.blocks, now
                 if self.state == "preparing" and all(m.ready for m in self.members.values()):
-                    self._go(now)
+                    self._stop_early() if self._signalled else self._go(now)
             case Heartbeat():
                 member.beat(message, now)
                 self._feed(member)
@@ -314,7 +314,7 @@ class Coordinator:
             member.left = True
             self._close_if_all_left(now)
             return
-        if -code in (signals.SIGTERM, signals.SIGINT) and self.state != "running":
+        if -code in (signals.SIGTERM, signals.SIGINT) and self.state != "running" and not self._suspects.any:
             self._signal(f"rank {rank}", -code, now)  # it was still loading and could not ask
             return
         self._suspects.add(member.stage if member else rank, now, "exited", exit_text(code))
@@ -375,7 +375,7 @@ class Coordinator:
             failure = late(self.members, self.config, self.state, now - self._since, now)
         if failure is not None:
             self._fail(failure)
-        elif now >= self._stop_at and self.state != "running":
+        elif now >= self._stop_at and self.state != "running" and not self._suspects.any:
             self._stop_early()
 
     def _running(self, now: float) -> float:

@@ -272,6 +272,14 @@ class Group:
             self._coordinator.kill()
         elif (found := self.folder.read("exit.json")) is not None:
             return End(self._code, found.get("cause", ""), found["reason"], found.get("stage"), step)
+        elif -self._code in (signal.SIGTERM, signal.SIGINT):  # it still loaded, so nothing has begun
+            code, reason = (
+                128 - self._code,
+                f"stopped by {signal.Signals(-self._code).name} before the first step",
+            )
+            print(reason, file=sys.stderr)
+            self.folder.fail(code, reason)
+            return End(code, "", reason, None, step)
         elif self._code < 0:
             name = signal.Signals(-self._code).name
             reason = f"the coordinator (pid {self._coordinator.pid}) was killed by {name}"

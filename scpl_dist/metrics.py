@@ -86,7 +86,7 @@ class RunCollector(Collector):
         self._restarts = dict(restarts or {})
         self._clock = clock
         self.committed_at: float | None = None
-        """Monotonic time of the last published checkpoint, so that its age is right also after the wall clock jumped."""
+        """Monotonic time of the last published checkpoint: its age stays right when the wall clock jumps."""
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples."""

@@ -22,7 +22,7 @@ GRACE_S = 1.5
 """How long a death waits for a report that explains it."""
 PAUSE_S = 5.0
 """A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 3.0
 """How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
 SILENT = "its process is stopped, its interpreter is blocked in native code, or its host is cut off"
 STANDING_STILL = (

@@ -118,8 +118,6 @@ class Worker:
         Returns:
             Exit code: 0, 1 after a failure, 2 if the coordinator refused this worker.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
         if self._trap is not None:
             self._trap.spring("loading", 0)
         channel = self._channel = Channel(
@@ -131,6 +129,9 @@ class Worker:
             timeout_s=self.config.runtime.timeout_s,
             keys=self._keys,
         )
+        # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
         code = 0
         try:
             self._train(channel)

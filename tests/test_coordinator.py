@@ -698,12 +698,35 @@ def test_before_the_first_step_a_signal_to_all_stops_and_a_signal_to_some_may_fo
     for stage in (0, 1):
         run.hello(stage)
         run.tell(stage, StopRequested(stage=stage, signal=15))
-    run.now += 4
+    run.now += 2
     run.event(Exited(2, 1))
     run.pass_time(2, beating=[0, 1])
     assert run.outcome is not None
     assert run.outcome.failure is not None
     assert run.outcome.failure.rank == 2
+
+
+def test_a_stop_that_was_asked_for_while_the_stages_get_ready_is_not_forgotten() -> None:
+    run = Run()
+    for stage in run.stages:
+        run.hello(stage)
+    run.tell(1, StopRequested(stage=1, signal=15))
+    for stage in run.stages:
+        run.tell(stage, Ready(stage=stage, blocks=1))
+    assert run.outcome is not None
+    assert (run.outcome.code, run.items()) == (143, [])
+
+
+def test_before_the_first_step_a_signal_that_follows_a_death_is_not_the_reason() -> None:
+    run = Run()
+    run.hello(1)
+    run.event(Exited(1, -9))
+    for rank in (0, 2):  # still loading, so they die of the signal with which the launcher ends them
+        run.event(Exited(rank, -15))
+    run.pass_time(2, beating=[])
+    assert run.outcome is not None
+    assert run.outcome.failure is not None
+    assert (run.outcome.failure.cause, run.outcome.failure.stage) == ("died", 1)
 
 
 def test_the_death_of_the_launcher_ends_the_run() -> None:

@@ -17,8 +17,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist.faults import Fault, encode
+from scpl_dist.faults import Fault, encode, fired
 from tests.command import scpl_dist
+from tests.programs import until_nothing
 
 SMALL = [
     "run.epochs=4",
@@ -109,14 +110,37 @@ class Running:
         return found
 
     def role(self, name: str) -> psutil.Process:
-        """The process of the "coordinator" or of a stage, such as "0"."""
+        """The process of the "launcher", of the "coordinator" or of a stage, such as "0"."""
+        process = self._find(name)
+        assert process is not None, f"no process {name}: {self.process.poll()}"
+        return process
+
+    def importing(self, name: str, library: str) -> psutil.Process:
+        """The same at the moment when it imports a library, which is long before it can do anything."""
+
+        def missing() -> str:
+            process = self._find(name)
+            if process is None:
+                return f"process {name}"
+            loaded = Path(f"/proc/{process.pid}/maps").read_text().count(library)
+            return "" if loaded else f"{library} in process {name}"
+
+        until_nothing(missing)
+        return self.role(name)
+
+    def _find(self, name: str) -> psutil.Process | None:
         for process in self.processes():
-            command = " ".join(process.cmdline())
+            try:
+                command, rank = " ".join(process.cmdline()), process.environ().get("RANK")
+            except psutil.NoSuchProcess:
+                continue
             if "scpl_dist.service" in command and name == "coordinator":
                 return process
-            if "scpl_dist worker" in command and process.environ().get("RANK") == name:
+            if process.pid == self.process.pid and name == "launcher":
                 return process
-        raise AssertionError(f"no process {name}: {self.process.poll()}")
+            if "scpl_dist worker" in command and rank == name:
+                return process
+        return None
 
     def wait_for(self, event: str, count: int = 1, limit_s: float = 120) -> None:
         """Until metrics.jsonl has so many rows of this event."""
@@ -139,6 +163,19 @@ class Running:
             time.sleep(0.05)
         assert not left, f"left over: {[process.cmdline() for process in left]}\n{screen}"
         return Ended(self.run, self.process.returncode, screen, seconds)
+
+
+def halted(running: Running, stage: str, faults: int) -> psutil.Process:
+    """The process of a stage that a fault has stopped; so many faults have happened by then."""
+
+    def missing() -> str:
+        assert running.process.poll() is None, running.process.communicate()[0]
+        if len(fired(running.run)) < faults:
+            return f"fault {faults}"
+        return "" if running.role(stage).status() == psutil.STATUS_STOPPED else f"stage {stage} still runs"
+
+    until_nothing(missing)
+    return running.role(stage)
 
 
 def conduct(

@@ -11,14 +11,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 
 from scpl_dist.faults import Fault, fired
 from tests.command import scpl_dist
 from tests.faults.clock import HOUR, Clock
-from tests.faults.conduct import Ended, Running, same
-from tests.programs import until_nothing
+from tests.faults.conduct import Ended, Running, halted, same
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -60,19 +58,6 @@ def test_a_jump_is_seen_by_who_reads_the_clock_and_by_who_waits_for_it(clock: Cl
     assert int(error) == 110  # ETIMEDOUT
 
 
-def halted(running: Running, stage: str, faults: int) -> psutil.Process:
-    """The process of a stage that a fault has stopped; so many faults have happened by then."""
-
-    def missing() -> str:
-        assert running.process.poll() is None, running.process.communicate()[0]
-        if len(fired(running.run)) < faults:
-            return f"fault {faults}"
-        return "" if running.role(stage).status() == psutil.STATUS_STOPPED else f"stage {stage} still runs"
-
-    until_nothing(missing)
-    return running.role(stage)
-
-
 def ages(running: Running, now: float) -> list[float]:
     """How old each stage's progress and the last checkpoint are, as an alert reckons it."""
     url = json.loads((running.run / "run.json").read_text())["metrics"]
@@ -92,8 +77,8 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_time_stamps(
         Fault(action="stop", stage=0, step=6, phase="forward"),
         Fault(action="stop", stage=1, step=13, phase="backward"),
     )
-    settings = ("checkpoint.every_steps=4", "checkpoint.keep=10", "checkpoint.best=false")
-    settings += ("runtime.max_restarts=1",)
+    settings = ["checkpoint.every_steps=4", "checkpoint.keep=10", "checkpoint.best=false"]
+    settings += ["runtime.max_restarts=1"]
     with Running(tmp_path / "run", *settings, faults=faults, environment=clock.environment) as running:
         stage = halted(running, "1", 1)
         clock.jump(hours=-3)  # while the workers gather
@@ -102,7 +87,9 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_time_stamps(
         clock.jump(hours=5)
         stage.send_signal(signal.SIGCONT)
         stage = halted(running, "1", 3)
-        running.wait_for("checkpoint", 2)  # that of step 8 is published at this time, those of 16 and 20 are not
+        running.wait_for(
+            "checkpoint", 2
+        )  # that of step 8 is published at this time, those of 16 and 20 are not
         later = ages(running, clock.now())
         clock.jump(hours=-2)
         earlier = ages(running, clock.now())

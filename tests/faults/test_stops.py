@@ -1,0 +1,127 @@
+"""SIGTERM and SIGINT, whoever gets them and whatever it does at that moment: the run ends soon and in order."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from scpl_dist import recovery
+from scpl_dist.checkpoint import named
+from scpl_dist.faults import Fault, fired
+from tests.faults.conduct import Ended, Running, halted
+from tests.programs import until_nothing
+
+pytestmark = pytest.mark.timeout(200)
+
+SOON_S = 25.0
+"""Less than any limit of the run, so that whatever ended it was the signal."""
+
+
+def ended_by(number: signal.Signals, running: Running) -> Ended:
+    """The end of a run that has got a signal."""
+    begin = time.monotonic()
+    ended = running.end()
+    assert time.monotonic() - begin < SOON_S
+    assert ended.code == 128 + number, ended.screen
+    assert ended.exit_json["code"] == 128 + number
+    assert f"stopped by {number.name}" in ended.exit_json["reason"]
+    assert ended.exit_json["stage"] is None
+    assert ended.screen.count("stopped by") == 1
+    assert "Traceback" not in ended.screen
+    assert "failed" not in ended.screen
+    return ended
+
+
+def stopped_before_the_first_step(number: signal.Signals, running: Running) -> None:
+    ended = ended_by(number, running)
+    reason = f"stopped by {number.name} before the first step"
+    assert ended.exit_json["reason"] == reason
+    assert reason in ended.last_line
+    assert not (ended.run / "metrics.jsonl").exists()
+    assert not list(ended.run.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("number", "role", "library"),
+    [
+        (signal.SIGTERM, "1", "libtorch"),
+        (signal.SIGINT, "0", "libtorch"),
+        (signal.SIGTERM, "coordinator", "zmq"),
+    ],
+)
+def test_a_process_that_is_still_importing_ends_the_run(
+    number: signal.Signals, role: str, library: str, tmp_path: Path
+) -> None:
+    with Running(tmp_path / "run", "runtime.max_restarts=3") as running:
+        running.importing(role, library).send_signal(number)
+        stopped_before_the_first_step(number, running)
+
+
+@pytest.mark.parametrize(
+    ("number", "target", "stage", "phase"),
+    [
+        (signal.SIGINT, 1, 1, "loading"),  # before its hello
+        (signal.SIGTERM, 0, 0, "data"),  # after it: stage 0 reads the data set
+        (signal.SIGINT, 1, 0, "data"),  # another one, which waits for that
+        (signal.SIGTERM, 1, 1, "starting"),  # all have joined, and build their blocks
+        (signal.SIGINT, 0, 1, "starting"),  # one that is ready, or will be soon
+    ],
+)
+def test_a_worker_that_is_loading_ends_the_run(
+    number: signal.Signals, target: int, stage: int, phase: str, tmp_path: Path
+) -> None:
+    fault = Fault(action="hang", stage=stage, phase=phase)
+    with Running(tmp_path / "run", "runtime.max_restarts=3", faults=(fault,)) as running:
+        until_nothing(lambda: not fired(running.run))
+        running.role(str(target)).send_signal(number)
+        stopped_before_the_first_step(number, running)
+
+
+def test_a_launcher_that_is_still_importing_leaves_nothing(tmp_path: Path) -> None:
+    with Running(tmp_path / "run") as running:
+        running.importing("launcher", "libtorch").send_signal(signal.SIGTERM)
+        screen, _ = running.process.communicate(timeout=SOON_S)
+        assert running.process.returncode == -signal.SIGTERM  # a shell calls it 143
+        assert screen == ""
+        assert not running.processes()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("phase", ["data", "starting"])
+def test_a_launcher_ends_a_run_that_is_loading(phase: str, tmp_path: Path) -> None:
+    fault = Fault(action="hang", stage=0, phase=phase)
+    with Running(tmp_path / "run", "pipeline.stages=1", faults=(fault,)) as running:
+        until_nothing(lambda: not fired(running.run))
+        running.signal(signal.SIGTERM)
+        stopped_before_the_first_step(signal.SIGTERM, running)
+
+
+@pytest.mark.parametrize(
+    ("role", "phase", "number"),
+    [
+        ("0", "forward", signal.SIGTERM),
+        ("0", "evaluate", signal.SIGINT),
+        ("0", "checkpoint", signal.SIGTERM),
+        ("coordinator", "commit", signal.SIGINT),
+    ],
+)
+def test_a_launcher_stops_a_run_with_a_checkpoint(
+    role: str, phase: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    fault = Fault.model_validate(
+        {"action": "stop", "role": "coordinator" if role == "coordinator" else "worker", "phase": phase}
+        | {"step": 4}
+    )
+    settings = ("pipeline.stages=1", "checkpoint.every_steps=4")
+    with Running(tmp_path / "run", *settings, faults=(fault,)) as running:
+        process = halted(running, role, 1)  # so that the signal comes at this moment and no other
+        running.signal(number)
+        process.send_signal(signal.SIGCONT)
+        ended = ended_by(number, running)
+    (latest,) = named(ended.run, "latest")
+    done = recovery.verify(latest)["position"]["step"]
+    assert 4 <= done < 20
+    assert {step for step, _ in ended.losses()} == set(range(done))
