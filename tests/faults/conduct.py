@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ SMALL = [
     "runtime.timeout_s=60",
 ]
 """5 steps an epoch, 20 in all."""
+TRAIN = ("-m", "scpl_dist", "train")
 
 
 @dataclass
@@ -76,9 +77,10 @@ class Running:
         faults: tuple[Fault, ...] = (),
         options: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        command: Sequence[str] = TRAIN,
     ) -> None:
         self.run = run
-        command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(run), *options]
+        command = [sys.executable, *command, "--run-dir", str(run), *options]
         command += [part for text in (*SMALL, *settings) for part in ("-o", text)]
         self.started = time.monotonic()
         self.process = subprocess.Popen(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from scpl_dist.config import load
 from scpl_dist.faults import Fault
+from tests.command import scpl_dist
 from tests.faults.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
@@ -39,6 +46,15 @@ def test_a_killed_worker_is_named_with_its_place(stage: int, phase: str, tmp_pat
     assert ended.exit_json["step"] in range(step + 1)  # as far as its last heartbeat told
 
 
+def test_a_worker_that_is_killed_while_it_imports_is_named(tmp_path: Path) -> None:
+    with Running(tmp_path / "run") as running:
+        running.importing("1", "libtorch").kill()
+        ended = running.end()
+    assert ended.code == 1, ended.screen
+    assert "the worker of rank 1 ended before it joined the run (killed by SIGKILL)" in ended.last_line
+    assert (ended.exit_json["cause"], ended.exit_json["stage"]) == ("died", 1)
+
+
 def test_a_killed_coordinator_ends_the_run(tmp_path: Path) -> None:
     ended = conduct(tmp_path / "run", faults=(Fault(action="kill", role="coordinator", step=7),))
     failed(ended, "the coordinator", "SIGKILL", stage=None)
@@ -57,6 +73,45 @@ def test_a_killed_launcher_takes_everything_with_it(tmp_path: Path) -> None:
         ended = running.end()
         assert ended.exit_json["code"] == 1
         assert "the launcher is gone" in ended.last_line
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def test_a_killed_torchrun_takes_everything_with_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(load().to_toml())
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    command = (*torchrun, "-m", "scpl_dist", "worker", str(config))
+    settings = ("run.epochs=500", f"control.port={free_port()}")
+    with Running(tmp_path / "run", *settings, command=command) as running:
+        running.wait_for("train", 5)
+        running.process.kill()
+        ended = running.end()
+    assert ended.exit_json["code"] == 1
+    assert "the launcher is gone" in ended.exit_json["reason"]
+
+
+def test_a_worker_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_port()
+    ours, theirs = tmp_path / "ours.toml", tmp_path / "theirs.toml"
+    values = {"pipeline.stages": 1, "metrics.port": 0, "control.port": port}
+    ours.write_text(load(values=values).to_toml())
+    theirs.write_text(load(values=values | {"run.seed": 1}).to_toml())
+    alone = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    worker = [sys.executable, "-m", "scpl_dist", "worker", str(theirs), "--run-dir", str(run)]
+    with subprocess.Popen([*worker, "--no-coordinator"], env=alone) as refused:
+        done = scpl_dist("coordinator", ours, "--run-dir", run, code=2)
+        assert refused.wait(60) != 0
+    last = done.stderr.rstrip().splitlines()[-1]
+    for digest in (load(ours).digest(), load(theirs).digest()):
+        assert digest in last
+    found = json.loads((run / "exit.json").read_text())
+    assert (found["code"], found["cause"], found["stage"]) == (2, "config", 0)
 
 
 def test_an_error_in_a_block_shows_its_traceback_and_place(tmp_path: Path) -> None:

@@ -41,6 +41,18 @@ def test_a_stage_that_stands_still_is_named(action: str, stage: int, own: bool, 
     assert ("faults.py" in stacks(ended, stage)) == own  # where it stood; a stopped process cannot say
 
 
+def test_a_message_that_never_arrives_is_a_deadlock_of_all(tmp_path: Path) -> None:
+    fault = Fault(action="hang", stage=1, step=7, phase="receive")
+    ended = conduct(tmp_path / "run", *LIMITS, faults=(fault,))
+    assert ended.code == 1, ended.screen
+    assert ended.exit_json["cause"] == "deadlock"
+    assert "all stages have only waited" in ended.last_line
+    assert "stage 0: room" in ended.last_line  # no room in front of stage 1, which takes nothing
+    assert "stage 1: receive" in ended.last_line
+    for stage in (0, 1):
+        assert "Thread" in stacks(ended, stage)
+
+
 def test_a_disk_that_does_not_answer_is_no_riddle(tmp_path: Path) -> None:
     fault = Fault(action="hang", stage=1, step=8, phase="write")
     ended = conduct(
@@ -51,6 +63,9 @@ def test_a_disk_that_does_not_answer_is_no_riddle(tmp_path: Path) -> None:
     assert ended.exit_json["phase"] == "checkpoint"
     assert "slow" in ended.screen
     assert (ended.run / "checkpoints" / "step-4" / "manifest.json").exists()
+    last = max(block for _, block in ended.losses())
+    trained = {step for step, block in ended.losses() if block == last}
+    assert trained == set(range(12))  # it went on beside the writing, up to the checkpoint after it
 
 
 def test_a_slow_stage_is_one_warning(tmp_path: Path) -> None:

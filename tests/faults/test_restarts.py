@@ -41,6 +41,23 @@ def test_kills_of_every_kind_change_nothing(undisturbed: Ended, tmp_path: Path) 
     same(ended, undisturbed, tmp_path)
 
 
+def test_kills_at_both_ends_of_a_run_and_between_two_stages_change_nothing(
+    undisturbed: Ended, tmp_path: Path
+) -> None:
+    faults = (
+        Fault(action="kill", role="coordinator", phase="gathering"),  # the workers have nobody to come to
+        Fault(action="kill", stage=0, step=6, phase="send"),  # the next stage never gets the message
+        Fault(action="kill", stage=1, step=9, phase="evaluate"),
+        Fault(action="kill", stage=1, step=19, phase="idle"),  # has done everything, and not said so
+    )
+    settings = ("checkpoint.every_steps=4", "runtime.max_restarts=4")
+    ended = conduct(tmp_path / "run", *settings, faults=faults)
+    same(ended, undisturbed, tmp_path)
+    assert [row["fault"] for row in fired(ended.run)] == [0, 1, 2, 3]
+    assert [row["phase"] for row in fired(ended.run)] == [fault.phase for fault in faults]
+    assert len(ended.rows("restart")) == 4
+
+
 def test_a_failure_that_comes_again_and_again_is_not_repeated_for_ever(tmp_path: Path) -> None:
     fault = Fault(action="raise", stage=1, step=5, phase="loss", times=0)
     ended = conduct(tmp_path / "run", "runtime.max_restarts=50", "checkpoint.every_steps=3", faults=(fault,))
