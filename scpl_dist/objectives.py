@@ -40,11 +40,13 @@ class Objective:
 
     Attributes:
         heads: modules that train with the block.
-        terms: (heads, feature (N, ...), labels (N,)) to scalars by name; their sum is minimised.
+        seen: (heads, feature (N, ...)) to a pytree of tensors (N, ...), sample by sample.
+        terms: (what is seen of all samples, labels (N,)) to scalars by name; their sum is minimised.
     """
 
     heads: Mapping[str, nn.Module]
-    terms: Callable[[Heads, Tensor, Tensor], dict[str, Tensor]]
+    seen: Callable[[Heads, Tensor], Any]
+    terms: Callable[[Any, Tensor], dict[str, Tensor]]
 
 
 def make(name: str, settings: config.Loss, block: nn.Module, output: Any, classes: int) -> Objective:
@@ -61,21 +63,23 @@ def make(name: str, settings: config.Loss, block: nn.Module, output: Any, classe
         ValueError: unknown name, or settings that do not fit.
     """
     if name == "ce":
-        return Objective({"classifier": classifier(settings, block, output, classes)}, _cross_entropy)
+        return Objective(
+            {"classifier": classifier(settings, block, output, classes)}, _scores, _cross_entropy
+        )
     if name == "predsim":
         heads = {
             "similarity": _similarity(feature(block, output)),
             "classifier": Predictor(block, output, classes, "l"),
         }
-        return Objective(heads, partial(_predsim, classes=classes))
-    projector = {"projector": Projector(settings.projector, block, output)}
+        return Objective(heads, _both, partial(_predsim, classes=classes))
+    terms: Callable[[Any, Tensor], dict[str, Tensor]]
     if name == "supcon":
-        return Objective(
-            projector, partial(_contrastive, temperature=settings.temperature, divisor=settings.divisor)
-        )
-    if name == "deinforeg":
-        return Objective(projector, partial(_deinforeg, classes=classes))
-    return Objective(projector, partial(_own, name=name, function=_find(name, settings.args)))
+        terms = partial(_contrastive, temperature=settings.temperature, divisor=settings.divisor)
+    elif name == "deinforeg":
+        terms = partial(losses.deinforeg, classes=classes)
+    else:
+        terms = partial(_own, name=name, function=_find(name, settings.args))
+    return Objective({"projector": Projector(settings.projector, block, output)}, _projected, terms)
 
 
 def classifier(settings: config.Loss, block: nn.Module, output: Any, classes: int) -> Predictor:
@@ -87,19 +91,31 @@ def classifier(settings: config.Loss, block: nn.Module, output: Any, classes: in
         raise ValueError(f'loss.classifier = {settings.classifier!r}: "m", or {error}') from None
 
 
-def _contrastive(
-    heads: Heads, seen: Tensor, labels: Tensor, temperature: float, divisor: str
-) -> dict[str, Tensor]:
-    return {"contrastive": losses.supcon(heads["projector"](seen), labels, temperature, divisor)}
+def _projected(heads: Heads, features: Tensor) -> Tensor:
+    projected: Tensor = heads["projector"](features)
+    return projected
 
 
-def _cross_entropy(heads: Heads, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"local": functional.cross_entropy(heads["classifier"](seen), labels)}
+def _scores(heads: Heads, features: Tensor) -> Tensor:
+    scores: Tensor = heads["classifier"](features)
+    return scores
 
 
-def _predsim(heads: Heads, seen: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
-    similar = losses.similarity_matching(heads["similarity"](seen), labels, classes)
-    local = functional.cross_entropy(heads["classifier"](seen), labels)
+def _both(heads: Heads, features: Tensor) -> tuple[Tensor, Tensor]:
+    return heads["similarity"](features), heads["classifier"](features)
+
+
+def _contrastive(projected: Tensor, labels: Tensor, temperature: float, divisor: str) -> dict[str, Tensor]:
+    return {"contrastive": losses.supcon(projected, labels, temperature, divisor)}
+
+
+def _cross_entropy(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {"local": functional.cross_entropy(scores, labels)}
+
+
+def _predsim(seen: tuple[Tensor, Tensor], labels: Tensor, classes: int) -> dict[str, Tensor]:
+    similar = losses.similarity_matching(seen[0], labels, classes)
+    local = functional.cross_entropy(seen[1], labels)
     return {"similarity": SIMILARITY_SHARE * similar, "local": (1 - SIMILARITY_SHARE) * local}
 
 
@@ -110,14 +126,10 @@ def _similarity(seen: Tensor) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(width, width, bias=False))
 
 
-def _deinforeg(heads: Heads, seen: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
-    return losses.deinforeg(heads["projector"](seen), labels, classes)
-
-
 def _own(
-    heads: Heads, seen: Tensor, labels: Tensor, name: str, function: Callable[[Tensor, Tensor], Any]
+    projected: Tensor, labels: Tensor, name: str, function: Callable[[Tensor, Tensor], Any]
 ) -> dict[str, Tensor]:
-    value = function(heads["projector"](seen), labels)
+    value = function(projected, labels)
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f"loss.name = {name!r}: returned {shape}, return a tensor without dimensions")

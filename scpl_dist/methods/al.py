@@ -66,14 +66,18 @@ class AssociatedUnit(Unit):
             return {"data": data}
         return {"data": data, "code": self.heads["encoder"](carry["code"])}
 
-    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+    def seen(self, before: Carry, after: Carry) -> dict[str, Tensor]:
+        """Bridge and decoder with what each should give."""
+        back = {"back": self.heads["decoder"](after["code"]), "entered": before["code"]}
+        return back | {"bridged": self.predict(after), "code": after["code"].detach()}
+
+    def terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """``associated`` and ``autoencoder``."""
-        back = self.heads["decoder"](after["code"])
         return {
-            "associated": functional.mse_loss(self.predict(after), after["code"].detach()),
-            "autoencoder": functional.cross_entropy(back, labels)
+            "associated": functional.mse_loss(seen["bridged"], seen["code"]),
+            "autoencoder": functional.cross_entropy(seen["back"], labels)
             if self.by_cross_entropy
-            else functional.mse_loss(back, before["code"]),
+            else functional.mse_loss(seen["back"], seen["entered"]),
         }
 
     def predict(self, after: Carry) -> Tensor:

@@ -27,9 +27,13 @@ __all__ = ["BackPropagation"]
 class LinkUnit(Unit):
     """A block of a chain; the last one has the predictor and the only loss."""
 
-    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+    def seen(self, before: Carry, after: Carry) -> Tensor:
+        """Class scores (N, classes)."""
+        return self.predict(after)
+
+    def terms(self, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """``classifier``: cross-entropy whose gradient goes through all blocks."""
-        return {"classifier": functional.cross_entropy(self.predict(after), labels)}
+        return {"classifier": functional.cross_entropy(seen, labels)}
 
     def predict(self, after: Carry) -> Tensor:
         """Class scores (N, classes) of the predictor."""

@@ -27,14 +27,21 @@ class LocalUnit(Unit):
         super().__init__(
             block, {**objective.heads, **({"predictor": predictor} if predictor is not None else {})}
         )
-        self.terms = objective.terms
+        self.objective = objective
 
-    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the objective, and ``classifier`` where there is a predictor."""
-        seen = feature(self.block, after)
-        terms = self.terms(self.heads, seen, labels)
+    def seen(self, before: Carry, after: Carry) -> dict[str, Any]:
+        """What the objective sees, and the class scores where there is a predictor."""
+        features = feature(self.block, after)
+        seen = {"objective": self.objective.seen(self.heads, features)}
         if "predictor" in self.heads:
-            terms["classifier"] = functional.cross_entropy(self.heads["predictor"](seen.detach()), labels)
+            seen["scores"] = self.heads["predictor"](features.detach())
+        return seen
+
+    def terms(self, seen: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the objective, and ``classifier`` where there is a predictor."""
+        terms = self.objective.terms(seen["objective"], labels)
+        if "scores" in seen:
+            terms["classifier"] = functional.cross_entropy(seen["scores"], labels)
         return terms
 
     def predict(self, after: Carry) -> Tensor:
