@@ -59,10 +59,13 @@ class Agenda:
             raise ValueError(f"data.name = {config.data.name!r} has no training samples: check data.root")
         self._config = config
         self._sizes = sizes
+        self._least = max(config.layout.replicas)
+        """Samples that every micro-batch needs, one for each replica."""
         self.steps_per_epoch = math.ceil(sizes["train"] / config.data.batch_size)
         self.steps = self.steps_per_epoch * config.run.epochs
         self.splits = [name for name in ("validation", "test") if sizes.get(name, 0) > 0]
         """What is evaluated after each epoch, in this order."""
+        self._check_replicas()
         self._epoch: int = position["epoch"] if position else 0
         self._step: int = position["step"] if position else 0
         self._batch: int = position["batch"] if position else 0
@@ -77,6 +80,22 @@ class Agenda:
         self._sequence = 0
         self._stopping = False
         self._items = self._run()
+
+    def _check_replicas(self) -> None:
+        size, least = self._config.data.batch_size, self._least
+        last = self._sizes["train"] % size or size
+        smallest = min(stop - start for start, stop in split(0, last, self._config.pipeline.micro_batches))
+        few = [name for name in self.splits if self._sizes[name] < least]
+        if smallest < least or few:
+            what = (
+                f"the last micro-batch of an epoch has {smallest} sample(s)"
+                if not few
+                else f"{few[0]} has fewer"
+            )
+            raise ValueError(
+                f"pipeline.replicas = {self._config.pipeline.replicas}: replicas share each micro-batch, and {what}; "
+                f"use fewer replicas, or a data.batch_size that leaves {least} samples or more (now {size})"
+            )
 
     @property
     def position(self) -> dict[str, int]:
@@ -153,8 +172,8 @@ class Agenda:
         size = self._config.data.batch_size
         for name in self.splits:
             total = self._sizes[name]
-            for begin in range(0, total, size):
-                end = min(begin + size, total)
+            ends = [*range(size, total - self._least + 1, size), total]
+            for begin, end in itertools.pairwise([0, *ends]):
                 items.append(
                     {
                         "kind": "evaluate",

@@ -81,7 +81,9 @@ class Assembly:
 
     def table(self) -> str:
         """The stages as text: blocks, parameters, and the size of what one sample sends on."""
-        rows = ["stage  blocks  parameters  output of a sample"]
+        replicas = self.config.layout.replicas
+        several = max(replicas) > 1
+        rows = ["stage  blocks  parameters  " + ("replicas  " if several else "") + "output of a sample"]
         for place in self.places:
             count = sum(self.parameters[block] for block in place.blocks)
             blocks = (
@@ -93,7 +95,8 @@ class Assembly:
                 if isinstance(leaf, Tensor)
             ]
             shapes = " ".join("x".join(map(str, leaf.shape[1:])) for leaf in leaves)
-            rows.append(f"{place.stage:5}  {blocks:>6}  {count:10,}  {shapes}")
+            number = f"{replicas[place.stage]:8}  " if several else ""
+            rows.append(f"{place.stage:5}  {blocks:>6}  {count:10,}  {number}{shapes}")
         return "\n".join(rows)
 
 

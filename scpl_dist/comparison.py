@@ -191,11 +191,12 @@ def compare(
     entries = [
         Entry(name, [f"run.method={name}", "pipeline.micro_batches=1"]) for name in methods if name != "gpipe"
     ]
-    if base.pipeline.stages > 1:
+    if base.layout.world > 1:
         alone = [
             "run.method=bp",
             "pipeline.micro_batches=1",
             "pipeline.stages=1",
+            "pipeline.replicas=1",
             "pipeline.partition=uniform",
         ]
         entries.append(Entry(ONE_PROCESS, alone))
@@ -282,10 +283,11 @@ def _parameters(config: Path | None, overrides: Sequence[str]) -> tuple[int, int
 
 def _note(base: Config, seeds: int) -> str:
     stages, threads = base.pipeline.stages, base.runtime.threads
+    workers = f" by {base.layout.world} workers" if base.layout.world > stages else ""
     return (
         f"{base.model.name} on {base.data.name}, batch {base.data.batch_size}, {base.run.epochs} epochs, "
-        f"{stages} stage(s) of {threads} thread(s), {seeds} seed(s); accuracy of the last epoch on the test part, "
-        "mean and sample standard deviation."
+        f"{stages} stage(s){workers} of {threads} thread(s), {seeds} seed(s); accuracy of the last epoch on the test "
+        "part, mean and sample standard deviation."
     )
 
 

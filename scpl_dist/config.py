@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from scpl_dist.layout import Layout
+
 __all__ = ["Config", "load"]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -79,11 +81,13 @@ class Pipeline(Section):
     """How the blocks are spread over worker processes."""
 
     stages: Positive = 2
-    """Worker processes; each holds one or more consecutive blocks."""
+    """Parts that the model is cut into; each holds one or more consecutive blocks."""
+    replicas: Positive | list[Positive] = 1
+    """Worker processes of each stage, or of every stage its own number; they share each micro-batch."""
     max_in_flight: Positive = 2
     """Messages that may wait in front of a stage; a slow stage holds the others back beyond that."""
     transport: Literal["auto", "rpc", "gloo", "nccl"] = "auto"
-    """How tensors travel between stages: auto takes nccl if every stage has a GPU of its own, and rpc otherwise."""
+    """How tensors travel between workers: auto takes nccl if every worker has a GPU of its own, and rpc otherwise."""
     wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type in which float32 tensors travel; the narrow ones halve the bytes and round what the next stage sees."""
     micro_batches: Positive = 1
@@ -96,6 +100,13 @@ class Pipeline(Section):
     """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
     partition: Literal["uniform", "parameters", "measured"] | list[Positive] = "uniform"
     """How blocks are assigned to stages, or the number of blocks of each stage."""
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _replicas_are_readable(cls, value: object) -> object:
+        if not isinstance(value, int | list):
+            raise ValueError("use a number of workers, or a list with one for each stage such as [1, 2]")
+        return value
 
     @field_validator("partition", mode="before")
     @classmethod
@@ -243,7 +254,19 @@ class Config(Section):
                 f"pipeline.partition = {counts} has {len(counts)} entries for pipeline.stages = "
                 f"{self.pipeline.stages}: give one block count for each stage"
             )
+        replicas = self.pipeline.replicas
+        if isinstance(replicas, list) and len(replicas) != self.pipeline.stages:
+            raise ValueError(
+                f"pipeline.replicas = {replicas} has {len(replicas)} entries for pipeline.stages = "
+                f"{self.pipeline.stages}: give one number of workers for each stage, or one number for all"
+            )
         return self
+
+    @property
+    def layout(self) -> Layout:
+        """The workers of the run."""
+        stages, replicas = self.pipeline.stages, self.pipeline.replicas
+        return Layout(replicas if isinstance(replicas, list) else [replicas] * stages)
 
     def digest(self) -> str:
         """Digest of everything that all processes of a run must agree on, 16 hexadecimal digits.

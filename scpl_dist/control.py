@@ -199,7 +199,7 @@ class Channel:
     ) -> None:
         first = _check(dict(hello)) if not isinstance(hello, Message) else hello
         assert isinstance(first, Hello)
-        self._stage = first.stage
+        self._who = {"stage": first.stage, "replica": first.replica}
         self._address = address
         self._snapshot = snapshot
         self._on_message = on_message
@@ -216,13 +216,13 @@ class Channel:
         self._thread.start()
 
     def send(self, message: Message | Mapping[str, Any]) -> None:
-        """Queue a message from any thread; returns at once. "stage" may be left out.
+        """Queue a message from any thread; returns at once. "stage" and "replica" may be left out.
 
         Raises:
             ProtocolError: the message does not have the shape of its type.
         """
         if not isinstance(message, Message):
-            message = {"stage": self._stage, **message}
+            message = {**self._who, **message}
             for key in ("traceback", "message"):  # the end of a long text has the cause
                 if len(str(message.get(key, ""))) > MAX_TEXT // 8:
                     message[key] = "... " + message[key][-MAX_TEXT // 8 :]

@@ -54,6 +54,7 @@ from scpl_dist.messages import (
     Message,
     Ready,
     Refuse,
+    Report,
     Start,
     StopRequested,
     Work,
@@ -93,6 +94,7 @@ class Coordinator:
     ) -> None:
         self.config = config
         self.generation = generation
+        self.layout = config.layout
         self.state = "gathering"
         self.members: dict[int, Member] = {}
         self.agenda: Agenda | None = None
@@ -109,7 +111,7 @@ class Coordinator:
         self._resume, self._restore = resume, restore
         self._since: float | None = None  # when the present state began
         self._tick: float | None = None
-        self._suspects = Suspects()
+        self._suspects = Suspects(config.layout)
         self._signalled: dict[str, int] = {}
         self._stop_at, self._alive = math.inf, -math.inf
         self._refused: set[bytes] = set()
@@ -138,7 +140,7 @@ class Coordinator:
             case Unreachable(peer):
                 member = next((m for m in self.members.values() if m.peer == peer), None)
                 if member is not None and not member.left:
-                    self._suspects.add(member.stage, now, "unreachable", "its connection is gone")
+                    self._suspects.add(member.hello.rank, now, "unreachable", "its connection is gone")
             case Signal(source, number):
                 self._signal(source, number, now)
             case LauncherLost():
@@ -166,20 +168,21 @@ class Coordinator:
         return unready(self.members.values(), self.config, self.state, now)
 
     def ordered(self) -> list[Member]:
-        """The members by stage."""
-        return [self.members[stage] for stage in sorted(self.members)]
+        """The members by stage and replica."""
+        return sorted(self.members.values(), key=lambda member: member.place)
 
     def _received(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, Hello):
             self._hello(peer, message, now)
             return
-        member = self.members.get(getattr(message, "stage", -1))
+        place = (message.stage, message.replica) if isinstance(message, Report) else (-1, -1)
+        member = self.members.get(self.layout.rank(*place))
         if member is None or member.peer != peer:
             if peer not in self._refused:  # a refused worker may still send a heartbeat
                 self.rejected["garbage"] += 1
             return
         member.heard = now
-        self._suspects.clear(member.stage)
+        self._suspects.clear(member.hello.rank)
         match message:
             case Described() if self.data is None:
                 self.data = message.data
@@ -190,24 +193,29 @@ class Coordinator:
                     self._stop_early() if self._signalled else self._go(now)
             case Heartbeat():
                 member.beat(message, now)
-                self._feed(member)
+                if member.stage == 0:
+                    self._feed()
             case Done():
                 self._done(member, message, now)
+            case Failed(cause="peer_lost"):
+                self._suspects.accuse(member, message, now)
             case Failed():
-                self._failed(member, message, now)
+                self.nonfinite_losses += message.cause == "nonfinite"
+                self._fail(blame(member, message.cause, message.message, report=message))
             case Written():
                 self.rejected["garbage"] += not self._cuts.written(message)
                 self._commands += self._cuts.take(now)
             case StopRequested() if not self._suspects.any:  # when one has died, the launcher ends the others
-                self._signal(f"stage {member.stage}", message.signal, now)
+                self._signal(member.name, message.signal, now)
             case Left():
                 member.left = True
                 self._close_if_all_left(now)
 
     def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
         reason = objection(hello, self.members, self.config)
+        rank = self.layout.rank(hello.stage, hello.replica)
         if reason is None:
-            self.members[hello.stage] = Member(peer, hello, heard=now, changed=now)
+            self.members[rank] = Member(peer, hello, heard=now, changed=now)
             self.data = hello.data or self.data
             self._start(now)
             return
@@ -217,12 +225,12 @@ class Coordinator:
         if self.rejected["refused"] <= REFUSALS:
             self._refused.add(peer)
             self._warn(text, hello.stage)
-        if hello.stage < self.config.pipeline.stages and hello.stage not in self.members:
+        if rank >= 0 and rank not in self.members:
             self._fail(blame(Member(peer, hello, now, now), "config", text))
 
     def _start(self, now: float) -> None:
-        """Start once all stages have joined and the data set is read."""
-        if len(self.members) < self.config.pipeline.stages:
+        """Start once all workers have joined and the data set is read."""
+        if len(self.members) < self.layout.world:
             return
         if self.data is None:
             self.state, self._since = "loading", now
@@ -236,41 +244,40 @@ class Coordinator:
         self._supply = Supply(self.agenda, self.generation, self._window)
         self.tally = Tally(self.agenda, self.config.pipeline.stages, self._resume)
         self.state, self._since = "preparing", now
-        data, places = self.data.model_dump(), [member.hello.endpoint for member in self.ordered()]
-        start = Start(generation=self.generation, data=data, restore=self._restore, folder=self._folder)
-        self._send(start.model_copy(update={"endpoints": places}))
+        start = Start(generation=self.generation, data=self.data.model_dump(), restore=self._restore)
+        endpoints = [self.members[seat.rank].hello.endpoint for seat in self.layout.seats]
+        self._send(start.model_copy(update={"endpoints": endpoints, "folder": self._folder}))
 
     def _go(self, now: float) -> None:
-        assert self.agenda is not None
+        assert self.tally is not None
         self.state, self.started = "running", now
         for member in self.members.values():
             member.changed = now
-        run, stages, done = self.config.run, self.config.pipeline.stages, self.agenda.position["step"]
-        row = {"event": "start", "generation": self.generation, "method": run.method, "stages": stages}
-        row |= {"step": done, "steps": self.agenda.steps}
-        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self.agenda.steps} steps"
-        self._commands += [Record(row), Say(text + (f", going on after step {done}" if done else ""))]
+        row, text = self.tally.opening(self.config)
+        self._commands += [Record(row | {"generation": self.generation}), Say(text)]
         self._send(Go())
-        self._feed(self.members[0])
+        self._feed()
 
-    def _feed(self, member: Member) -> None:
-        """Keep stage 0 supplied."""
-        if member.stage != 0 or self.state != "running" or self._supply is None:
+    def _feed(self) -> None:
+        """Keep stage 0 supplied, all its workers with the same items."""
+        if self.state != "running" or self._supply is None:
             return
-        items = self._supply.take(max(member.stats.begun, member.done), rest=bool(self._signalled))
+        feeding = [member for member in self.members.values() if member.stage == 0]
+        begun = min(max(member.stats.begun, member.done) for member in feeding)
+        items = self._supply.take(begun, rest=bool(self._signalled))
         if items:
-            self._send(Work(items=items), member.peer)
+            self._send(Work(items=items), *(member.peer for member in feeding))
 
     def _done(self, member: Member, message: Done, now: float) -> None:
         item = self._supply.open.get(message.sequence) if self._supply is not None else None
         if item is None or message.sequence != member.done + 1 or message.kind != item["kind"]:
-            text = f"stage {member.stage} finished item {message.sequence} ({message.kind}) after item {member.done}"
+            text = f"{member.name} finished item {message.sequence} ({message.kind}) after item {member.done}"
             self._fail(blame(member, "protocol", f"{text}: a message was lost or invented"))
             return
         assert self.tally is not None
         assert self._supply is not None
         self.tally.finished(message, member.done_busy, now)
-        if member.stage == 0:
+        if member.place == (0, 0):
             self._supply.finished(now)
         member.finish(message, item, now)
         rows, problem = self.tally.losses(member, message, item)
@@ -279,11 +286,12 @@ class Coordinator:
             self.nonfinite_losses += 1
             self._fail(blame(member, "nonfinite", problem))
             return
-        if message.kind == "checkpoint":
+        if message.kind == "checkpoint" and member.first:
             self._cuts.copied(message, now)
         for done in self._supply.complete(min(other.done for other in self.members.values())):
             self._completed(done, now)
-        self._feed(member)
+        if member.stage == 0:
+            self._feed()
 
     def _completed(self, item: Mapping[str, Any], now: float) -> None:
         """All stages have finished this item."""
@@ -301,15 +309,8 @@ class Coordinator:
             self._cuts.complete(item["sequence"], self.tally.commit(item, self._running(now)))
             self._commands += self._cuts.take(now)
 
-    def _failed(self, member: Member, report: Failed, now: float) -> None:
-        if report.cause == "peer_lost":
-            self._suspects.accuse(report, now)
-            return
-        self.nonfinite_losses += report.cause == "nonfinite"
-        self._fail(blame(member, report.cause, report.message, report=report))
-
     def _exited(self, rank: int, code: int, now: float) -> None:
-        member = next((m for m in self.members.values() if m.hello.rank == rank), None)
+        member = self.members.get(rank)
         if member is not None and (member.left or (code == 0 and "stop" in member.kinds)):
             member.left = True
             self._close_if_all_left(now)
@@ -317,7 +318,7 @@ class Coordinator:
         if -code in (signals.SIGTERM, signals.SIGINT) and self.state != "running" and not self._suspects.any:
             self._signal(f"rank {rank}", -code, now)  # it was still loading and could not ask
             return
-        self._suspects.add(member.stage if member else rank, now, "exited", exit_text(code))
+        self._suspects.add(rank, now, "exited", exit_text(code))
 
     def _signal(self, source: str, number: int, now: float) -> None:
         name = signal_name(number)
@@ -330,8 +331,8 @@ class Coordinator:
             if len(self._signalled) == 1:
                 self._commands.append(Say(f"{name}: writing a checkpoint, then stopping"))
                 self.agenda.stop()
-                self._feed(self.members[0])
-        elif source.startswith("stage ") and len(self._signalled) < self.config.pipeline.stages:
+                self._feed()
+        elif source.startswith("stage ") and len(self._signalled) < self.layout.world:
             # Whoever started the workers ends the others when one dies: its death would be the better reason.
             self._stop_at = min(self._stop_at, now + STOP_GRACE_S)
         else:

@@ -24,11 +24,11 @@ REPEATS = 3
 
 
 def counts(plan: Assembly, source: DataSource) -> list[int]:
-    """Blocks of each stage such that the slowest stage is as fast as possible."""
+    """Blocks of each stage such that the slowest stage, its replicas considered, is as fast as possible."""
     stages = plan.config.pipeline.stages
     if stages in (1, len(plan.parameters)):
         return partition.balanced([1.0] * len(plan.parameters), stages)
-    return partition.balanced(measure(plan, source), stages)
+    return partition.balanced(measure(plan, source), stages, plan.config.layout.replicas)
 
 
 def measure(plan: Assembly, source: DataSource) -> list[float]:

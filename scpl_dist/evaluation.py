@@ -10,11 +10,13 @@ import torch
 from scpl_dist import checkpoint, config, data
 from scpl_dist.assembly import Assembly
 from scpl_dist.data import DataSource
+from scpl_dist.layout import Layout
 from scpl_dist.loader import Loader
 from scpl_dist.meter import Meter
 from scpl_dist.methods.unit import Unit
 from scpl_dist.schedule import Place
 from scpl_dist.stage import Stage
+from scpl_dist.transport.links import Links
 from scpl_dist.transport.rpc import RpcTransport
 
 __all__ = ["evaluate", "export", "load"]
@@ -57,14 +59,14 @@ def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dic
     if split not in source.sizes:
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
     device, size, batch = torch.device("cpu"), source.sizes[split], plan.config.data.batch_size
-    loader = Loader(source, plan.config.run.seed, workers=0)
+    loader, alone = Loader(source, plan.config.run.seed, workers=0), Layout([1])
     counts: list[dict[str, Any]] = []
     stage = Stage(
         Place(0, 1, range(len(units))),
         plan.method,
         units,
         {},
-        RpcTransport(0, 1, "", 1, device),
+        Links(RpcTransport(0, 1, "", 1, device), alone, alone.seats[0]),
         loader,
         seed=plan.config.run.seed,
         device=device,

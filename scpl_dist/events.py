@@ -139,6 +139,7 @@ class Failure:
     step: int | None = None
     micro_batch: int | None = None
     traceback: str | None = None
+    replica: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""One start of a run: a coordinator, torch's elastic agent with a worker for each stage, and nothing left of them.
+"""One start of a run: a coordinator, torch's elastic agent with the workers of all stages, and nothing left of them.
 
     Group
       |-- coordinator              told over its standard input of signals and of workers that exited
-      '-- torch's elastic agent    (a thread) starts a worker for each stage, stops all when one fails
+      '-- torch's elastic agent    (a thread) starts the workers, stops all when one fails
              |-- worker 0          each dies with this process (PR_SET_PDEATHSIG)
              '-- worker 1 ...
 
@@ -142,7 +142,7 @@ class Group:
         launch_config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=self.config.pipeline.stages,
+            nproc_per_node=self.config.layout.world,
             run_id=self.generation,
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
@@ -176,7 +176,7 @@ class Group:
             self._events.put(_WorkerEnded(self.generation, rank, processes.exit_code(pid)))
 
         found: dict[int, int] = {}
-        while len(found) < self.config.pipeline.stages and not self._over.wait(0.05):
+        while len(found) < self.config.layout.world and not self._over.wait(0.05):
             for pid in self._workers():
                 if pid not in found:
                     found[pid] = int(processes.environment(pid).get("RANK", "0"))

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from scpl_dist.agenda import Agenda
 from scpl_dist.checkpoint import steps
 from scpl_dist.config import Config
 from scpl_dist.group import Event, Group, Signalled
@@ -64,6 +65,7 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> An
             f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
             f"samples; use at most {size}"
         )
+    Agenda(config, source.sizes)  # raises if replicas cannot share the batches
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
     assembly = Assembly.plan(config, source.classes, source.example())

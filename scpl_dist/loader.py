@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scpl_dist import seeds
 from scpl_dist.data import DataSource
+from scpl_dist.layout import share
 from scpl_dist.transport import Aborted
 
 __all__ = ["Loader"]
@@ -30,11 +31,16 @@ class Loader:
         source: the data set.
         seed: the run's seed, for the order of the samples.
         workers: threads that prepare batches; 0 prepares them when they are asked for.
+        replica: number of this worker among those of its stage, which share each micro-batch.
+        replicas: how many there are.
     """
 
-    def __init__(self, source: DataSource, seed: int, workers: int) -> None:
+    def __init__(
+        self, source: DataSource, seed: int, workers: int, replica: int = 0, replicas: int = 1
+    ) -> None:
         self.source = source
         self.seed = seed
+        self._replica, self._replicas = replica, replicas
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
         self._items: queue.SimpleQueue[tuple[dict[str, Any], list[Future[Batch]]] | Exception] = (
             queue.SimpleQueue()
@@ -77,7 +83,8 @@ class Loader:
         return _Lazy(lambda: self._batch(item, part))
 
     def _batch(self, item: dict[str, Any], part: list[int]) -> Batch:
-        start, stop = part
+        begin, end = part
+        start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
         if item["kind"] != "train":
             return self.source.batch(item["split"], item["epoch"], torch.arange(start, stop))
         epoch, order = self._order

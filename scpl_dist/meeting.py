@@ -1,11 +1,11 @@
-"""Stages meet before torch connects them: each rings at every other one's door.
+"""Workers meet before torch connects them: each rings at every other one's door.
 
 torch's libraries wait, for minutes or for ever, when a peer's address leads nowhere: a wrong interface, a firewall,
 two hosts with the same address. A plain connection with a deadline finds that out first and can say what is wrong.
 
-    stage 0: listens on its interface       stage 1: the same
+    rank 0: listens on its interface        rank 1: the same
     hello {address, port, token} -> coordinator -> start {endpoints of all}
-    connects to stage 1, reads its token    connects to stage 0, reads its token
+    connects to rank 1, reads its token     connects to rank 0, reads its token
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ _TOKEN_BYTES = 16
 
 
 class Unmet(Exception):
-    """Another stage cannot be reached."""
+    """Another worker cannot be reached."""
 
 
 class Meeting:
-    """This stage's door.
+    """This worker's door.
 
     Args:
         address: own address on the interface that the tensors take.
         interface: its name, for messages.
-        device: where this stage computes, for example "cuda:0"; the others choose the transport by it.
+        name: of this worker, for messages, such as "stage 1".
+        device: where it computes, for example "cuda:0"; the others choose the transport by it.
 
     Attributes:
         endpoint: what the others need to know.
     """
 
-    def __init__(self, address: str, interface: str, device: str) -> None:
+    def __init__(self, address: str, interface: str, name: str, device: str) -> None:
         self.interface = interface
         self._token = secrets.token_hex(_TOKEN_BYTES // 2)
         self._door = socket.create_server((address, 0), backlog=128)
         self.endpoint: dict[str, Any] = {
+            "name": name,
             "host": socket.gethostname(),
             "address": address,
             "port": self._door.getsockname()[1],
@@ -51,32 +53,32 @@ class Meeting:
         }
         threading.Thread(target=self._answer, name="door", daemon=True).start()
 
-    def visit(self, stage: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float) -> None:
-        """Ring at every other stage's door.
+    def visit(self, rank: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float) -> None:
+        """Ring at every other worker's door.
 
         Args:
-            stage: number of this stage.
-            endpoints: of all stages, in their order.
+            rank: of this worker.
+            endpoints: of all workers, by rank.
             timeout_s: limit for each.
 
         Raises:
             Unmet: one of them does not answer, or somebody else does.
         """
         for other, endpoint in enumerate(endpoints):
-            if other == stage:
+            if other == rank:
                 continue
             problem = _ring(endpoint, timeout_s)
             if problem is not None:
                 mine = self.endpoint
                 raise Unmet(
-                    f"stage {other} on {endpoint['host']} ({endpoint['address']}) cannot be reached from stage {stage} "
-                    f"on {mine['host']} ({mine['address']}, interface {self.interface}): {problem}; set "
+                    f"{endpoint['name']} on {endpoint['host']} ({endpoint['address']}) cannot be reached from "
+                    f"{mine['name']} on {mine['host']} ({mine['address']}, interface {self.interface}): {problem}; set "
                     "runtime.interface to the interface that all hosts share, and let the hosts of the run reach "
                     "each other on all ports"
                 )
 
     def close(self) -> None:
-        """Close the door; call it when all stages have met."""
+        """Close the door; call it when all workers have met."""
         with contextlib.suppress(OSError):  # the thread may be waiting in accept: shutdown wakes it
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()

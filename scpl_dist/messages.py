@@ -34,6 +34,7 @@ __all__ = [
     "Message",
     "Ready",
     "Refuse",
+    "Report",
     "Start",
     "Stats",
     "StopRequested",
@@ -41,7 +42,7 @@ __all__ = [
     "Written",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; both ends must have the same."""
 VERSION = version("scpl_dist")
 """Version of this package; all processes of a run must have the same."""
@@ -53,6 +54,7 @@ Phase = Literal[
     "loss",
     "backward",
     "optimizer",
+    "sync",
     "send",
     "room",
     "data",
@@ -60,7 +62,7 @@ Phase = Literal[
     "checkpoint",
     "idle",
 ]
-WAITING = frozenset({"receive", "room", "idle"})
+WAITING = frozenset({"receive", "room", "sync", "idle"})
 """Phases in which a stage waits for others, so that it is not to blame for standing still."""
 
 Cause = Literal["raised", "peer_lost", "nonfinite", "out_of_memory", "disk", "config", "network"]
@@ -78,6 +80,13 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     type: str
+
+
+class Report(Message):
+    """Base of what a worker says: which one it is."""
+
+    stage: Count
+    replica: Count = 0
 
 
 class Stats(BaseModel):
@@ -117,7 +126,7 @@ class Dataset(BaseModel):
     input: Any = None
 
 
-class Hello(Message):
+class Hello(Report):
     """A worker exists and says what it is made of."""
 
     type: Literal["hello"] = "hello"
@@ -125,7 +134,6 @@ class Hello(Message):
     version: Name
     torch: Name
     config: Name
-    stage: Count
     stages: Count
     rank: Count
     host: Name
@@ -133,31 +141,28 @@ class Hello(Message):
     device: Name
     data: Dataset | None = None
     endpoint: dict[Name, Any] = Field(default_factory=dict)
-    """How the other stages reach this one; see `scpl_dist.meeting`."""
+    """How the other workers reach this one; see `scpl_dist.meeting`."""
 
 
-class Described(Message):
+class Described(Report):
     """Stage 0 has read the data set; its hello does not wait for that."""
 
     type: Literal["described"] = "described"
-    stage: Count
     data: Dataset
 
 
-class Ready(Message):
+class Ready(Report):
     """The stage's blocks are built and its neighbours are connected."""
 
     type: Literal["ready"] = "ready"
-    stage: Count
     blocks: Count | None = None
     """Blocks that the stage holds."""
 
 
-class Done(Message):
+class Done(Report):
     """The stage has finished an item."""
 
     type: Literal["done"] = "done"
-    stage: Count
     sequence: Count
     kind: Literal["train", "evaluate", "checkpoint", "epoch", "stop"]
     step: Count = 0
@@ -172,21 +177,19 @@ class Done(Message):
     stats: Stats = Stats()
 
 
-class Written(Message):
+class Written(Report):
     """The stage's part of a checkpoint is on disk; its ``done`` came when the state was copied."""
 
     type: Literal["written"] = "written"
-    stage: Count
     sequence: Count
     files: list[File]
     seconds: Duration
 
 
-class Heartbeat(Message):
+class Heartbeat(Report):
     """The worker's control thread lives; the counters are those of its training loop."""
 
     type: Literal["heartbeat"] = "heartbeat"
-    stage: Count
     phase: Phase
     step: Count = 0
     epoch: Count = 0
@@ -194,11 +197,10 @@ class Heartbeat(Message):
     stats: Stats = Stats()
 
 
-class Failed(Message):
+class Failed(Report):
     """The worker cannot go on."""
 
     type: Literal["failed"] = "failed"
-    stage: Count
     cause: Cause
     message: str
     traceback: str = ""
@@ -206,21 +208,20 @@ class Failed(Message):
     step: Count = 0
     micro_batch: Count | None = None
     peer: Count | None = None
+    """Rank of the worker whose connection broke."""
 
 
-class StopRequested(Message):
+class StopRequested(Report):
     """The worker got a signal that asks for a graceful stop."""
 
     type: Literal["stop_requested"] = "stop_requested"
-    stage: Count
     signal: Annotated[int, Field(gt=0)]
 
 
-class Left(Message):
+class Left(Report):
     """The stage has handled the stop item and is about to exit."""
 
     type: Literal["left"] = "left"
-    stage: Count
 
 
 class Refuse(Message):
@@ -240,7 +241,7 @@ class Start(Message):
     folder: str = ""
     """Run folder of the coordinator, for workers that were given none."""
     endpoints: list[dict[str, Any]] = Field(default_factory=list)
-    """The endpoints of all stages, in their order."""
+    """The endpoints of all workers, by rank."""
 
 
 class Go(Message):
@@ -278,6 +279,8 @@ class Close(Message):
 
 
 MESSAGES: dict[str, type[Message]] = {
-    model.model_fields["type"].default: model for model in Message.__subclasses__()
+    model.model_fields["type"].default: model
+    for model in (*Message.__subclasses__(), *Report.__subclasses__())
+    if model is not Report
 }
 """The classes by "type"."""

@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["Meter"]
 
-WAITING = "receive"
+WAITING = ("receive", "sync")
 BLOCKED = "room"
 IDLE = "idle"
 
@@ -62,17 +62,17 @@ class Meter:
         return {"phase": self.phase, "step": self.step, "epoch": self.epoch, "micro_batch": self.micro_batch}
 
     def stats(self) -> dict[str, Any]:
-        """Cumulative seconds: busy, waiting for input, blocked by a full neighbour, and by phase."""
+        """Cumulative seconds: busy, waiting for input or for replicas, blocked by a full neighbour, and by phase."""
         seconds = dict(self._seconds)
         seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
-        waiting = seconds.pop(WAITING, 0.0)
+        waiting = {phase: seconds.pop(phase) for phase in WAITING if phase in seconds}
         blocked = seconds.pop(BLOCKED, 0.0)
         for outside in ("starting", IDLE):
             seconds.pop(outside, 0.0)
         return {
             "busy": sum(seconds.values()),
-            "waiting": waiting,
+            "waiting": sum(waiting.values()),
             "blocked": blocked,
-            "phases": {**seconds, WAITING: waiting, BLOCKED: blocked},
+            "phases": {**seconds, **waiting, BLOCKED: blocked},
             "begun": self.begun,
         }

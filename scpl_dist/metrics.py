@@ -25,7 +25,8 @@ __all__ = ["NAMES", "Exporter", "RunCollector"]
 NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "scpl_run_info": ("gauge", "The run; always 1.", ("method", "version")),
     "scpl_stage_info": ("gauge", "Where a stage runs; always 1.", ("stage", "host", "device")),
-    "scpl_stage_up": ("gauge", "Whether a stage has joined and still works.", ("stage",)),
+    "scpl_stage_up": ("gauge", "Whether all workers of a stage have joined and still work.", ("stage",)),
+    "scpl_stage_replicas": ("gauge", "Workers of a stage that have joined and still work.", ("stage",)),
     "scpl_stage_last_progress_timestamp_seconds": ("gauge", "When a stage last made progress.", ("stage",)),
     "scpl_step": ("gauge", "Step that a stage is at.", ("stage",)),
     "scpl_epoch": ("gauge", "Epoch that the last stage is at.", ()),
@@ -104,12 +105,13 @@ class RunCollector(Collector):
     def _rows(self, offset: float) -> Iterator[Row]:
         coordinator = self._coordinator
         yield "scpl_run_info", (coordinator.config.run.method, VERSION), 1.0
-        for stage in range(coordinator.config.pipeline.stages):
-            member = coordinator.members.get(stage)
-            up = member is not None and not member.left and coordinator.state != "over"
-            yield "scpl_stage_up", (str(stage),), float(up)
-            if member is not None:
-                yield from _member_rows(member, offset)
+        for stage, replicas in enumerate(coordinator.layout.replicas):
+            members = [member for member in coordinator.ordered() if member.stage == stage]
+            up = 0 if coordinator.state == "over" else sum(not member.left for member in members)
+            yield "scpl_stage_up", (str(stage),), float(up == replicas)
+            yield "scpl_stage_replicas", (str(stage),), float(up)
+            if members:
+                yield from _stage_rows(str(stage), members, offset)
         last = coordinator.members.get(coordinator.config.pipeline.stages - 1)
         yield "scpl_epoch", (), float(last.epoch if last else 0)
         for reason, times in coordinator.rejected.items():
@@ -141,24 +143,32 @@ class RunCollector(Collector):
             yield "scpl_accuracy_ratio", (split,), accuracy
 
 
-def _member_rows(member: Member, offset: float) -> Iterator[Row]:
-    stage, stats = str(member.stage), member.stats
-    yield "scpl_stage_info", (stage, member.hello.host, member.hello.device), 1.0
-    yield "scpl_stage_last_progress_timestamp_seconds", (stage,), member.changed + offset
-    yield "scpl_step", (stage,), float(member.step)
-    yield "scpl_stage_busy_seconds_total", (stage,), stats.busy
-    yield "scpl_stage_waiting_seconds_total", (stage,), stats.waiting
-    yield "scpl_stage_blocked_seconds_total", (stage,), stats.blocked
-    yield "scpl_queue_depth", (stage,), float(stats.queue)
-    yield "scpl_transport_sent_bytes_total", (stage,), float(stats.bytes_sent)
-    yield "scpl_transport_received_bytes_total", (stage,), float(stats.bytes_received)
-    yield "scpl_memory_peak_bytes", (stage,), float(stats.peak_memory)
-    yield "scpl_stragglers_total", (stage,), float(member.stragglings)
+def _stage_rows(stage: str, members: list[Member], offset: float) -> Iterator[Row]:
+    """A stage with several workers has the sum of their times and bytes, and is as far as its slowest one."""
+    stats = [member.stats for member in members]
+    for host, device in sorted({(member.hello.host, member.hello.device) for member in members}):
+        yield "scpl_stage_info", (stage, host, device), 1.0
+    changed = min(member.changed for member in members)
+    yield "scpl_stage_last_progress_timestamp_seconds", (stage,), changed + offset
+    yield "scpl_step", (stage,), float(min(member.step for member in members))
+    yield "scpl_stage_busy_seconds_total", (stage,), sum(one.busy for one in stats)
+    yield "scpl_stage_waiting_seconds_total", (stage,), sum(one.waiting for one in stats)
+    yield "scpl_stage_blocked_seconds_total", (stage,), sum(one.blocked for one in stats)
+    yield "scpl_queue_depth", (stage,), float(max(one.queue for one in stats))
+    yield "scpl_transport_sent_bytes_total", (stage,), float(sum(one.bytes_sent for one in stats))
+    yield "scpl_transport_received_bytes_total", (stage,), float(sum(one.bytes_received for one in stats))
+    yield "scpl_memory_peak_bytes", (stage,), float(max(one.peak_memory for one in stats))
+    yield "scpl_stragglers_total", (stage,), float(sum(member.stragglings for member in members))
+    first = members[0]
     for kind in KINDS:
-        yield "scpl_microbatches_total", (stage, kind), float(member.micro_batches[kind])
-    for phase in sorted(set(PHASES) | set(stats.phases)):
-        yield "scpl_stage_phase_seconds_total", (stage, phase), stats.phases.get(phase, 0.0)
-    for block, loss in member.losses.items():
+        yield "scpl_microbatches_total", (stage, kind), float(first.micro_batches[kind])
+    for phase in sorted(set(PHASES).union(*(one.phases for one in stats))):
+        yield (
+            "scpl_stage_phase_seconds_total",
+            (stage, phase),
+            sum(one.phases.get(phase, 0.0) for one in stats),
+        )
+    for block, loss in first.losses.items():
         yield "scpl_loss", (stage, block), loss
 
 

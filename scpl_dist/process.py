@@ -103,7 +103,7 @@ def _work(
 ) -> tuple[int, str]:
     rank, world_size = _ranks(config)
     if log_to_folder and run_dir is not None:
-        redirect_output(run_dir / "log" / f"stage{rank}.log")
+        redirect_output(run_dir / "log" / f"{config.layout.seats[rank].file}.log")
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
     fixed = config.model_copy(update={"control": config.control.fixed()})
@@ -111,12 +111,12 @@ def _work(
         _check_reachable(fixed, world_size)
         control = f"tcp://{fixed.control.host}:{fixed.control.port}"
     if companion and rank == 0:
-        return _lead(fixed, run_dir, world_size, resume)
-    worker = Worker(config, run_dir, control, rank, world_size)
+        return _lead(fixed, run_dir, resume)
+    worker = Worker(config, run_dir, control, rank)
     return worker.run(), worker.reason
 
 
-def _lead(config: Config, run_dir: Path | None, world_size: int, resume: str) -> tuple[int, str]:
+def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it. Returns code and reason."""
     from scpl_dist.launch import preflight
 
@@ -124,7 +124,7 @@ def _lead(config: Config, run_dir: Path | None, world_size: int, resume: str) ->
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     coordinator = Companion(folder, resume)
     endpoint = coordinator.endpoint()
-    code = 1 if endpoint is None else Worker(config, folder.path, endpoint, 0, world_size).run()
+    code = 1 if endpoint is None else Worker(config, folder.path, endpoint, 0).run()
     ended = coordinator.wait(_COORDINATOR_END_S)
     if ended is None:
         coordinator.kill()
@@ -142,10 +142,12 @@ def _ranks(config: Config) -> tuple[int, int]:
             f"the environment has no {error}: a worker is started by torchrun ... -m scpl_dist worker CONFIG.toml; "
             "scpl-dist train starts all stages on this machine"
         ) from None
-    if world_size != config.pipeline.stages:
+    pipeline, world = config.pipeline, config.layout.world
+    if world_size != world:
+        replicas = f" and pipeline.replicas = {pipeline.replicas}" if world != pipeline.stages else ""
         raise ValueError(
-            f"pipeline.stages = {config.pipeline.stages}: torchrun starts {world_size} processes (--nnodes times "
-            "--nproc-per-node), and each is one stage; make the two numbers equal"
+            f"pipeline.stages = {pipeline.stages}{replicas}: torchrun starts {world_size} processes (--nnodes times "
+            f"--nproc-per-node), and the run has {world} workers; make the two numbers equal"
         )
     return rank, world_size
 

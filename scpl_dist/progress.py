@@ -87,19 +87,19 @@ class Progress:
             self._live = None
 
     def picture(self, now: float) -> Group:
-        """A row for each stage, and a line about the whole run."""
+        """A row for each worker, and a line about the whole run."""
         table = Table(box=None, pad_edge=False)
         for name in ("stage", "step", "loss", "busy", "waiting", "blocked", "queue", "phase"):
             table.add_column(name, justify="left" if name == "phase" else "right")
-        for stage in range(self._coordinator.config.pipeline.stages):
-            member = self._coordinator.members.get(stage)
+        for seat in sorted(self._coordinator.layout.seats, key=lambda seat: (seat.stage, seat.replica)):
+            member = self._coordinator.members.get(seat.rank)
             if member is None:
-                table.add_row(str(stage), "", "", "", "", "", "", "not here yet")
+                table.add_row(seat.label, "", "", "", "", "", "", "not here yet")
                 continue
-            shares = self._shares.setdefault(stage, Shares()).update(member.stats, now)
+            shares = self._shares.setdefault(seat.rank, Shares()).update(member.stats, now)
             cells = [f"{share:.0%}" for share in shares] if shares else ["", "", ""]
             loss = f"{sum(member.losses.values()):.4f}" if member.losses else ""
-            row = [str(stage), str(member.step), loss, *cells, str(member.stats.queue), member.phase]
+            row = [seat.label, str(member.step), loss, *cells, str(member.stats.queue), member.phase]
             table.add_row(*row)
         return Group(table, Text(self.status(now)))
 
@@ -123,15 +123,16 @@ class Progress:
         return ", ".join(parts)
 
 
-def failure_text(failure: Failure, log: Path) -> str:
-    """One block about a failure, its root cause last."""
+def failure_text(failure: Failure, log: Path, name: str | None) -> str:
+    """One block about a failure, its root cause last; `name` is that of the worker's log in the folder of logs."""
     lines = ["", "The run failed."]
-    file = log / f"stage{failure.stage}.log"
+    file = log / f"{name}.log"
     said = failure.traceback or _tail(file)
     if said:
         lines += ["", said.rstrip(), ""]
     pairs: list[tuple[str, Any]] = [
         ("stage", failure.stage),
+        ("replica", failure.replica or None),
         ("host", failure.host),
         ("rank", failure.rank),
         ("pid", failure.pid),

@@ -1,4 +1,4 @@
-"""The stages as the coordinator knows them, and who may become one."""
+"""The workers as the coordinator knows them, and who may become one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNCLEAR = frozenset({"hang", "silent", "deadlock", "missing", "unreachable"})
 
 @dataclass(slots=True)
 class Member:
-    """One stage of the run. Times are monotonic seconds."""
+    """One worker of the run. Times are monotonic seconds."""
 
     peer: bytes
     hello: Hello
@@ -60,8 +60,23 @@ class Member:
 
     @property
     def stage(self) -> int:
-        """Index of the stage."""
+        """Number of its stage."""
         return self.hello.stage
+
+    @property
+    def first(self) -> bool:
+        """Whether it speaks for its stage."""
+        return self.hello.replica == 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Stage and replica, which order the workers where they are shown."""
+        return self.hello.stage, self.hello.replica
+
+    @property
+    def name(self) -> str:
+        """For messages, such as "stage 1" or "stage 1 replica 2"."""
+        return _name(self.hello)
 
     def forgive(self, pause: float) -> None:
         """Do not count a time in which nobody listened."""
@@ -102,24 +117,30 @@ def objection(hello: Hello, members: Mapping[int, Member], config: Config) -> st
     for name, theirs, ours in pairs:
         if theirs != ours:
             return f"{name} of this worker is {theirs}, the run has {ours}"
-    if hello.stage >= config.pipeline.stages:
-        return f"stage {hello.stage} does not exist, the run has {config.pipeline.stages} stages"
-    if hello.stage in members:
-        there = members[hello.stage].hello
-        return f"stage {hello.stage} is taken by rank {there.rank} (pid {there.pid} on {there.host})"
+    rank = config.layout.rank(hello.stage, hello.replica)
+    if rank < 0:
+        return f"{_name(hello)} does not exist, the run has {config.pipeline.stages} stages"
+    if rank in members:
+        there = members[rank].hello
+        return f"{_name(hello)} is taken by rank {there.rank} (pid {there.pid} on {there.host})"
     return None
+
+
+def _name(hello: Hello) -> str:
+    return f"stage {hello.stage}" + (f" replica {hello.replica}" if hello.replica else "")
 
 
 def blame(
     member: Member, cause: str, message: str, advice: str | None = None, report: Failed | None = None
 ) -> Failure:
-    """A failure at the place where the stage was seen last, or where its own report says it was."""
+    """A failure at the place where the worker was seen last, or where its own report says it was."""
     seen = report or member
     return Failure(
         cause=cause,
         message=message,
         advice=ADVICE[cause] if advice is None else advice,
         stage=member.stage,
+        replica=member.hello.replica,
         host=member.hello.host,
         rank=member.hello.rank,
         pid=member.hello.pid,

@@ -100,15 +100,15 @@ class RunFolder:
                 ) from None
             yield
 
-    def log_size(self, stage: int) -> int:
-        """Bytes in the log of a stage."""
-        path = self.log / f"stage{stage}.log"
+    def log_size(self, name: str) -> int:
+        """Bytes in a worker's log; the name is that of its seat."""
+        path = self.log / f"{name}.log"
         return path.stat().st_size if path.exists() else 0
 
-    def last_words(self, stage: int, begin: int = 0) -> str | None:
-        """The last traceback, of Python or of faulthandler, in the log of a stage after its first `begin` bytes."""
+    def last_words(self, name: str, begin: int = 0) -> str | None:
+        """The last traceback, of Python or of faulthandler, in a worker's log after its first `begin` bytes."""
         try:
-            content = (self.log / f"stage{stage}.log").read_bytes()
+            content = (self.log / f"{name}.log").read_bytes()
         except OSError:
             return None
         text = content[begin:].decode(errors="replace")[-8000:]
@@ -190,7 +190,7 @@ class RunFolder:
         if outcome.result is not None:
             self.write("result.json", outcome.result)
         failure = outcome.failure
-        keys = ("stage", "host", "step", "micro_batch", "pid", "rank", "phase", "traceback")
+        keys = ("stage", "replica", "host", "step", "micro_batch", "pid", "rank", "phase", "traceback")
         row: dict[str, Any] = {"code": outcome.code, "reason": outcome.reason}
         if failure is not None:
             row |= {"reason": failure.message, "cause": failure.cause, "advice": failure.advice}

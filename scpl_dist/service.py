@@ -133,7 +133,7 @@ class Service:
             raise
         folder.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoint.clear(folder.path, chosen[0] if chosen else None)
-        self._logs = {stage: folder.log_size(stage) for stage in range(config.pipeline.stages)}
+        self._logs = {seat.file: folder.log_size(seat.file) for seat in config.layout.seats}
         self._progress = Progress(self.coordinator)
         run = {
             "generation": generation,
@@ -286,7 +286,7 @@ class Service:
             "position": command.position,
             "method": self.config.run.method,
             "stages": self.config.pipeline.stages,
-            "blocks": [member.blocks for member in members],
+            "blocks": [member.blocks for member in members if member.first],
             "config": self.config.digest(),
             "versions": {"scpl_dist": VERSION, "torch": members[0].hello.torch},
             "files": command.files,
@@ -298,16 +298,19 @@ class Service:
 
     def _conclude(self, outcome: Outcome) -> int:
         failure = outcome.failure
-        if failure is not None and failure.cause == "died" and failure.stage in self._logs:
+        if failure is not None and failure.cause == "died" and failure.rank is not None:
             # Whoever died before it could report may have left its reason in the log.
-            words = self.folder.last_words(failure.stage, self._logs[failure.stage])
+            name = self.config.layout.seats[failure.rank].file
+            words = self.folder.last_words(name, self._logs[name])
             outcome = replace(outcome, failure=replace(failure, traceback=words))
         try:
             self.folder.finish(outcome)
         except OSError as error:  # a full disk must not hide why the run ended
             print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
         if outcome.failure is not None:
-            text = failure_text(outcome.failure, self.folder.log)
+            rank = outcome.failure.rank
+            file = None if rank is None else self.config.layout.seats[rank].file
+            text = failure_text(outcome.failure, self.folder.log, file)
             if self._may_restart:
                 text = text.replace("The run failed.", "This start of the run failed.", 1)
             print(text, file=sys.stderr, flush=True)

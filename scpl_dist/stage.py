@@ -28,8 +28,10 @@ from scpl_dist.loader import Batch, Loader
 from scpl_dist.meter import Meter
 from scpl_dist.methods import Method
 from scpl_dist.methods.unit import Carry, Unit, detached, floating, seed_operators
+from scpl_dist.replicas import Replicas
 from scpl_dist.schedule import Action, Kind, Place
-from scpl_dist.transport import Message, Transport
+from scpl_dist.transport import Message
+from scpl_dist.transport.links import Links
 from scpl_dist.writer import Writer
 
 __all__ = ["NonFiniteLoss", "Stage", "peak_memory"]
@@ -49,14 +51,16 @@ class Stage:
         method: the training method.
         units: the stage's blocks with their heads, by block number, on ``device``.
         optimizers: optimizers of each unit.
-        transport: connected to the neighbours; not used with one stage.
+        links: to the neighbours, connected; not used with one stage.
         loader: batches; None on all stages but the first.
         seed: the run's seed.
         device: where the stage computes.
         meter: takes the times.
         report: called with a ``done`` message after every item.
         run_dir: run folder for checkpoints.
-        writer: writes checkpoints; None where none are asked for.
+        writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
+        replicas: the other workers of this stage; None if there are none.
+        replica: number of this one among them.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Stage:
         method: Method,
         units: dict[int, Unit],
         optimizers: dict[int, list[torch.optim.Optimizer]],
-        transport: Transport,
+        links: Links,
         loader: Loader | None,
         *,
         seed: int,
@@ -74,12 +78,14 @@ class Stage:
         report: Report,
         run_dir: Path,
         writer: Writer | None = None,
+        replicas: Replicas | None = None,
+        replica: int = 0,
     ) -> None:
         self.place = place
         self.method = method
         self.units = units
         self.optimizers = optimizers
-        self.transport = transport
+        self.links = links
         self.loader = loader
         self.seed = seed
         self.device = device
@@ -87,6 +93,8 @@ class Stage:
         self.report = report
         self.run_dir = run_dir
         self.writer = writer
+        self.replicas = replicas
+        self.replica = replica
         self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
         self._training: bool | None = None
         self._handlers: dict[Kind, Callable[[Work, Action], None]] = {
@@ -134,12 +142,12 @@ class Stage:
 
     def stats(self) -> dict[str, Any]:
         """Cumulative figures of this stage, see the control plane's ``stats``."""
-        queued = self.transport.queued() if self.loader is None else self.loader.queued()
+        transport = self.links.transport
         return {
             **self.meter.stats(),
-            "queue": queued,
-            "bytes_sent": self.transport.bytes_sent,
-            "bytes_received": self.transport.bytes_received,
+            "queue": transport.queued() if self.loader is None else self.loader.queued(),
+            "bytes_sent": transport.bytes_sent,
+            "bytes_received": transport.bytes_received,
             "peak_memory": peak_memory(self.device),
         }
 
@@ -150,15 +158,15 @@ class Stage:
         if self.loader is not None:
             item, batches = self.loader.next()
             return item, batches, None
-        message = self.transport.receive(self.place.stage - 1)
+        message = self.links.next()
         return message.item, iter(()), message
 
     def _pass_on(self, marker: dict[str, Any]) -> None:
         if not self.place.last:
             self.meter.enter("room")
-            self.transport.wait_for_room(self.place.stage + 1)
+            self.links.wait_for_room(self.place.stage + 1)
             self.meter.enter("send")
-            self.transport.post(self.place.stage + 1, Message(marker))
+            self.links.pass_on(marker)
 
     def _compute(
         self, item: dict[str, Any], batches: Iterator[Batch], received: Message | None
@@ -195,7 +203,8 @@ class Stage:
     def _checkpoint(self, item: dict[str, Any]) -> None:
         """Copy the state as it is here in the stream; the writer reports when it is on disk."""
         self.meter.enter("checkpoint")
-        assert self.writer is not None, "a marker asks for a checkpoint where none can be written"
+        if self.writer is None:
+            return
         folder = checkpoint.folder_for(self.run_dir, item["step"], item.get("unique", ""))
         state = {
             block: checkpoint.state_of(unit, self.optimizers[block]) for block, unit in self.units.items()
@@ -205,7 +214,6 @@ class Stage:
     def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
         message = {
             "type": "done",
-            "stage": self.place.stage,
             "sequence": item["sequence"],
             "kind": item["kind"],
             "step": self.meter.step,
@@ -214,8 +222,6 @@ class Stage:
             "samples": 0,
             "correct": None,
             "total": None,
-            "files": None,
-            "seconds": None,
             "split": None,
             "stats": self.stats(),
         }
@@ -231,12 +237,10 @@ class Stage:
         self._start(work, action, self.method.carry(inputs, labels), labels)
 
     def _receive_forward(self, work: Work, action: Action) -> None:
-        message, work.received = work.received, None
-        if message is None:
-            self.meter.enter("receive")
-            message = self.transport.receive(self.place.stage - 1)
-        assert message.micro_batch == action.micro_batch, (message, action)
-        carry, labels = message.payload
+        assert action.micro_batch is not None
+        self.meter.enter("receive")
+        first, work.received = work.received, None
+        carry, labels = self.links.receive(self.place.stage - 1, work.item, action.micro_batch, first)
         self._start(work, action, carry, labels)
 
     def _start(self, work: Work, action: Action, carry: Carry, labels: Tensor) -> None:
@@ -250,19 +254,22 @@ class Stage:
             # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
             # and never between the sending and the backward pass.
             self.meter.enter("room")
-            self.transport.wait_for_room(self.place.stage + 1)
+            self.links.wait_for_room(self.place.stage + 1)
         self.meter.enter("forward" if work.training else "evaluate")
         before = flow.carry
         if work.training:
             # Every block's input is a leaf of its own graph, also inside a stage: gradients are summed in the same
             # order wherever the stages begin.
             flow.before[block] = before = self._leaves(before, block)
-            seed_operators(self.seed, block, work.item["step"], micro_batch)
+            self._seed_operators(work, block, micro_batch)
         with torch.set_grad_enabled(work.training and block not in work.again):
             after = self.units[block](before)
         if work.training and block not in work.again:
             flow.after[block] = after
         flow.carry = detached(after)
+
+    def _seed_operators(self, work: Work, block: int, micro_batch: int) -> None:
+        seed_operators(self.seed, block, work.item["step"], micro_batch, self.replica)
 
     def _leaves(self, carry: Carry, block: int) -> Carry:
         if self.method.local or block == 0:
@@ -274,7 +281,7 @@ class Stage:
     def _recompute(self, work: Work, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
         self.meter.enter("forward")
-        seed_operators(self.seed, block, work.item["step"], micro_batch)
+        self._seed_operators(work, block, micro_batch)
         # Running statistics have seen this micro-batch already: let it update copies.
         copies = {name: buffer.clone() for name, buffer in self.units[block].named_buffers()}
         flow.after[block] = functional_call(self.units[block], copies, (flow.before[block],))
@@ -283,13 +290,15 @@ class Stage:
         assert action.micro_batch is not None
         flow = work.flows[action.micro_batch]
         self.meter.enter("send")
-        payload = (flow.carry, flow.labels)
-        self.transport.post(self.place.stage + 1, Message(work.item, action.micro_batch, payload))
+        self.links.post(self.place.stage + 1, work.item, action.micro_batch, (flow.carry, flow.labels))
 
     def _loss(self, work: Work, action: Action) -> None:
-        flow, block, _ = work.flow(action)
+        flow, block, micro_batch = work.flow(action)
         self.meter.enter("loss")
-        flow.losses[block] = self.units[block].losses(flow.before[block], flow.after[block], flow.labels)
+        seen, labels = self.units[block].seen(flow.before[block], flow.after[block]), flow.labels
+        if self.replicas is not None:
+            seen, labels = self.replicas.gather(seen, labels, work.sizes[micro_batch])
+        flow.losses[block] = self.units[block].terms(seen, labels)
 
     def _backward(self, work: Work, action: Action) -> None:
         flow, block, _ = work.flow(action)
@@ -327,20 +336,21 @@ class Stage:
     def _send_backward(self, work: Work, action: Action) -> None:
         assert action.micro_batch is not None
         self.meter.enter("room")
-        self.transport.wait_for_room(self.place.stage - 1)
+        self.links.wait_for_room(self.place.stage - 1)
         self.meter.enter("send")
         back = work.flows.pop(action.micro_batch).back  # the last that is done with it
-        self.transport.post(self.place.stage - 1, Message(work.item, action.micro_batch, back))
+        self.links.post(self.place.stage - 1, work.item, action.micro_batch, back)
 
     def _receive_backward(self, work: Work, action: Action) -> None:
         assert action.micro_batch is not None
         self.meter.enter("receive")
-        message = self.transport.receive(self.place.stage + 1)
-        assert message.micro_batch == action.micro_batch, (message, action)
-        work.flows[action.micro_batch].back = message.payload
+        back = self.links.receive(self.place.stage + 1, work.item, action.micro_batch)
+        work.flows[action.micro_batch].back = back
 
     def _step(self, work: Work, action: Action) -> None:
         assert action.block is not None
+        if self.replicas is not None:
+            self.replicas.sum_gradients(self.units[action.block].parameters())
         self.meter.enter("optimizer")
         for optimizer in self.optimizers[action.block]:
             for group in optimizer.param_groups:

@@ -50,12 +50,20 @@ class Tally:
         self._steady_seconds = 0.0
         self._previous: float | None = None
         self._counts: dict[tuple[int, str], dict[int, list[int]]] = {}
-        self._busy: dict[int, dict[int, float]] = {}
+        self._busy: dict[int, dict[tuple[int, int], float]] = {}
 
     @property
     def steps_done(self) -> int:
         """Steps that went through all stages, those before this generation included."""
         return self._earlier_steps + self._steps
+
+    def opening(self, config: Config) -> tuple[dict[str, Any], str]:
+        """The row and the line with which a run begins."""
+        run, stages, done = config.run, config.pipeline.stages, self._earlier_steps
+        row = {"event": "start", "method": run.method, "stages": stages, "workers": config.layout.world}
+        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self._agenda.steps} steps"
+        text += f", going on after step {done}" if done else ""
+        return row | {"step": done, "steps": self._agenda.steps}, text
 
     def losses(
         self, member: Member, message: Done, item: Mapping[str, Any]
@@ -71,18 +79,19 @@ class Tally:
             row = {"event": "train", "step": item.get("step"), "epoch": item["epoch"], "stage": member.stage}
             row |= {"block": int(block) if block.isdecimal() else block, "loss": loss, "terms": terms}
             rows.append(row | {"lr": item.get("lr")})
-        return rows, None
+        return rows if member.first else [], None  # replicas have the same losses
 
     def finished(self, message: Done, before: float, now: float) -> None:
         """Count an item of one stage; `before` is the stage's busy time, in seconds, when it began."""
         if message.kind == "train":
-            self._busy.setdefault(message.sequence, {})[message.stage] = message.stats.busy - before
+            busy = message.stats.busy - before
+            self._busy.setdefault(message.sequence, {})[message.stage, message.replica] = busy
         if message.kind == "evaluate" and message.correct is not None and message.total is not None:
             stages = self._counts.setdefault((message.epoch, message.split or ""), {})
             counts = stages.setdefault(message.stage, [0, 0])
             counts[0] += message.correct
             counts[1] += message.total
-        if message.stage == self._last:
+        if message.stage == self._last and message.replica == 0:
             if message.kind == "train":
                 self.samples += message.samples
                 self._steps += 1
@@ -115,7 +124,7 @@ class Tally:
         return Commit(step, item["epoch"], position, best=is_best, unique=item["unique"], due=item["due"])
 
     def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[int, str]]:
-        """Stages that have just become stragglers, and a warning about each.
+        """Stages whose worker has just become a straggler, and a warning about each.
 
         The median is the lower one, so that of two stages one can be the straggler.
         """
@@ -125,13 +134,13 @@ class Tally:
         median = statistics.median_low(busy.values())
         found = []
         for member in members:
-            seconds = busy.get(member.stage, 0.0)
+            seconds = busy.get(member.place, 0.0)
             member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
             if member.slow_in_a_row == PATIENCE and not member.stragglings:
                 member.stragglings += 1
                 text = (
-                    f"stage {member.stage} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
-                    f'a step, the median stage for {median:.3g} s; try pipeline.partition = "measured"'
+                    f"{member.name} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
+                    f'a step, the median worker for {median:.3g} s; try pipeline.partition = "measured"'
                 )
                 found.append((member.stage, text))
         return found
@@ -186,6 +195,7 @@ class Tally:
             "per_stage": [
                 {
                     "stage": member.stage,
+                    "replica": member.hello.replica,
                     "busy_seconds": member.stats.busy,
                     "waiting_seconds": member.stats.waiting,
                     "blocked_seconds": member.stats.blocked,

@@ -1,4 +1,4 @@
-"""The rules by which a stage is late, hung or dead.
+"""The rules by which a worker is late, hung or dead.
 
 They are here, outside the workers, because a process that holds the interpreter lock or is stopped cannot watch
 itself, and pure, because a rule about time is only testable if time is an argument.
@@ -13,6 +13,7 @@ from typing import Any
 
 from scpl_dist.config import Config
 from scpl_dist.events import Failure
+from scpl_dist.layout import Layout
 from scpl_dist.messages import WAITING, Failed
 from scpl_dist.roster import Member, blame
 
@@ -38,15 +39,15 @@ def late(
     """The failure of a start that takes too long.
 
     Args:
-        members: the stages that have joined.
-        config: for the number of stages and the limits.
+        members: the workers that have joined, by rank.
+        config: for the number of workers and the limits.
         state: "gathering", "loading" or "preparing".
         waited: seconds in this state.
         now: monotonic seconds.
     """
     patience = max(config.runtime.timeout_s, config.runtime.first_step_timeout_s)
     if state == "gathering" and waited >= config.runtime.timeout_s:
-        missing = [str(stage) for stage in range(config.pipeline.stages) if stage not in members]
+        missing = [seat.label for seat in config.layout.seats if seat.rank not in members]
         text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
         return Failure(
             "missing", text, "start all workers, and check that they reach the coordinator's address"
@@ -61,8 +62,8 @@ def late(
         )
     if state == "preparing" and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
-        names = ", ".join(str(member.stage) for member in slow)
-        text = f"stage {names} was not ready within {patience:g} s"
+        names = ", ".join(member.name for member in slow)
+        text = f"{names} was not ready within {patience:g} s"
         return blame(slow[0], "missing", text, "look into its log, or raise runtime.first_step_timeout_s")
     return None
 
@@ -73,8 +74,8 @@ def overdue(
     """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
 
     Args:
-        members: all stages, after the run has started.
-        items: the items by sequence number that some stage has yet to finish.
+        members: all workers, after the run has started.
+        items: the items by sequence number that some worker has yet to finish.
         config: for ``runtime.timeout_s`` and ``runtime.first_step_timeout_s``.
         now: monotonic seconds.
     """
@@ -86,14 +87,14 @@ def overdue(
         limit = runtime.timeout_s if kind in member.kinds else runtime.first_step_timeout_s
         still = now - member.changed
         if member.phase not in WAITING and still >= limit:
-            text = f"stage {member.stage} has made no progress for {still:.1f} s in phase {member.phase}"
+            text = f"{member.name} has made no progress for {still:.1f} s in phase {member.phase}"
             found.append((still, blame(member, "hang", text, STANDING_STILL)))
     if found:
         return max(found, key=lambda entry: entry[0])[1]
     still = now - max(member.changed for member in members)
     if not there or still < config.runtime.timeout_s or any(member.phase not in WAITING for member in there):
         return None
-    places = ", ".join(f"stage {member.stage}: {member.phase} after item {member.done}" for member in there)
+    places = ", ".join(f"{member.name}: {member.phase} after item {member.done}" for member in there)
     return Failure(
         cause="deadlock",
         message=f"all stages have only waited for {still:.1f} s ({places})",
@@ -106,7 +107,7 @@ def overdue(
 def unready(members: Collection[Member], config: Config, state: str, now: float) -> str | None:
     """Why a run is not making progress, or None if it is."""
     if state != "running":
-        return f"{len(members)} of {config.pipeline.stages} stages have joined; the run is {state}"
+        return f"{len(members)} of {config.layout.world} workers have joined; the run is {state}"
     still = now - max(member.changed for member in members)
     return f"no stage has made progress for {still:.0f} s" if still > config.runtime.timeout_s else None
 
@@ -126,54 +127,56 @@ def exit_text(code: int) -> str:
 
 def _silent(member: Member, now: float) -> tuple[float, Failure]:
     seconds = now - member.heard
-    text = f"stage {member.stage} has been silent for {seconds:.1f} s (not even a heartbeat)"
+    text = f"{member.name} has been silent for {seconds:.1f} s (not even a heartbeat)"
     return seconds, blame(member, "silent", text, SILENT)
 
 
 @dataclass(slots=True)
 class Suspects:
-    """Stages that seem to be dead, held for a moment: an own report of a stage is a better cause than its death.
+    """Workers that seem to be dead, held for a moment: an own report of a worker is a better cause than its death.
 
     When one dies the others are ended too, by their neighbours' errors or by whoever started them. So the culprit
     is the one that was suspected first, and not one that complained about another: it was alive after it.
     """
 
+    layout: Layout
     _found: list[tuple[int, float, str, str]] = field(default_factory=list)
     _complained: set[int] = field(default_factory=set)
 
-    def add(self, stage: int, now: float, kind: str, text: str) -> None:
-        """Suspect a stage because it "exited", was "accused" by another, or is "unreachable"."""
-        if not any(found[0] == stage and found[2] == kind for found in self._found):
-            self._found.append((stage, now, kind, text))
+    def add(self, rank: int, now: float, kind: str, text: str) -> None:
+        """Suspect a worker because it "exited", was "accused" by another, or is "unreachable"."""
+        if not any(found[0] == rank and found[2] == kind for found in self._found):
+            self._found.append((rank, now, kind, text))
 
     @property
     def any(self) -> bool:
-        """Whether some stage is suspected."""
+        """Whether some worker is suspected."""
         return bool(self._found)
 
-    def accuse(self, report: Failed, now: float) -> None:
-        """A stage reported that it lost another one."""
-        self._complained.add(report.stage)
-        accused = report.peer if report.peer is not None else report.stage
-        self.add(accused, now, "accused", f"stage {report.stage} lost it: {report.message}")
+    def accuse(self, member: Member, report: Failed, now: float) -> None:
+        """A worker reported that it lost another one, or one of its replicas without knowing which."""
+        rank = member.hello.rank
+        self._complained.add(rank)
+        accused = report.peer if report.peer is not None else rank
+        self.add(accused, now, "accused", f"{member.name} lost it: {report.message}")
 
-    def clear(self, stage: int) -> None:
-        """A message came from the stage: its connection is there after all."""
-        self._found = [found for found in self._found if found[0] != stage or found[2] != "unreachable"]
+    def clear(self, rank: int) -> None:
+        """A message came from the worker: its connection is there after all."""
+        self._found = [found for found in self._found if found[0] != rank or found[2] != "unreachable"]
 
     def verdict(self, now: float, members: Mapping[int, Member]) -> Failure | None:
         """The failure of the most likely culprit once the first suspicion is `GRACE_S` seconds old."""
         if not self._found or now - self._found[0][1] < GRACE_S:
             return None
-        stage = min(self._found, key=lambda found: (found[0] in self._complained, found[1]))[0]
-        texts = {kind: text for suspect, _, kind, text in self._found if suspect == stage}
+        rank = min(self._found, key=lambda found: (found[0] in self._complained, found[1]))[0]
+        texts = {kind: text for suspect, _, kind, text in self._found if suspect == rank}
         how = texts.get("exited") or "; ".join(texts.values())
-        member = members.get(stage)
+        member = members.get(rank)
         if member is None:
-            text = f"the worker of rank {stage} ended before it joined the run ({how})"
-            return Failure("died", text, DEAD, stage=stage, rank=stage)
+            text = f"the worker of rank {rank} ended before it joined the run ({how})"
+            return Failure("died", text, DEAD, stage=self.layout.seats[rank].stage, rank=rank)
         place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
-        who = f"stage {stage} ({member.hello.host}, pid {member.hello.pid})"
+        who = f"{member.name} ({member.hello.host}, pid {member.hello.pid})"
         if "exited" in texts:
             return blame(
                 member, "died", f"{who} died without a report (killed or crashed): {how}; {place}", DEAD

@@ -1,13 +1,13 @@
-"""The process of one stage: joins the run, builds its blocks, runs the executor, leaves.
+"""The process of one worker: joins the run, builds its blocks, runs the executor, leaves.
 
     control thread (scpl_dist.control)          training thread (this module)
     hello  ----> coordinator                    loads the data set (stage 0 only)
-    start  <---- all stages are there           builds blocks and heads
-                                                joins the other stages' transport
+    start  <---- all workers are there          builds blocks and heads
+                                                joins the other workers' transport
     ready  ---->
-    go     <---- all stages are ready           Stage.run(): items until the stop marker
+    go     <---- all workers are ready          Stage.run(): items until the stop marker
     left   ---->
-    close  <---- all stages have left           exit 0
+    close  <---- all workers have left          exit 0
 
 Whatever goes wrong is reported to the coordinator, which ends the run; if it has fallen silent, the worker ends
 itself. The last thing a worker does is `os._exit`: no library's clean-up can keep a process of a dead run alive.
@@ -41,12 +41,14 @@ from scpl_dist.loader import Loader
 from scpl_dist.meeting import Meeting, Unmet
 from scpl_dist.messages import PROTOCOL, VERSION
 from scpl_dist.meter import Meter
-from scpl_dist.methods.unit import make_optimizers
+from scpl_dist.methods.unit import Unit, make_optimizers
+from scpl_dist.replicas import Replicas
 from scpl_dist.run_folder import RunFolder
 from scpl_dist.stacks import Stacks
 from scpl_dist.stage import NonFiniteLoss, Stage, peak_memory
 from scpl_dist.transport import Aborted, PeerLost, Transport
 from scpl_dist.transport.choice import connectable
+from scpl_dist.transport.links import Links
 from scpl_dist.writer import Writer
 
 __all__ = ["Worker"]
@@ -64,14 +66,13 @@ class SetupError(Exception):
 
 
 class Worker:
-    """One stage's process.
+    """One worker's process.
 
     Args:
         config: the run.
         run_dir: run folder, shared by all stages; None is the path that the coordinator has.
         control: address of the coordinator, ``tcp://host:port``.
-        rank: rank of this process in the launch; the number of its stage.
-        world_size: processes in the launch.
+        rank: rank of this process in the launch, which decides about its stage.
 
     Attributes:
         reason: why `run` did not return 0.
@@ -80,13 +81,12 @@ class Worker:
         ValueError: an address or a key is not usable.
     """
 
-    def __init__(
-        self, config: Config, run_dir: Path | None, control: str, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, config: Config, run_dir: Path | None, control: str, rank: int) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.stage = rank
-        self.world_size = world_size
+        self.layout = config.layout
+        self.seat = self.layout.seats[rank]
+        self.name = f"stage {self.seat.label}"
         self.device = _device(config)
         trap = self._trap = Trap.from_environment("worker", rank, run_dir) if run_dir else None
         self.meter = Meter() if trap is None else FaultyMeter(trap)
@@ -102,7 +102,8 @@ class Worker:
         self._control = control
         self._keys = keys.load_client(config.control.keys)
         self._channel: Channel | None = None
-        alone = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
+        world = self.layout.world
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", world)) == world
         coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
         self._problem: SetupError | None = None
         try:
@@ -110,7 +111,7 @@ class Worker:
         except ValueError as error:  # the coordinator shall hear it, or all others would wait for this stage
             self._problem = SetupError(str(error))
             interface, address = network.loopback(), "127.0.0.1"
-        self._meeting = Meeting(address, interface, str(self.device))
+        self._meeting = Meeting(address, interface, self.name, str(self.device))
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -136,13 +137,13 @@ class Worker:
         try:
             self._train(channel)
         except Aborted as error:
-            self.reason = f"stage {self.stage}: {error}"
+            self.reason = f"{self.name}: {error}"
             print(self.reason, file=sys.stderr)
             code = 1
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
             report = self._failure(error)
-            self.reason = f"stage {self.stage}: {report['message']}"
+            self.reason = f"{self.name}: {report['message']}"
             channel.send(report)
             self._await_verdict()
             code = 1
@@ -154,7 +155,7 @@ class Worker:
 
     def _source(self, channel: Channel) -> Any:
         """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
-        if self.stage != 0:
+        if self.seat.stage != 0:
             return None
         from scpl_dist import data
 
@@ -162,7 +163,8 @@ class Worker:
         source = data.resolve(self.config)
         example = assembly.describe(source.example())
         description = {"classes": source.classes, "sizes": dict(source.sizes), "input": example}
-        channel.send({"type": "described", "data": description})
+        if self.seat.first:
+            channel.send({"type": "described", "data": description})
         return source
 
     def _train(self, channel: Channel) -> None:
@@ -173,12 +175,11 @@ class Worker:
         start = self._expect("start")
         self.meter.enter("starting")
         run_dir = self._shared_folder(start)
-        self._stacks = Stacks(run_dir / "log" / f"stage{self.stage}.stacks", self.config.runtime.timeout_s)
+        self._stacks = Stacks(run_dir / "log" / f"{self.seat.file}.stacks", self.config.runtime.timeout_s)
         self.meter.on_item = self._stacks.rearm
-        if self.world_size > 1:
-            self._meeting.visit(self.stage, start["endpoints"], self.config.runtime.timeout_s / 3)
+        self._meeting.visit(self.seat.rank, start["endpoints"], self.config.runtime.timeout_s / 3)
         plan = Assembly.plan(self.config, start["data"]["classes"], assembly.imagine(start["data"]["input"]))
-        place = plan.places[self.stage]
+        place = plan.places[self.seat.stage]
         units = plan.units(place.blocks)
         if source is not None and not start.get("restore"):
             source.prepare(units[0].block)
@@ -188,23 +189,19 @@ class Worker:
             folder = Path(start["restore"]["folder"])
             for index, unit in units.items():
                 checkpoint.restore(unit, optimizers[index], checkpoint.read_part(folder, index, self.device))
-        try:
-            transport = connectable(
-                self.config, self.stage, start["generation"], self.device, start["endpoints"]
-            )
-        except ValueError as error:
-            raise SetupError(str(error)) from None
-        if self.world_size > 1:
-            transport.connect()
+        transport = self._connected(start)
+        replicas = self._replicas(start, units)
         if source is not None:
-            self._loader = Loader(source, self.config.run.seed, self.config.data.workers)
-        self._writer = Writer(channel.send, self._write_failed, self._trap.spring if self._trap else None)
+            seed, threads = self.config.run.seed, self.config.data.workers
+            self._loader = Loader(source, seed, threads, self.seat.replica, self.seat.replicas)
+        if self.seat.first:
+            self._writer = Writer(channel.send, self._write_failed, self._trap.spring if self._trap else None)
         self._executor = Stage(
             place,
             plan.method,
             units,
             optimizers,
-            transport,
+            Links(transport, self.layout, self.seat),
             self._loader,
             seed=self.config.run.seed,
             device=self.device,
@@ -212,17 +209,38 @@ class Worker:
             report=channel.send,
             run_dir=run_dir,
             writer=self._writer,
+            replicas=replicas,
+            replica=self.seat.replica,
         )
-        self._transport = transport
         if self._ended is not None:
             raise self._ended
         self.meter.enter("idle")
-        channel.send({"type": "ready", "stage": self.stage})
+        channel.send({"type": "ready"})
         self._expect("go")
         self._meeting.close()
         self._executor.run()
-        channel.send({"type": "left", "stage": self.stage})
+        channel.send({"type": "left"})
         self._expect("close")
+
+    def _connected(self, start: dict[str, Any]) -> Transport:
+        try:
+            transport = connectable(
+                self.config, self.seat.rank, start["generation"], self.device, start["endpoints"]
+            )
+        except ValueError as error:
+            raise SetupError(str(error)) from None
+        if self.layout.world > 1:
+            transport.connect()
+        self._transport = transport
+        return transport
+
+    def _replicas(self, start: dict[str, Any], units: dict[int, Unit]) -> Replicas | None:
+        limit = self.config.runtime.first_step_timeout_s
+        replicas = Replicas.join(self.layout, self.seat, start["endpoints"], self.meter, limit)
+        if replicas is not None:
+            for unit in units.values():
+                replicas.share_statistics(unit)
+        return replicas
 
     def _shared_folder(self, start: dict[str, Any]) -> Path:
         """The run folder, after a look that it is the coordinator's: checkpoints of all stages go into one folder."""
@@ -252,9 +270,10 @@ class Worker:
             "version": VERSION,
             "torch": torch.__version__,
             "config": self.config.digest(),
-            "stage": self.stage,
-            "stages": self.world_size,
-            "rank": self.stage,
+            "stage": self.seat.stage,
+            "replica": self.seat.replica,
+            "stages": self.layout.stages,
+            "rank": self.seat.rank,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": _device_name(self.device),
@@ -265,7 +284,7 @@ class Worker:
         """Called by the control thread for a heartbeat."""
         if self._stop_signal is not None and self._channel is not None:
             number, self._stop_signal = self._stop_signal, None
-            self._channel.send({"type": "stop_requested", "stage": self.stage, "signal": number})
+            self._channel.send({"type": "stop_requested", "signal": number})
         stats = self.meter.stats() if self._executor is None else self._executor.stats()
         return {**self.meter.position(), "stats": stats}
 
@@ -301,7 +320,6 @@ class Worker:
         cause, text = _cause(error)
         return {
             "type": "failed",
-            "stage": self.stage,
             "cause": cause,
             "message": text[:2000],
             "traceback": traceback.format_exc()[-8000:],

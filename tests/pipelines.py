@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scpl_dist.agenda import split
 from scpl_dist.data.source import DataSource
+from scpl_dist.layout import Layout
 from scpl_dist.loader import Loader
 from scpl_dist.meter import Meter
 from scpl_dist.methods import Method
@@ -24,6 +25,7 @@ from scpl_dist.methods.unit import Unit
 from scpl_dist.schedule import Place
 from scpl_dist.stage import Stage
 from scpl_dist.transport import Message, Transport
+from scpl_dist.transport.links import Links
 
 Lane = tuple[int, int]
 
@@ -113,7 +115,8 @@ def run(
             loader.put([train | {"micro_batches": split(0, len(y), parts)}, {"kind": "stop", "sequence": 1}])
         place = Place(number, len(held), held[number])
         mine = {block: units[block] for block in place.blocks}
-        transport = QueueTransport(number, lanes)
+        layout = Layout([1] * len(held))
+        links = Links(QueueTransport(number, lanes), layout, layout.seats[number])
         done: list[dict[str, Any]] = []
         options: dict[str, Any] = {
             "seed": 0,
@@ -122,7 +125,7 @@ def run(
             "report": done.append,
         }
         try:
-            Stage(place, method, mine, optimizers, transport, loader, run_dir=Path("unused"), **options).run()
+            Stage(place, method, mine, optimizers, links, loader, run_dir=Path("unused"), **options).run()
         except BaseException as error:
             errors.append(error)
             raise

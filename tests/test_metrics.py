@@ -63,6 +63,7 @@ def test_the_names_are_exactly_these() -> None:
         "scpl_run_info",
         "scpl_stage_info",
         "scpl_stage_up",
+        "scpl_stage_replicas",
         "scpl_stage_last_progress_timestamp_seconds",
         "scpl_step",
         "scpl_epoch",
@@ -169,7 +170,7 @@ def test_health_is_about_the_process_and_readiness_about_progress() -> None:
     run.hello(0)
     scrape = Scrape(run)
     assert scrape.get("/healthz") == (200, "ok\n")
-    assert scrape.get("/readyz") == (503, "1 of 3 stages have joined; the run is gathering\n")
+    assert scrape.get("/readyz") == (503, "1 of 3 workers have joined; the run is gathering\n")
     for stage in (1, 2):
         run.hello(stage)
     run.start()

@@ -81,7 +81,7 @@ def test_the_table_says_who_is_missing() -> None:
     run.hello(1)
     text = drawn(Progress(run.coordinator, io.StringIO()), run.now)
     assert text.count("not here yet") == 2
-    assert "1 of 3 stages have joined" in text
+    assert "1 of 3 workers have joined" in text
 
 
 def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
         micro_batch=0,
         traceback="Traceback\n  line 3",
     )
-    assert failure_text(failure, tmp_path).splitlines() == [
+    assert failure_text(failure, tmp_path, "stage1").splitlines() == [
         "",
         "The run failed.",
         "",
@@ -114,7 +114,7 @@ def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
 
 def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "stage2.log").write_text("\n".join(f"line {number}" for number in range(1000)))
-    text = failure_text(Failure("died", "killed", "look", stage=2), tmp_path)
+    text = failure_text(Failure("died", "killed", "look", stage=2), tmp_path, "stage2")
     assert "line 999\n" in text
     assert "line 985\n" in text
     assert "line 984\n" not in text

@@ -161,6 +161,7 @@ def test_the_failure_of_a_run_is_written_down_with_its_place(tmp_path: Path) -> 
         "cause": "raised",
         "advice": "mend it",
         "stage": 1,
+        "replica": None,
         "host": "here",
         "step": 7,
         "micro_batch": 0,

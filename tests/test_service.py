@@ -345,7 +345,7 @@ def test_metrics_and_health_are_served_while_the_run_goes_on(start: Any) -> None
     assert get(base + "/healthz")[0] == 200
     code, text = get(base + "/readyz")
     assert code == 503
-    assert "0 of 2 stages" in text
+    assert "0 of 2 workers" in text
     stranger = coordinator.socket()
     stranger.send(b"garbage")
     workers = coordinator.started()

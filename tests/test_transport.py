@@ -287,8 +287,8 @@ def test_integers_travel_in_the_smallest_type_and_lose_nothing(values: list[int]
         ("auto", [("a", "cuda:0"), ("b", "cuda:0")], "nccl"),
         ("gloo", [("a", "cuda:0"), ("b", "cuda:0")], "gloo"),
         ("rpc", [("a", "cuda:0"), ("b", "cuda:0")], "rpc"),
-        ("nccl", [("a", "cpu"), ("b", "cuda:0")], "not every stage is on a GPU"),
-        ("nccl", [("a", "cuda:0"), ("a", "cuda:0")], "some stages share a GPU"),
+        ("nccl", [("a", "cpu"), ("b", "cuda:0")], "not every worker is on a GPU"),
+        ("nccl", [("a", "cuda:0"), ("a", "cuda:0")], "some workers share a GPU"),
     ],
 )
 def test_all_stages_choose_the_same_transport(

@@ -1,21 +1,52 @@
-"""BatchNorm whose running averages move once a batch, by the statistics of all its micro-batches.
+"""BatchNorm where a batch is cut into parts: into micro-batches in time, or into the replicas' parts in space.
 
-A micro-batch is still normalised by its own mean and variance. Only what is kept for inference becomes that of
-back-propagation on whole batches, as if its activations had been the same.
+deferred  micro-batches: each is still normalised by its own mean and variance, and the running averages move once a
+          batch, by the statistics of all its micro-batches. Only what is kept for inference becomes that of
+          back-propagation on whole batches, as if its activations had been the same.
+shared    replicas: all normalise by the mean and variance of the whole micro-batch, so the result is that of one
+          worker. (torch's SyncBatchNorm does the same, on GPUs only.)
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["DeferredBatchNorm", "commit", "deferred"]
+__all__ = ["DeferredBatchNorm", "SharedBatchNorm", "commit", "deferred", "shared"]
 
 
-class DeferredBatchNorm(_BatchNorm):
-    """See the module. State and parameters have BatchNorm's names, so checkpoints and exports are the same.
+class _Exchanged(_BatchNorm):
+    """Takes the place of a BatchNorm. State and parameters have its names, so checkpoints and exports are the same."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update({key: value for key, value in norm.__dict__.items() if not key.startswith("_")})
+        for name, parameter in norm.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in norm.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"BatchNorm needs (batch, channels, ...), got {tuple(input.shape)}")
+
+    def _move(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running averages."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+class DeferredBatchNorm(_Exchanged):
+    """See the module.
 
     The sums over the present batch are buffers that no checkpoint keeps: they are empty between batches.
     """
@@ -25,19 +56,10 @@ class DeferredBatchNorm(_BatchNorm):
     count: Tensor
 
     def __init__(self, norm: _BatchNorm) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({key: value for key, value in norm.__dict__.items() if not key.startswith("_")})
-        for name, parameter in norm.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in norm.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
+        super().__init__(norm)
         for name in ("total", "squares"):
             self.register_buffer(name, torch.zeros(self.num_features), persistent=False)
         self.register_buffer("count", torch.zeros(()), persistent=False)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"BatchNorm needs (batch, channels, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(N, C, ...)``; in training by the statistics of this micro-batch."""
@@ -54,27 +76,73 @@ class DeferredBatchNorm(_BatchNorm):
     @torch.no_grad()
     def commit(self) -> None:
         """Move the running averages as BatchNorm does after a forward pass of the whole batch."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         if self.count == 0:
             return
-        self.num_batches_tracked += 1
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()) * (self.count / (self.count - 1).clamp(min=1))
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        variance = self.squares / self.count - mean.square()
+        self._move(mean, variance * (self.count / (self.count - 1).clamp(min=1)))
         for sums in (self.total, self.squares, self.count):
             sums.zero_()
 
 
+Gather = Callable[[Tensor], Tensor]
+
+
+class SharedBatchNorm(_Exchanged):
+    """See the module.
+
+    Args:
+        norm: whose place it takes.
+        gather: the statistics (1, W) of this replica to those of all (replicas, W); differentiable, and the gradients
+            of all replicas are added up.
+    """
+
+    def __init__(self, norm: _BatchNorm, gather: Gather) -> None:
+        super().__init__(norm)
+        self.gather = gather
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``(N, C, ...)``; in training by the statistics of all replicas' samples."""
+        if not self.training and self.running_mean is not None:
+            return super().forward(input)
+        self._check_input_dim(input)
+        values = input if input.dtype is torch.float64 else input.float()
+        width = input.shape[1]
+        others = [dim for dim in range(input.dim()) if dim != 1]
+        column = (1, width, *[1] * (input.dim() - 2))
+        own = values.mean(others)
+        spread = (values - own.view(column)).square().sum(others)
+        count = own.new_full((1,), input.numel() / width)
+        gathered = self.gather(torch.cat([own, spread, count])[None])
+        # Means and squared deviations of parts combine without the cancellation that sums of squares suffer.
+        means, spreads, counts = torch.split(gathered, [width, width, 1], 1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        variance = (spreads.sum(0) + (counts * (means - mean).square()).sum(0)) / total
+        if self.training and self.running_mean is not None:
+            with torch.no_grad():
+                self._move(mean, variance * (total / (total - 1).clamp(min=1)))
+        output: Tensor = (values - mean.view(column)) * (variance + self.eps).rsqrt().view(column)
+        if self.affine:
+            output = output * self.weight.view(column) + self.bias.view(column)
+        return output.to(input.dtype)
+
+
 def deferred(module: nn.Module) -> nn.Module:
-    """The module with every BatchNorm in it replaced; parameters and buffers are shared, names stay."""
-    if isinstance(module, _BatchNorm) and not isinstance(module, DeferredBatchNorm):
-        return DeferredBatchNorm(module) if module.track_running_stats else module
+    """The module with every BatchNorm in it deferred; parameters and buffers are shared, names stay."""
+    return _exchanged(module, lambda norm: DeferredBatchNorm(norm) if norm.track_running_stats else norm)
+
+
+def shared(module: nn.Module, gather: Gather) -> nn.Module:
+    """The module with every BatchNorm in it shared; likewise."""
+    return _exchanged(module, lambda norm: SharedBatchNorm(norm, gather))
+
+
+def _exchanged(module: nn.Module, exchange: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        return module if isinstance(module, _Exchanged) else exchange(module)
     for name, child in module.named_children():
-        setattr(module, name, deferred(child))
+        setattr(module, name, _exchanged(child, exchange))
     return module
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from scpl_dist.config import Config
 from scpl_dist.methods.batchnorm import commit, deferred
 from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, forward, update
 from scpl_dist.methods.unit import Unit
@@ -41,6 +42,15 @@ class GPipe(BackPropagation):
     name = "gpipe"
     whole = ""
     schedules = True
+
+    def __init__(self, config: Config, num_blocks: int, classes: int) -> None:
+        super().__init__(config, num_blocks, classes)
+        pipeline = config.pipeline
+        if pipeline.deferred_batch_norm and config.layout.world > pipeline.stages:
+            raise ValueError(
+                f"pipeline.replicas = {pipeline.replicas}: replicas share BatchNorm's statistics of each micro-batch, "
+                "and pipeline.deferred_batch_norm = true keeps them for the whole batch; use one of the two"
+            )
 
     def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
         """As in back-propagation, with other BatchNorm modules if statistics are deferred."""

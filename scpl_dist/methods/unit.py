@@ -39,15 +39,27 @@ class Unit(nn.Module):
         """Output of the block, which is the carry of the next unit."""
         return self.block(carry)
 
-    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
-        """Terms of the local objective, scalars; their sum is minimised.
+    def seen(self, before: Carry, after: Carry) -> Any:
+        """What the objective sees of the samples: a pytree of tensors (N, ...), each row from its own sample alone.
 
         Args:
             before: carry that the unit was given.
             after: what `forward` made of it, still joined to the unit by autograd.
-            labels: classes, int64 of shape (N,).
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
+
+    def terms(self, seen: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `seen`.
+
+        Args:
+            seen: of all samples of the micro-batch, also those of other replicas.
+            labels: their classes, int64 of shape (N,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
+
+    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+        """`terms` where one unit has the whole micro-batch."""
+        return self.terms(self.seen(before, after), labels)
 
     def predict(self, after: Carry) -> Tensor:
         """The answer of this block from its output: class scores (N, classes), or a code that `decode` turns back."""
@@ -96,9 +108,10 @@ def make_optimizers(unit: Unit, config: Config) -> list[torch.optim.Optimizer]:
     ]
 
 
-def seed_operators(seed: int, block: int, step: int, micro_batch: int) -> None:
-    """Let dropout in one block draw from (seed, block, step, micro-batch), whatever ran before it."""
-    number = seeds.derive(seed, "dropout", block, step, micro_batch)
+def seed_operators(seed: int, block: int, step: int, micro_batch: int, replica: int = 0) -> None:
+    """Let dropout in one block draw from (seed, block, step, micro-batch, replica), whatever ran before it."""
+    place = (block, step, micro_batch, replica) if replica else (block, step, micro_batch)
+    number = seeds.derive(seed, "dropout", *place)
     # Not torch.manual_seed: without a GPU it formats a stack and queues a call for later, each time, without end.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

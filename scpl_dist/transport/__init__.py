@@ -1,8 +1,9 @@
-"""How activations, labels, gradients and markers travel between neighbouring stages.
+"""How activations, labels, gradients and markers travel between the workers of neighbouring stages.
 
-A transport is one small interface, `Transport`; the executor uses nothing else. Messages of a lane (sender, receiver)
-arrive in the order in which they were sent, each tensor with its values, dtype and strides. A lane holds at most
-``max_in_flight`` messages that its receiver has not taken: that is the credit of the sender.
+A transport is one small interface, `Transport`, between ranks; `scpl_dist.transport.links` makes stages of them.
+Messages of a lane (sender, receiver) arrive in the order in which they were sent, each tensor with its values, dtype
+and strides. A lane holds at most ``max_in_flight`` messages that its receiver has not taken: that is the credit of
+the sender.
 
     sender                                        receiver
     wait_for_room()   <-- a taken message --      receive()     takes message 0
@@ -43,19 +44,20 @@ class Aborted(Exception):
 
 
 class PeerLost(Exception):
-    """A neighbour's process is gone or its connection broke.
+    """Another worker's process is gone or its connection broke.
 
     Attributes:
-        peer: number of the neighbour's stage.
+        peer: rank of that worker; None if it is one of several.
     """
 
-    def __init__(self, peer: int, reason: str) -> None:
-        super().__init__(f"connection to stage {peer} broke: {reason}")
+    def __init__(self, peer: int | None, reason: str) -> None:
+        whom = "a replica" if peer is None else f"rank {peer}"
+        super().__init__(f"connection to {whom} broke: {reason}")
         self.peer = peer
 
 
 class Transport(ABC):
-    """The executor's view of its neighbours. All methods but `abort` belong to the training thread.
+    """A worker's lanes to and from others, by rank. All methods but `abort` belong to the training thread.
 
     Attributes:
         bytes_sent: bytes of tensors posted so far.

@@ -14,9 +14,11 @@ operations of one communicator run one after the other, so a receive that waits 
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
@@ -46,28 +48,31 @@ class C10dTransport(Transport):
 
     Args:
         backend: "gloo" or "nccl".
-        stage: number of this stage, the rank in the process group.
-        stages: number of stages.
+        rank: of this worker, in the process group too.
+        world: number of workers.
         max_in_flight: credit of a lane.
         device: where received tensors shall be.
         timeout_s: limit for joining the process group, in seconds.
         wire_dtype: type in which float32 tensors travel.
+        links: ranks of all workers that send each other something; None for a chain of workers.
     """
 
     def __init__(
         self,
         backend: str,
-        stage: int,
-        stages: int,
+        rank: int,
+        world: int,
         max_in_flight: int,
         device: torch.device,
         timeout_s: float = 60,
         wire_dtype: torch.dtype = torch.float32,
+        links: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(max_in_flight)
         self.backend = backend
-        self.stage = stage
-        self.stages = stages
+        self.rank = rank
+        self.world = world
+        self.links = links if links is not None else list(itertools.pairwise(range(world)))
         self.device = device
         self.timeout_s = timeout_s
         self.wire_dtype = wire_dtype
@@ -76,28 +81,27 @@ class C10dTransport(Transport):
         self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, Parcel | None, Any]]] = {}
 
     def connect(self) -> None:
-        """Join all stages."""
+        """Join all workers."""
         limit = timedelta(seconds=self.timeout_s)
-        dist.init_process_group("gloo", rank=self.stage, world_size=self.stages, timeout=limit)
+        dist.init_process_group("gloo", rank=self.rank, world_size=self.world, timeout=limit)
         groups: dict[tuple[int, int], Any] = {}
         if self.backend == "nccl":
-            for lower in range(self.stages - 1):  # all processes make all groups, in the same order
-                for pair in ((lower, lower + 1), (lower + 1, lower)):
+            for one, other in self.links:  # all processes make all groups, in the same order
+                for pair in ((one, other), (other, one)):
                     groups[pair] = dist.new_group(sorted(pair), backend="nccl")
-        for peer in (self.stage - 1, self.stage + 1):
-            if 0 <= peer < self.stages:
-                self._arrived[peer] = deque()
-                self._outboxes[peer] = queue.SimpleQueue()
-                for name, work, pair in (
-                    ("send", self._send, (self.stage, peer)),
-                    ("receive", self._receive, (peer, self.stage)),
-                ):
-                    threading.Thread(
-                        target=self._serve,
-                        args=(work, peer, groups.get(pair)),
-                        name=f"{name}-{peer}",
-                        daemon=True,
-                    ).start()
+        for peer in sorted({rank for link in self.links if self.rank in link for rank in link} - {self.rank}):
+            self._arrived[peer] = deque()
+            self._outboxes[peer] = queue.SimpleQueue()
+            for name, work, pair in (
+                ("send", self._send, (self.rank, peer)),
+                ("receive", self._receive, (peer, self.rank)),
+            ):
+                threading.Thread(
+                    target=self._serve,
+                    args=(work, peer, groups.get(pair)),
+                    name=f"{name}-{peer}",
+                    daemon=True,
+                ).start()
 
     def post(self, target: int, message: Message) -> None:
         """See `Transport.post`."""

@@ -1,4 +1,4 @@
-"""Which transport a run takes, decided alike by all stages from what all know of each other."""
+"""Which transport a run takes, decided alike by all workers from what all know of each other."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
     """The name: rpc, gloo or nccl.
 
     Args:
-        wanted: ``pipeline.transport``; "auto" takes NCCL between GPUs, if every stage has one of its own, and RPC
+        wanted: ``pipeline.transport``; "auto" takes NCCL between GPUs, if every worker has one of its own, and RPC
             otherwise.
-        endpoints: of all stages, with "host" and "device".
+        endpoints: of all workers, with "host" and "device".
 
     Raises:
-        ValueError: NCCL is wanted and a stage has no GPU of its own.
+        ValueError: NCCL is wanted and a worker has no GPU of its own.
     """
     places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
     problem = None
     if any(not device.startswith("cuda") for _, device in places):
-        problem = "not every stage is on a GPU"
+        problem = "not every worker is on a GPU"
     elif len(set(places)) < len(places):
-        problem = "some stages share a GPU, which NCCL does not support"
+        problem = "some workers share a GPU, which NCCL does not support"
     if wanted == "nccl" and problem is not None:
         raise ValueError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
     if wanted != "auto":
@@ -38,24 +38,22 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
 
 
 def connectable(
-    config: Config, stage: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
+    config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
 ) -> Transport:
-    """The transport of a stage, not yet connected.
+    """The transport of a worker, not yet connected.
 
     Args:
         config: the run.
-        stage: number of the stage.
+        rank: of the worker.
         generation: identifier of this launch.
-        device: where the stage computes.
-        endpoints: of all stages.
+        device: where the worker computes.
+        endpoints: of all workers, by rank.
 
     Raises:
         ValueError: see `choose`.
     """
-    pipeline, limit = (
-        config.pipeline,
-        config.runtime.first_step_timeout_s,
-    )  # some stages may still be building
+    pipeline, world = config.pipeline, len(endpoints)
+    limit = config.runtime.first_step_timeout_s  # some workers may still be building
     wire_dtype = getattr(torch, pipeline.wire_dtype)
     name = choose(pipeline.transport, endpoints)
     if name == "rpc":
@@ -63,8 +61,9 @@ def connectable(
 
         devices = [torch.device(endpoint["device"]) for endpoint in endpoints]
         return RpcTransport(
-            stage, len(endpoints), generation, pipeline.max_in_flight, device, limit, wire_dtype, devices
+            rank, world, generation, pipeline.max_in_flight, device, limit, wire_dtype, devices
         )
     from scpl_dist.transport.c10d import C10dTransport
 
-    return C10dTransport(name, stage, len(endpoints), pipeline.max_in_flight, device, limit, wire_dtype)
+    links = config.layout.links()
+    return C10dTransport(name, rank, world, pipeline.max_in_flight, device, limit, wire_dtype, links)

@@ -55,20 +55,20 @@ class RpcTransport(Transport):
     """See the module.
 
     Args:
-        stage: number of this stage, the rank in RPC.
-        stages: number of stages.
+        rank: of this worker.
+        world: number of workers.
         generation: identifier of this launch; messages of another one are refused.
         max_in_flight: credit of a lane.
         device: where received tensors shall be.
         timeout_s: limit of the rendezvous, in seconds.
         wire_dtype: type in which float32 tensors travel.
-        devices: where each stage computes; None if all do on CPUs.
+        devices: where each worker computes, by rank; None if all do on CPUs.
     """
 
     def __init__(
         self,
-        stage: int,
-        stages: int,
+        rank: int,
+        world: int,
         generation: str,
         max_in_flight: int,
         device: torch.device,
@@ -78,18 +78,18 @@ class RpcTransport(Transport):
     ) -> None:
         super().__init__(max_in_flight)
         self.timeout_s = timeout_s
-        self.stage = stage
-        self.stages = stages
+        self.rank = rank
+        self.world = world
         self.generation = generation
         self.device = device
         self.wire_dtype = wire_dtype
-        self._devices = devices or [torch.device("cpu")] * stages
+        self._devices = devices or [torch.device("cpu")] * world
         self._lanes: dict[int, dict[int, _Arrived]] = {}
         self._taken: dict[int, int] = {}
         self._posted: dict[int, int] = {}
 
     def connect(self) -> None:
-        """Join all stages. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
+        """Join all workers. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
         global _transport
         _transport = self
         options = rpc.TensorPipeRpcBackendOptions(
@@ -100,17 +100,17 @@ class RpcTransport(Transport):
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
         if self.device.type == "cuda":
-            for peer in (self.stage - 1, self.stage + 1):
-                if 0 <= peer < self.stages and self._mapped(peer):
+            for peer in range(self.world):
+                if peer != self.rank and self._mapped(peer):
                     options.set_device_map(_name(peer), {self.device: self._devices[peer]})
         with warnings.catch_warnings():
             # torch warns about its own use of a process group inside init_rpc
             warnings.simplefilter("ignore")
             rpc.init_rpc(  # type: ignore[no-untyped-call]
-                _name(self.stage),
+                _name(self.rank),
                 backend=rpc.BackendType.TENSORPIPE,  # type: ignore[attr-defined]  # registered at run time
-                rank=self.stage,
-                world_size=self.stages,
+                rank=self.rank,
+                world_size=self.world,
                 rpc_backend_options=options,
             )
 
@@ -123,7 +123,7 @@ class RpcTransport(Transport):
         self.bytes_sent += nbytes(payload)
         if self.device.type == "cuda" and not self._mapped(target):
             payload = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, payload)
-        arguments = (self.generation, self.stage, number, message.item, message.micro_batch, payload, wide)
+        arguments = (self.generation, self.rank, number, message.item, message.micro_batch, payload, wide)
         try:
             # No time-out: an answer means "taken", which may rightly take long; see Transport._wait.
             answer = rpc.rpc_async(_name(target), _deliver, args=arguments, timeout=0)
@@ -189,5 +189,5 @@ class RpcTransport(Transport):
         self._credit(target)
 
 
-def _name(stage: int) -> str:
-    return f"stage{stage}"
+def _name(rank: int) -> str:
+    return f"rank{rank}"
