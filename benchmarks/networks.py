@@ -61,15 +61,16 @@ class Delay(nn.Module):
 
     projector_widths = (8, 8)
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, samples: int | None = None) -> None:
         super().__init__()
         self.seconds = seconds
+        self.samples = samples
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Sleep, then give the input."""
         if self.training:
-            time.sleep(self.seconds)
+            time.sleep(self.seconds * (len(x) / self.samples if self.samples else 1))
         return x * self.scale
 
 
@@ -91,6 +92,11 @@ def cnn(classes: int) -> list[Callable[[], nn.Module]]:
 def delays(classes: int, stages: int, seconds: float) -> list[Callable[[], nn.Module]]:
     """One delay for each stage."""
     return [lambda: Delay(seconds)] * stages
+
+
+def uneven(classes: int, samples: int, seconds: float) -> list[Callable[[], nn.Module]]:
+    """Two delays, the second twice as long; with fewer samples each is shorter."""
+    return [lambda: Delay(seconds, samples), lambda: Delay(2 * seconds, samples)]
 
 
 def _data(shape: Sequence[int], size: int) -> Parts:

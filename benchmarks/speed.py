@@ -1,4 +1,4 @@
-"""How fast is the stream? ``python -m benchmarks.speed [--rounds 3] [--only cnn,transformer,delays,start]``.
+"""How fast is the stream? ``python -m benchmarks.speed [--rounds 3] [--only cnn,transformer,delays,replicas,start]``.
 
 All contenders run in turn in each round, with one thread a worker, on this machine; ratios are of medians over the
 rounds. Random data, no augmentation, equal batches, models and optimizers. Run it on an idle machine.
@@ -97,6 +97,24 @@ def delays(rounds: int) -> None:
         print(f"  {statistics.median(shares):.3f}  (aim {aim})  {text}", flush=True)
 
 
+def replicas(rounds: int) -> None:
+    """Print what more workers for a slow stage, and for the only one, are worth."""
+    slow = contenders.settings("uneven", "small_data", 16, 60, samples=16, seconds=0.05)
+    slow |= {"loss.name": f"{contenders.NETWORKS}:nothing", "loss.projector": "i"}
+    for values, stages, more, text in (
+        (slow, 2, [1, 2], "stages of 50 and 100 ms: a second worker for the slow one"),
+        (MODELS["transformer"], 1, [2], "transformer, 1 stage: a second worker"),
+        (MODELS["cnn"], 1, [2], "cnn, 1 stage, large projectors: a second worker"),
+    ):
+        found: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds):
+            for shared, seconds in found.items():
+                chosen = {"pipeline.replicas": more} if shared else {}
+                seconds.append(contenders.product(values | chosen, stages))
+        ratio = statistics.median(found[False]) / statistics.median(found[True])
+        print(f"  {ratio:.3f}  (ideal 2.0)  {text}", flush=True)
+
+
 def start(rounds: int) -> None:
     """Print the seconds from the launch to the first finished step, without the imports of torch."""
     for _ in range(rounds):
@@ -119,7 +137,7 @@ def main() -> None:
     """Run what ``--only`` names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="cnn,transformer,delays,start")
+    parser.add_argument("--only", default="cnn,transformer,delays,replicas,start")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}")
@@ -129,10 +147,12 @@ def main() -> None:
             compare(name, arguments.rounds)
         elif name == "delays":
             delays(arguments.rounds)
+        elif name == "replicas":
+            replicas(arguments.rounds)
         elif name == "start":
             start(arguments.rounds)
         else:
-            parser.error(f"--only {name}: use {', '.join(MODELS)}, delays, start")
+            parser.error(f"--only {name}: use {', '.join(MODELS)}, delays, replicas, start")
 
 
 if __name__ == "__main__":

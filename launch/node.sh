@@ -6,13 +6,13 @@ usage() {
     cat <<'TEXT'
 usage: launch/node.sh [OPTION...] CONFIG.toml [WORKER ARGUMENT...]
 
-Starts this host's stages with torchrun. Rank r is stage r; the process of rank 0 starts the coordinator.
-The number of hosts times --per-host must be pipeline.stages. CONFIG.toml must be the same on all hosts.
+Starts this host's workers with torchrun. Rank r is stage r; the process of rank 0 starts the coordinator.
+The number of hosts times --per-host must be pipeline.stages (times pipeline.replicas). CONFIG.toml must be the same on all hosts.
 
 options:
   --nodes N            hosts in the run (1)
   --node-rank R        which of them this is, from 0 (0)
-  --per-host K         stages on each host (1)
+  --per-host K         workers on each host (1)
   --master HOST        first host, reachable by all (127.0.0.1)
   --port P             port of torch's rendezvous on the first host (29500)
   --control-port P     port of the coordinator on the first host (4711)

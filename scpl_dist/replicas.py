@@ -32,6 +32,8 @@ __all__ = ["Replicas"]
 
 # The control plane ends a wait, by ending the process; a slow replica is no error.
 _FOREVER = timedelta(days=365)
+_LARGE = 1 << 16
+"""Numbers in a gradient above which a message of its own costs less than a copy."""
 
 
 class Replicas:
@@ -115,15 +117,18 @@ class Replicas:
         has = torch.tensor(
             [float(parameter.grad is not None) for parameter in trained], device=trained[0].device
         )
-        flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        everything = torch.cat([has, *[gradient.reshape(-1) for gradient in flat]])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        # Large ones travel as they are, small ones together in one message.
+        large = [one for one in gradients if one.numel() >= _LARGE and one.is_contiguous()]
+        small = [one for one in gradients if one.numel() < _LARGE or not one.is_contiguous()]
+        together = torch.cat([has, *[one.reshape(-1) for one in small]])
         with self._waiting():
-            self._add_up(everything)
-        some, *summed = torch.split(everything, [len(trained), *[parameter.numel() for parameter in trained]])
-        for parameter, gradient, exists in zip(trained, summed, some.tolist(), strict=True):
-            if exists:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad.copy_(gradient.view_as(parameter))
+            self._add_up(together, *large)
+        exists, *parts = torch.split(together, [len(trained), *[one.numel() for one in small]])
+        for one, part in zip(small, parts, strict=True):
+            one.copy_(part.view_as(one))
+        for parameter, gradient, somewhere in zip(trained, gradients, exists.tolist(), strict=True):
+            parameter.grad = gradient if somewhere else None
 
     def share_statistics(self, module: nn.Module) -> None:
         """Let every BatchNorm of a module take the statistics of all replicas' samples."""
@@ -164,12 +169,15 @@ class Replicas:
         own: Tensor = torch.split(gradient, counts)[self._seat.replica]
         return own
 
-    def _add_up(self, tensor: Tensor) -> None:
-        travelling = tensor.cpu() if self._by_cpu else tensor
+    def _add_up(self, *tensors: Tensor) -> None:
+        travelling = [tensor.cpu() if self._by_cpu else tensor for tensor in tensors]
         with self._peers():
-            dist.all_reduce(travelling, group=self._group)
-        if travelling is not tensor:
-            tensor.copy_(travelling)
+            works = [dist.all_reduce(tensor, group=self._group, async_op=True) for tensor in travelling]
+            for work in works:
+                work.wait()
+        for tensor, arrived in zip(tensors, travelling, strict=True):
+            if arrived is not tensor:
+                tensor.copy_(arrived)
 
     @contextmanager
     def _peers(self) -> Iterator[None]:
