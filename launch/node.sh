@@ -17,6 +17,7 @@ options:
   --port P             port of torch's rendezvous on the first host (29500)
   --control-port P     port of the coordinator on the first host (4711)
   --interface NAME     network interface of the data plane (the one that leads to the first host)
+  --join-timeout S     seconds that torchrun waits for all hosts (600)
   --shutdown-timeout S seconds for the last checkpoint after SIGTERM, then SIGKILL (60)
   --watch-stdin        stop as by SIGTERM when standard input closes; hosts.sh uses it over ssh
   --dry-run            print the command, start nothing
@@ -38,7 +39,7 @@ fail() {
     exit 2
 }
 
-nodes=1 node_rank=0 per_host=1 master=127.0.0.1 port=29500 control_port=4711 interface='' shutdown_timeout=60
+nodes=1 node_rank=0 per_host=1 master=127.0.0.1 port=29500 control_port=4711 interface='' join_timeout=600 shutdown_timeout=60
 watch_stdin=false dry_run=false
 while [[ $# -gt 0 ]]; do
     case "$1" in
@@ -49,7 +50,7 @@ while [[ $# -gt 0 ]]; do
     --watch-stdin) watch_stdin=true ;;
     --dry-run) dry_run=true ;;
     --nodes | --node-rank | --per-host | --master | --port | --control-port | --interface | \
-        --shutdown-timeout)
+        --join-timeout | --shutdown-timeout)
         [[ $# -gt 1 ]] || fail "$1 needs a value"
         name=${1#--}
         printf -v "${name//-/_}" '%s' "$2"
@@ -67,7 +68,7 @@ done
 [[ $# -gt 0 ]] || fail "give the configuration file, see --help"
 config=$1
 shift
-for name in nodes node_rank per_host port control_port shutdown_timeout; do
+for name in nodes node_rank per_host port control_port join_timeout shutdown_timeout; do
     [[ ${!name} =~ ^[0-9]+$ ]] || fail "--${name//_/-} = '${!name}' is no whole number"
 done
 ((nodes > 0 && per_host > 0)) || fail "--nodes and --per-host must be at least 1"
@@ -87,6 +88,7 @@ environment=(GLOO_SOCKET_IFNAME="$interface" TP_SOCKET_IFNAME="$interface" NCCL_
 command=("${PYTHON:-python3}" -m torch.distributed.run
     --nnodes "$nodes" --node-rank "$node_rank" --nproc-per-node "$per_host"
     --master-addr "$master" --master-port "$port" --shutdown-timeout "$shutdown_timeout"
+    --rdzv-conf "timeout=$join_timeout"
     -m scpl_dist worker "$config" -o "control.host=$master" -o "control.port=$control_port" "$@")
 if $dry_run; then
     printf '%q ' env "${environment[@]}" "${command[@]}"

@@ -114,14 +114,22 @@ def test_one_host_is_torchrun_over_loopback(config: Path) -> None:
 
 def test_node_passes_every_option_on(config: Path) -> None:
     options = ["--nodes", "3", "--node-rank", "2", "--per-host", "4", "--master", "192.0.2.1"]
-    options += ["--port", "1111", "--control-port", "2222"]
+    options += ["--port", "1111", "--control-port", "2222", "--join-timeout", "8"]
     done = run(
         LAUNCH / "node.sh", *options, "--interface", "lo", "--shutdown-timeout", 9, "--dry-run", config
     )
     assert done.returncode == 0, done.stderr
     parsed = torchrun_arguments(done.stdout)
-    names = ("nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port", "shutdown_timeout")
-    assert [parsed[name] for name in names] == ["3", 2, "4", "192.0.2.1", 1111, 9]
+    names = (
+        "nnodes",
+        "node_rank",
+        "nproc_per_node",
+        "master_addr",
+        "master_port",
+        "shutdown_timeout",
+        "rdzv_conf",
+    )
+    assert [parsed[name] for name in names] == ["3", 2, "4", "192.0.2.1", 1111, 9, "timeout=8"]
     assert "control.host=192.0.2.1" in str(parsed["training_script_args"])
     assert "control.port=2222" in str(parsed["training_script_args"])
 
