@@ -6,7 +6,8 @@ usage() {
     cat <<'TEXT'
 usage: launch/one_host.sh STAGES [NODE OPTION...] CONFIG.toml [WORKER ARGUMENT...]
 
-Starts STAGES stages on this host with torchrun, over the loopback interface. STAGES must be pipeline.stages (times pipeline.replicas).
+Starts STAGES workers on this host with torchrun, over the loopback interface. STAGES must be pipeline.stages
+(times pipeline.replicas).
 Node options are those of launch/node.sh, for example --port, --dry-run. To choose another interface than
 loopback, for example to measure it: --master ADDRESS, or --interface NAME as launch/interface.sh prints it.
 
