@@ -7,8 +7,8 @@ usage() {
 usage: launch/node.sh [OPTION...] CONFIG.toml [WORKER ARGUMENT...]
 
 Starts this host's workers with torchrun. Rank r is stage r; the process of rank 0 starts the coordinator.
-The number of hosts times --per-host must be pipeline.stages (times pipeline.replicas). CONFIG.toml must be the
-same on all hosts.
+The number of hosts times --per-host must be pipeline.stages (times pipeline.replicas). CONFIG.toml must be
+the same on all hosts.
 
 options:
   --nodes N            hosts in the run (1)
