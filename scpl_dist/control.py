@@ -206,7 +206,7 @@ class Channel:
         self._on_lost = on_lost
         self._timeout_s = timeout_s
         self._keys = keys
-        self._outbox = deque([encode(first)])
+        self._outbox = deque[Message | Mapping[str, Any] | bytes]([first])
         self._closing = False
         self._flush_s = 0.0
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
@@ -218,16 +218,19 @@ class Channel:
     def send(self, message: Message | Mapping[str, Any]) -> None:
         """Queue a message from any thread; returns at once. "stage" and "replica" may be left out.
 
-        Raises:
-            ProtocolError: the message does not have the shape of its type.
+        It is checked and encoded by the control thread, so that the training thread can go on; what is queued must not
+        be changed. A message that does not have the shape of its type ends that thread, and the worker with it.
         """
+        self._outbox.append(message)
+        self._wake()
+
+    def _encoded(self, message: Message | Mapping[str, Any]) -> bytes:
         if not isinstance(message, Message):
             message = {**self._who, **message}
             for key in ("traceback", "message"):  # the end of a long text has the cause
                 if len(str(message.get(key, ""))) > MAX_TEXT // 8:
                     message[key] = "... " + message[key][-MAX_TEXT // 8 :]
-        self._outbox.append(encode(message))
-        self._wake()
+        return encode(message)
 
     def close(self, flush_s: float = 2.0) -> bool:
         """Send what is queued, for at most `flush_s` seconds, and end the thread.
@@ -306,7 +309,10 @@ class Channel:
         # Again: 1000 messages wait already, so the coordinator is slow or gone; the rest is sent later, in order.
         with suppress(zmq.Again):
             while self._outbox:
-                socket.send(self._outbox[0], zmq.NOBLOCK)
+                message = self._outbox[0]
+                if not isinstance(message, bytes):
+                    message = self._outbox[0] = self._encoded(message)
+                socket.send(message, zmq.NOBLOCK)
                 self._outbox.popleft()
 
 
