@@ -14,7 +14,7 @@ from typing import Any
 from scpl_dist.agenda import Agenda
 from scpl_dist.config import Config
 from scpl_dist.events import Commit, Discard, Failure
-from scpl_dist.messages import Done, File, Written
+from scpl_dist.messages import Done, Written
 from scpl_dist.roster import Member, blame
 
 __all__ = ["Cuts"]
@@ -58,24 +58,18 @@ class Cuts:
         return bool(self._cuts or self._publishing)
 
     def copied(self, message: Done, now: float) -> None:
-        """A stage has copied its state; its message has the files if they are on disk already."""
+        """A stage has copied its state."""
         self._cuts.setdefault(message.sequence, _Cut()).begun[message.stage] = now
-        if message.files is not None:
-            self._add(message.sequence, message.stage, message.files, message.seconds or 0.0)
 
     def written(self, message: Written) -> bool:
         """A stage's part is on disk; False if no such part is awaited."""
         cut = self._cuts.get(message.sequence)
         if cut is None or message.stage not in cut.begun or message.stage in cut.files:
             return False
-        self._add(message.sequence, message.stage, message.files, message.seconds)
+        cut.files[message.stage] = [file.model_dump() | {"stage": message.stage} for file in message.files]
+        cut.seconds = max(cut.seconds, message.seconds)
+        self._writers.add(message.stage)
         return True
-
-    def _add(self, sequence: int, stage: int, files: list[File], seconds: float) -> None:
-        cut = self._cuts[sequence]
-        cut.files[stage] = [file.model_dump() | {"stage": stage} for file in files]
-        cut.seconds = max(cut.seconds, seconds)
-        self._writers.add(stage)
 
     def complete(self, sequence: int, commit: Commit) -> None:
         """All stages have copied their state, so this describes the cut."""

@@ -171,8 +171,6 @@ class Done(Report):
     samples: Count = 0
     correct: Count | None = None
     total: Count | None = None
-    files: list[File] | None = None
-    seconds: Duration | None = None
     split: Name | None = None
     stats: Stats = Stats()
 

@@ -37,6 +37,7 @@ from scpl_dist.messages import (
     Described,
     Done,
     Failed,
+    File,
     Heartbeat,
     Hello,
     Left,
@@ -45,6 +46,7 @@ from scpl_dist.messages import (
     Stats,
     StopRequested,
     Work,
+    Written,
 )
 
 M = TypeVar("M", bound=Message)
@@ -131,10 +133,13 @@ class Run:
             fields |= {"split": item["split"], "correct": (end - begin) // 2, "total": end - begin}
         elif item["kind"] == "evaluate":
             fields |= {"split": item["split"]}
-        elif item["kind"] == "checkpoint":
-            fields |= {"files": []}
         stats = Stats(busy=self.busy[stage], begun=item["sequence"])
-        return self.tell(stage, Done(**fields | {"stats": stats} | changes))
+        found = self.tell(stage, Done(**fields | {"stats": stats} | changes))
+        if item["kind"] == "checkpoint":
+            part = File(name=f"block-{stage:03d}.pt", bytes=3, sha256="0" * 64)
+            written = Written(stage=stage, sequence=item["sequence"], files=[part], seconds=1.0 + stage)
+            found += self.tell(stage, written)
+        return found
 
     def play(self, until: Callable[[dict[str, Any]], bool] = lambda item: False) -> Run:
         """Let all stages finish item after item, 1 s each, up to and with the first for which `until` holds."""
@@ -349,13 +354,12 @@ def test_every_loss_is_recorded_once_with_its_terms() -> None:
 
 def test_a_checkpoint_is_committed_when_the_last_stage_has_written_its_part() -> None:
     run = Run(small(checkpoint__every_steps=1)).start()
-    part = {"name": "block-000.pt", "bytes": 3, "sha256": "0" * 64}
     for stage in (2, 0):
         run.done(stage)
-        run.done(stage, files=[part | {"name": f"block-{stage:03d}.pt"}], seconds=1.0 + stage)
+        run.done(stage)
     run.done(1)
     assert not run.only(Commit)
-    run.done(1, files=[part | {"name": "block-001.pt"}], seconds=0.5)
+    run.done(1)
     (commit,) = run.only(Commit)
     assert (commit.step, commit.epoch, commit.seconds, commit.best) == (1, 0, 3.0, False)
     assert [(file["stage"], file["name"]) for file in commit.files] == [

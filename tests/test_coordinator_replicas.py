@@ -24,6 +24,7 @@ from scpl_dist.messages import (
     Start,
     Stats,
     Work,
+    Written,
 )
 from scpl_dist.metrics import RunCollector
 from tests.test_coordinator import SIZES, small
@@ -90,10 +91,10 @@ class Run:
         elif item["kind"] == "evaluate" and seat[0] == 2:
             begin, end = item["micro_batches"][0]
             fields |= {"split": item["split"], "correct": 1 + seat[1], "total": (end - begin) // 2}
-        elif item["kind"] == "checkpoint" and seat[1] == 0:
-            fields |= {"files": []}
         stats = Stats(busy=2.0, bytes_sent=10, queue=seat[1], peak_memory=5 + seat[1], begun=item["sequence"])
         self.tell(seat, Done(**fields | {"stats": stats}))
+        if item["kind"] == "checkpoint" and seat[1] == 0:
+            self.tell(seat, Written(stage=seat[0], sequence=item["sequence"], files=[], seconds=1.0))
 
     def play(self, epochs: int = 3) -> Run:
         while (

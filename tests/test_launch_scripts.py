@@ -153,37 +153,38 @@ def test_node_refuses_what_cannot_work_and_says_why(arguments: list[str], messag
     assert message in done.stderr
 
 
-def test_node_stops_its_child_when_standard_input_closes(config: Path, interpreter: Path) -> None:
-    process = subprocess.Popen(
+@pytest.fixture
+def watched(config: Path, interpreter: Path) -> Iterator[subprocess.Popen[str]]:
+    """node.sh that watches its standard input, and its child, which has started."""
+    with subprocess.Popen(
         [LAUNCH / "node.sh", "--watch-stdin", str(config)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHON": str(interpreter), "FAILING_RANK": "-"},
-    )
-    with process:
-        assert process.stdin is not None
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("started -m torch.distributed.run")
-        process.stdin.close()
-        assert process.stdout.readline().startswith("stopped lo")
-        assert process.wait(30) == 5
+        yield process
 
 
-def test_node_passes_a_signal_on_and_returns_the_code_of_its_child(config: Path, interpreter: Path) -> None:
-    process = subprocess.Popen(
-        [LAUNCH / "node.sh", "--watch-stdin", str(config)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHON": str(interpreter), "FAILING_RANK": "-"},
-    )
-    with process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        assert process.stdout.readline().startswith("stopped")
-        assert process.wait(30) == 5
+def stopped(process: subprocess.Popen[str]) -> str:
+    """What the child says at its end; node.sh returns the child's code."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert process.wait(30) == 5
+    return line
+
+
+def test_node_stops_its_child_when_standard_input_closes(watched: subprocess.Popen[str]) -> None:
+    assert watched.stdin is not None
+    watched.stdin.close()
+    assert stopped(watched).startswith("stopped lo")
+
+
+def test_node_passes_a_signal_on_and_returns_the_code_of_its_child(watched: subprocess.Popen[str]) -> None:
+    watched.send_signal(signal.SIGTERM)
+    assert stopped(watched).startswith("stopped")
 
 
 def test_hosts_dry_run_starts_one_node_on_each_host(config: Path, tmp_path: Path) -> None:

@@ -178,8 +178,10 @@ def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, 
                 name = f"block-{worker.stage:03d}.pt"
                 (folder / name).write_bytes(b"12345")
                 digest = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
-                fields |= {"files": [{"name": name, "bytes": 5, "sha256": digest}], "seconds": 0.5}
+                part = {"name": name, "bytes": 5, "sha256": digest}
             worker.say("done", epoch=item.get("epoch", 0), **fields)
+            if item["kind"] == "checkpoint":
+                worker.say("written", sequence=item["sequence"], files=[part], seconds=0.5)
 
 
 def finish(coordinator: Coordinator, workers: list[Worker]) -> None:

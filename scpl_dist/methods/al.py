@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from scpl_dist.config import Association
 from scpl_dist.heads import feature
-from scpl_dist.methods.base import LocalMethod
+from scpl_dist.methods.base import LocalMethod, forward
 from scpl_dist.methods.unit import Carry, Unit
 from scpl_dist.schedule import Action, Kind, Place
 
@@ -120,13 +120,10 @@ class AssociatedLearning(LocalMethod):
     def evaluate(self, place: Place, micro_batches: int) -> Iterator[Action]:
         """Forward through all stages and back through their decoders; the first stage counts."""
         for m in range(micro_batches):
-            yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
-            for block in place.blocks:
-                yield Action(Kind.FORWARD, block, m)
+            yield from forward(place, m)
             if place.last:
                 yield Action(Kind.PREDICT, place.blocks[-1], m)
             else:
-                yield Action(Kind.SEND_F, micro_batch=m)
                 yield Action(Kind.RECV_B, micro_batch=m)
             for block in reversed(place.blocks):
                 yield Action(Kind.DECODE, block, m)

@@ -12,7 +12,7 @@ from scpl_dist.config import Config
 from scpl_dist.methods.unit import Carry, Unit
 from scpl_dist.schedule import Action, Kind, Place
 
-__all__ = ["LocalMethod", "Method"]
+__all__ = ["LocalMethod", "Method", "forward"]
 
 
 class Method(ABC):
@@ -66,14 +66,10 @@ class Method(ABC):
     def evaluate(self, place: Place, micro_batches: int) -> Iterator[Action]:
         """Actions of one stage for one batch of an evaluation: forward only, prediction at the last block."""
         for m in range(micro_batches):
-            yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
-            for block in place.blocks:
-                yield Action(Kind.FORWARD, block, m)
+            yield from forward(place, m)
             if place.last:
                 yield Action(Kind.PREDICT, place.blocks[-1], m)
                 yield Action(Kind.COUNT, micro_batch=m)
-            else:
-                yield Action(Kind.SEND_F, micro_batch=m)
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         """What the first unit is given for a batch."""
@@ -91,6 +87,15 @@ class Method(ABC):
             units[block].predict(carry) if block == self.num_blocks - 1 else units[block].local_scores(carry)
         )
         return None if scores is None else scores.softmax(1)
+
+
+def forward(place: Place, m: int) -> Iterator[Action]:
+    """Micro-batch `m` through the blocks of a stage."""
+    yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
+    for block in place.blocks:
+        yield Action(Kind.FORWARD, block, m)
+    if not place.last:
+        yield Action(Kind.SEND_F, micro_batch=m)
 
 
 class LocalMethod(Method):

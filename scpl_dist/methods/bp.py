@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl_dist.heads import Predictor, feature
-from scpl_dist.methods.base import Method
+from scpl_dist.methods.base import Method, forward
 from scpl_dist.methods.unit import Carry, Unit
 from scpl_dist.schedule import Action, Kind, Place
 
@@ -59,15 +59,6 @@ class BackPropagation(Method):
             yield from forward(place, m)
             yield from backward(place, m)
         yield from update(place)
-
-
-def forward(place: Place, m: int) -> Iterator[Action]:
-    """Micro-batch `m` through the blocks of a stage."""
-    yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
-    for block in place.blocks:
-        yield Action(Kind.FORWARD, block, m)
-    if not place.last:
-        yield Action(Kind.SEND_F, micro_batch=m)
 
 
 def backward(place: Place, m: int, recompute: bool = False) -> Iterator[Action]:

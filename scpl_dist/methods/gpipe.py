@@ -20,8 +20,9 @@ from typing import Any
 from torch import nn
 
 from scpl_dist.config import Config
+from scpl_dist.methods.base import forward
 from scpl_dist.methods.batchnorm import commit, deferred
-from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, forward, update
+from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, update
 from scpl_dist.methods.unit import Unit
 from scpl_dist.schedule import Action, Place
 
