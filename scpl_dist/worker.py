@@ -65,6 +65,10 @@ class SetupError(Exception):
     """This host is not what the run needs: its interface or its run folder."""
 
 
+class Refused(Aborted):
+    """The coordinator does not take this worker."""
+
+
 class Worker:
     """One worker's process.
 
@@ -139,7 +143,8 @@ class Worker:
         except Aborted as error:
             self.reason = f"{self.name}: {error}"
             print(self.reason, file=sys.stderr)
-            code = 1
+            code = 2 if isinstance(error, Refused) else 1
+            channel.close(0)  # whatever is queued, nobody waits for it any more
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
             report = self._failure(error)
@@ -293,10 +298,12 @@ class Worker:
         match message["type"]:
             case "work" if self._loader is not None:
                 self._loader.put(message["items"])
-            case "abort" | "refuse":
-                if message["type"] == "abort" and message["stacks"] and self._stacks is not None:
+            case "abort":
+                if message["stacks"] and self._stacks is not None:
                     self._stacks.write(message["reason"])
                 self._abort(message["reason"])
+            case "refuse":
+                self._abort(message["reason"], Refused)
             case "start" | "go" | "close":
                 self._messages.put(message)
             case _:
@@ -342,9 +349,9 @@ class Worker:
         cause = {"cause": "disk"} if isinstance(error, OSError) else {}
         self._channel.send(self._failure(error) | place | cause)
 
-    def _abort(self, reason: str) -> None:
+    def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
-        self._ended = Aborted(reason)
+        self._ended = kind(reason)
         self._messages.put(self._ended)
         for part in (self._transport, self._loader, self._writer):
             if part is not None:
