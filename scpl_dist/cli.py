@@ -157,6 +157,29 @@ def report(
 
 
 @app.command()
+def plan(config: ConfigFile = None, override: Overrides = None) -> None:
+    """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
+    from scpl_dist import data, launch, planning
+
+    assembly = launch.preflight(configuration.load(config, override or []))
+    print(planning.plan(assembly, data.resolve(assembly.config)).text())
+
+
+@app.command()
+def top(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_DIR|ADDRESS", help="Run folder, or address of its metrics.")
+    ],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Draw the table once.")] = False,
+) -> None:
+    """Watch a run that goes on elsewhere, from its metrics."""
+    from scpl_dist.top import follow
+
+    raise typer.Exit(follow(target, every, once))
+
+
+@app.command()
 def worker(
     config: ConfigFileArgument,
     override: Overrides = None,

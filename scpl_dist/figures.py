@@ -111,7 +111,8 @@ def _times(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
     totals = [
         stage["busy_seconds"] + stage["waiting_seconds"] + stage["blocked_seconds"] or 1.0 for stage in stages
     ]
-    names = [f"stage {stage['stage']}" for stage in stages]
+    replicated = any(stage.get("replica") for stage in stages)
+    names = [f"stage {stage['stage']}" + (f".{stage['replica']}" if replicated else "") for stage in stages]
     for name, colour in (("busy", COLOURS[2]), ("waiting", COLOURS[5]), ("blocked", COLOURS[1])):
         shares = [100 * stage[f"{name}_seconds"] / total for stage, total in zip(stages, totals, strict=True)]
         bars = axes.barh(names, shares, left=left, color=colour, label=name)

@@ -199,6 +199,7 @@ class Tally:
                     "busy_seconds": member.stats.busy,
                     "waiting_seconds": member.stats.waiting,
                     "blocked_seconds": member.stats.blocked,
+                    "phase_seconds": member.stats.phases,
                     "bytes_sent": member.stats.bytes_sent,
                     "bytes_received": member.stats.bytes_received,
                     "peak_memory_bytes": member.stats.peak_memory,
