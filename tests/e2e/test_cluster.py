@@ -133,6 +133,34 @@ def test_a_link_that_goes_down_ends_all_hosts_and_names_the_stage(two: list[Host
     assert (ended["code"], ended["stage"], ended["host"]) == (1, 1, "host-b")
 
 
+def test_replicas_on_hosts_of_their_own_share_a_stage_until_one_is_cut_off(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    values = {"run.epochs": 1, "data.batch_size": 128}
+    with cluster(3) as hosts:
+        config = write(
+            tmp_path / "config.toml",
+            run__epochs=10000,
+            data__batch_size=128,
+            pipeline__stages=2,
+            pipeline__replicas=[1, 2],
+        )
+        processes = [host.torchrun(3, k, config, "--run-dir", run) for k, host in enumerate(hosts)]
+        until_nothing(
+            lambda: not any(row["event"] == "train" and row["step"] > 2 for row in rows(run)) and "no step"
+        )
+        hosts[2].unplug()
+        here = outcome(processes[0])
+        for process in processes[1:]:
+            outcome(process)
+    assert "stage 1 replica 1" in here
+    ended = json.loads((run / "exit.json").read_text())
+    assert (ended["code"], ended["stage"], ended["replica"], ended["host"]) == (1, 1, 1, "host-c")
+    losses = {(row["step"], row["block"]): row["terms"] for row in rows(run) if row["event"] == "train"}
+    expected = reference.train(load(values=values)).losses
+    for block in range(4):
+        assert losses[0, block] == pytest.approx(expected[0, block], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("interface", "message"),
     [
