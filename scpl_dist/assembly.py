@@ -135,7 +135,8 @@ def _places(config: Config, parameters: list[int]) -> list[Place]:
     else:
         costs = {"uniform": [1.0] * blocks, "parameters": [float(count) for count in parameters]}
         counts = partition.balanced(costs[rule], stages)
-    return [Place(stage, stages, held) for stage, held in enumerate(partition.split(counts))]
+    replicas = config.layout.replicas
+    return [Place(stage, stages, held, replicas[stage]) for stage, held in enumerate(partition.split(counts))]
 
 
 def describe(example: Any) -> Any:

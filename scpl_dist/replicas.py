@@ -13,7 +13,7 @@ replicas. BatchNorm normalises by the statistics of all replicas' samples (`scpl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -28,7 +28,7 @@ from scpl_dist.meter import Meter
 from scpl_dist.methods.batchnorm import shared
 from scpl_dist.transport import PeerLost
 
-__all__ = ["Replicas"]
+__all__ = ["Replicas", "Sum"]
 
 # The control plane ends a wait, by ending the process; a slow replica is no error.
 _FOREVER = timedelta(days=365)
@@ -109,26 +109,9 @@ class Replicas:
             )
         return found
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of all replicas. One that no replica has stays away."""
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if not trained:
-            return
-        has = torch.tensor(
-            [float(parameter.grad is not None) for parameter in trained], device=trained[0].device
-        )
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        # Large ones travel as they are, small ones together in one message.
-        large = [one for one in gradients if one.numel() >= _LARGE and one.is_contiguous()]
-        small = [one for one in gradients if one.numel() < _LARGE or not one.is_contiguous()]
-        together = torch.cat([has, *[one.reshape(-1) for one in small]])
-        with self._waiting():
-            self._add_up(together, *large)
-        exists, *parts = torch.split(together, [len(trained), *[one.numel() for one in small]])
-        for one, part in zip(small, parts, strict=True):
-            one.copy_(part.view_as(one))
-        for parameter, gradient, somewhere in zip(trained, gradients, exists.tolist(), strict=True):
-            parameter.grad = gradient if somewhere else None
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> Sum:
+        """Begin to add up the gradients of all replicas; they must not be touched until the sum is finished."""
+        return Sum(self, [parameter for parameter in parameters if parameter.requires_grad])
 
     def share_statistics(self, module: nn.Module) -> None:
         """Let every BatchNorm of a module take the statistics of all replicas' samples."""
@@ -165,19 +148,25 @@ class Replicas:
         """The own rows of a gradient, after it was added up over the replicas if it is `summed`."""
         if summed:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
-            self._add_up(gradient)
+            self.add_up(gradient)()
         own: Tensor = torch.split(gradient, counts)[self._seat.replica]
         return own
 
-    def _add_up(self, *tensors: Tensor) -> None:
+    def add_up(self, *tensors: Tensor) -> Callable[[], None]:
+        """Begin to add up tensors over the replicas, in place; what is returned waits for the sums."""
         travelling = [tensor.cpu() if self._by_cpu else tensor for tensor in tensors]
         with self._peers():
             works = [dist.all_reduce(tensor, group=self._group, async_op=True) for tensor in travelling]
-            for work in works:
-                work.wait()
-        for tensor, arrived in zip(tensors, travelling, strict=True):
-            if arrived is not tensor:
-                tensor.copy_(arrived)
+
+        def wait() -> None:
+            with self._peers():
+                for work in works:
+                    work.wait()
+            for tensor, arrived in zip(tensors, travelling, strict=True):
+                if arrived is not tensor:
+                    tensor.copy_(arrived)
+
+        return wait
 
     @contextmanager
     def _peers(self) -> Iterator[None]:
@@ -186,6 +175,41 @@ class Replicas:
         except RuntimeError as error:
             lines = str(error).strip().splitlines()
             raise PeerLost(self._other, lines[0] if lines else type(error).__name__) from error
+
+
+class Sum:
+    """The gradients of some parameters on their way to the sum over all replicas.
+
+    One that no replica has stays away. Large ones travel as they are, small ones together in one message.
+    """
+
+    def __init__(self, replicas: Replicas, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        large = [one for one in self._gradients if one.numel() >= _LARGE and one.is_contiguous()]
+        self._small = [one for one in self._gradients if one.numel() < _LARGE or not one.is_contiguous()]
+        has = [float(parameter.grad is not None) for parameter in parameters]
+        first = torch.tensor(has, device=parameters[0].device if parameters else None)
+        self._together = torch.cat([first, *[one.reshape(-1) for one in self._small]])
+        self._wait = replicas.add_up(self._together, *large) if parameters else None
+
+    def finish(self) -> None:
+        """Wait for the sums, and make them the parameters' gradients.
+
+        Raises:
+            PeerLost: a replica is gone.
+        """
+        if self._wait is None:
+            return
+        self._wait()
+        sizes = [len(self._parameters), *[one.numel() for one in self._small]]
+        exists, *parts = torch.split(self._together, sizes)
+        for one, part in zip(self._small, parts, strict=True):
+            one.copy_(part.view_as(one))
+        for parameter, gradient, somewhere in zip(
+            self._parameters, self._gradients, exists.tolist(), strict=True
+        ):
+            parameter.grad = gradient if somewhere else None
 
 
 class _Gather(torch.autograd.Function):

@@ -13,6 +13,7 @@ they can be printed, compared with golden pictures, and checked for missing mess
     Bb.m        backward: from the loss of block b, or from the gradient of its output
     SEND_B.m    pass back what the stage behind waits for: the gradient of the stage's input, or an answer
     RECV_B.m    take the same from the stage behind
+    SUMb        begin to add up the gradients of block b over the stage's replicas; STEPb waits for the sum
     STEPb       update block b and its heads
     PREDb.m     answer of block b: class scores, or a code of them
     DECb.m      carry an answer back over block b
@@ -42,6 +43,7 @@ class Kind(StrEnum):
     BACKWARD = "B"
     SEND_B = "SEND_B"
     RECV_B = "RECV_B"
+    SUM = "SUM"
     STEP = "STEP"
     PREDICT = "PRED"
     DECODE = "DEC"
@@ -81,11 +83,12 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stage stands: its number, the number of stages, and its consecutive blocks."""
+    """Where a stage stands: its number, the number of stages, its consecutive blocks, and its workers."""
 
     stage: int
     stages: int
     blocks: range
+    replicas: int = 1
 
     @property
     def first(self) -> bool:

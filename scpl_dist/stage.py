@@ -28,7 +28,7 @@ from scpl_dist.loader import Batch, Loader
 from scpl_dist.meter import Meter
 from scpl_dist.methods import Method
 from scpl_dist.methods.unit import Carry, Unit, detached, floating, seed_operators
-from scpl_dist.replicas import Replicas
+from scpl_dist.replicas import Replicas, Sum
 from scpl_dist.schedule import Action, Kind, Place
 from scpl_dist.transport import Message
 from scpl_dist.transport.links import Links
@@ -97,6 +97,7 @@ class Stage:
         self.replica = replica
         self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
         self._training: bool | None = None
+        self._sums: dict[int, Sum] = {}
         self._handlers: dict[Kind, Callable[[Work, Action], None]] = {
             Kind.LOAD: self._load,
             Kind.RECV_F: self._receive_forward,
@@ -107,6 +108,7 @@ class Stage:
             Kind.BACKWARD: self._backward,
             Kind.SEND_B: self._send_backward,
             Kind.RECV_B: self._receive_backward,
+            Kind.SUM: self._sum,
             Kind.STEP: self._step,
             Kind.PREDICT: self._predict,
             Kind.DECODE: self._decode,
@@ -347,10 +349,17 @@ class Stage:
         back = self.links.receive(self.place.stage + 1, work.item, action.micro_batch)
         work.flows[action.micro_batch].back = back
 
+    def _sum(self, work: Work, action: Action) -> None:
+        assert action.block is not None
+        assert self.replicas is not None
+        self.meter.enter("send")
+        self._sums[action.block] = self.replicas.sum_gradients(self.units[action.block].parameters())
+
     def _step(self, work: Work, action: Action) -> None:
         assert action.block is not None
-        if self.replicas is not None:
-            self.replicas.sum_gradients(self.units[action.block].parameters())
+        if action.block in self._sums:
+            self.meter.enter("sync")
+            self._sums.pop(action.block).finish()
         self.meter.enter("optimizer")
         for optimizer in self.optimizers[action.block]:
             for group in optimizer.param_groups:

@@ -57,7 +57,7 @@ def step(loss: str, replicas: Replicas | None, begin: int, end: int) -> dict[str
     total = torch.stack(list(one.terms(seen, labels).values())).sum()
     torch.autograd.backward(total)
     if replicas is not None:
-        replicas.sum_gradients(one.parameters())
+        replicas.sum_gradients(one.parameters()).finish()
     gradients = {name: parameter.grad for name, parameter in one.named_parameters()}
     return {"loss": total.detach(), **gradients, **dict(one.named_buffers())}
 
@@ -74,7 +74,7 @@ def norm(replicas: Replicas | None, momentum: float | None, begin: int, end: int
     output = module(2 * x)
     torch.autograd.backward((output * torch.arange(6.0)).square().sum())
     if replicas is not None:
-        replicas.sum_gradients(module.parameters())
+        replicas.sum_gradients(module.parameters()).finish()
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     return {"output": output.detach(), "input": x.grad, **gradients, **dict(module.named_buffers())}
 
@@ -86,7 +86,7 @@ def partly_used(replicas: Replicas, replica: int) -> list[Tensor | None]:
     if replica == 1:
         parameters[1].grad = torch.tensor([5.0, 7.0])
     parameters[3].requires_grad_(False)
-    replicas.sum_gradients(parameters)
+    replicas.sum_gradients(parameters).finish()
     return [parameter.grad for parameter in parameters]
 
 
@@ -110,7 +110,7 @@ def worker(rank: int, port: int, results: Any) -> None:
         os._exit(9)
     try:
         while True:
-            replicas.sum_gradients([nn.Parameter(torch.zeros(2))])
+            replicas.sum_gradients([nn.Parameter(torch.zeros(2))]).finish()
     except PeerLost as error:
         results.put((rank, error.peer))
     results.close()

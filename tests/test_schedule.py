@@ -63,6 +63,27 @@ def test_a_stage_updates_each_block_before_the_next_and_sends_before_its_last_ba
     assert texts(last) == "RECV_F.0 F2.0 LOSS2.0 B2.0 STEP2 F3.0 LOSS3.0 B3.0 STEP3"
 
 
+def test_replicas_add_up_gradients_while_the_next_block_computes() -> None:
+    first = Local().train(Place(0, 2, range(3), replicas=2), 1)
+    assert texts(first) == (
+        "LOAD.0 F0.0 LOSS0.0 B0.0 SUM0 F1.0 LOSS1.0 B1.0 SUM1 STEP0 F2.0 SEND_F.0 LOSS2.0 B2.0 SUM2 STEP1 STEP2"
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("name", ["scpl", "early_exit", "al", "bp", "gpipe"])
+def test_each_update_of_replicas_follows_one_sum_of_complete_gradients(name: str, parts: int) -> None:
+    chosen = method(name, 1 if name in ("scpl", "bp") else parts)
+    parts = chosen.config.pipeline.micro_batches
+    for stage in range(2):
+        actions = list(chosen.train(Place(stage, 2, range(2 * stage, 2 * stage + 2), replicas=3), parts))
+        for block in range(2 * stage, 2 * stage + 2):
+            own = [action.kind for action in actions if action.block == block]
+            assert own[-2:] == [Kind.SUM, Kind.STEP]
+            assert own.count(Kind.SUM) == own.count(Kind.STEP) == 1
+            assert own.count(Kind.BACKWARD) == parts
+
+
 def test_an_evaluation_goes_forward_and_predicts_at_the_last_block() -> None:
     assert texts(Local().evaluate(Place(0, 2, range(2)), 1)) == "LOAD.0 F0.0 F1.0 SEND_F.0"
     assert texts(Local().evaluate(Place(1, 2, range(2, 4)), 1)) == "RECV_F.0 F2.0 F3.0 PRED3.0 COUNT.0"

@@ -107,13 +107,17 @@ class LocalMethod(Method):
 
     A block inside a stage finishes its update before the next one starts, so only one block's activations are alive;
     the last one sends its output first, so that the next stage works while this one goes backward. With several
-    micro-batches the update follows the last one.
+    micro-batches the update follows the last one. Where a stage has replicas, their gradients are added up while the
+    next block computes:
+
+        ... F0 LOSS0 B0 SUM0 F1 LOSS1 B1 SUM1 STEP0 F2 ...
     """
 
     local = True
 
     def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
         """See the class."""
+        summed: list[int] = []
         for m in range(micro_batches):
             yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
             for block in place.blocks:
@@ -122,5 +126,12 @@ class LocalMethod(Method):
                     yield Action(Kind.SEND_F, micro_batch=m)
                 yield Action(Kind.LOSS, block, m)
                 yield Action(Kind.BACKWARD, block, m)
-                if m == micro_batches - 1:
-                    yield Action(Kind.STEP, block)
+                if m < micro_batches - 1:
+                    continue
+                if place.replicas > 1:
+                    yield Action(Kind.SUM, block)
+                    summed.append(block)
+                if place.replicas == 1 or len(summed) > 1:
+                    yield Action(Kind.STEP, summed.pop(0) if summed else block)
+        for block in summed:
+            yield Action(Kind.STEP, block)

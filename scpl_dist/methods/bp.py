@@ -77,5 +77,8 @@ def backward(place: Place, m: int, recompute: bool = False) -> Iterator[Action]:
 
 def update(place: Place) -> Iterator[Action]:
     """All blocks of a stage, after its gradients have left."""
+    if place.replicas > 1:
+        for block in place.blocks:
+            yield Action(Kind.SUM, block)
     for block in place.blocks:
         yield Action(Kind.STEP, block)
