@@ -23,7 +23,15 @@ _TOKEN_BYTES = 16
 
 
 class Unmet(Exception):
-    """Another worker cannot be reached."""
+    """Another worker cannot be reached.
+
+    Attributes:
+        peer: its rank if its process may be gone, as nothing listens at its door any more; None otherwise.
+    """
+
+    def __init__(self, text: str, peer: int | None = None) -> None:
+        super().__init__(text)
+        self.peer = peer
 
 
 class Meeting:
@@ -67,14 +75,15 @@ class Meeting:
         for other, endpoint in enumerate(endpoints):
             if other == rank:
                 continue
-            problem = _ring(endpoint, timeout_s)
+            problem, gone = _ring(endpoint, timeout_s)
             if problem is not None:
                 mine = self.endpoint
                 raise Unmet(
                     f"{endpoint['name']} on {endpoint['host']} ({endpoint['address']}) cannot be reached from "
                     f"{mine['name']} on {mine['host']} ({mine['address']}, interface {self.interface}): {problem}; set "
                     "runtime.interface to the interface that all hosts share, and let the hosts of the run reach "
-                    "each other on all ports"
+                    "each other on all ports",
+                    other if gone else None,
                 )
 
     def close(self) -> None:
@@ -93,17 +102,20 @@ class Meeting:
                 visitor.sendall(self._token.encode())
 
 
-def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> str | None:
-    """What is wrong, or None."""
+def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> tuple[str | None, bool]:
+    """What is wrong, or None; and whether the process may be gone."""
     try:
         with socket.create_connection((endpoint["address"], endpoint["port"]), timeout_s) as connection:
             token = b""
             while len(token) < _TOKEN_BYTES and (part := connection.recv(_TOKEN_BYTES)):
                 token += part
     except TimeoutError:
-        return f"no answer within {timeout_s:g} s"
+        return f"no answer within {timeout_s:g} s", False
     except OSError as error:
-        return str(error.strerror or error).lower()
+        gone = isinstance(error, ConnectionResetError | ConnectionRefusedError)
+        return str(error.strerror or error).lower(), gone
+    if not token:
+        return "the connection was closed", True
     if token.decode(errors="replace") != endpoint["token"]:
-        return "another process answers at this address, so two hosts have the same one there"
-    return None
+        return "another process answers at this address, so two hosts have the same one there", False
+    return None, False

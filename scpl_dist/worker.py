@@ -330,7 +330,7 @@ class Worker:
             "cause": cause,
             "message": text[:2000],
             "traceback": traceback.format_exc()[-8000:],
-            "peer": error.peer if isinstance(error, PeerLost) else None,
+            "peer": error.peer if isinstance(error, PeerLost | Unmet) else None,
             "phase": self.meter.phase,
             "step": self.meter.step,
             "micro_batch": self.meter.micro_batch,
@@ -365,6 +365,8 @@ def _cause(error: Exception) -> tuple[str, str]:
     allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
         return "out_of_memory", f"out of memory, the peak so far was {peak_memory() >> 20} MiB: {text}"
+    if isinstance(error, Unmet) and error.peer is not None:
+        return "peer_lost", str(error)  # the coordinator knows better whether it died
     for kind, cause in ((NonFiniteLoss, "nonfinite"), (Unmet, "network"), (SetupError, "config")):
         if isinstance(error, kind):
             return cause, str(error)
