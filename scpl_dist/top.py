@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -171,7 +170,7 @@ def follow(target: str, every_s: float, once: bool) -> int:
         while True:
             try:
                 new = scrape(url)
-            except (OSError, urllib.error.URLError) as error:
+            except OSError as error:
                 if old is None:
                     console.print(f"nobody answers at {url}: {error}", markup=False, soft_wrap=True)
                     return 1

@@ -117,7 +117,8 @@ class LocalMethod(Method):
 
     def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
         """See the class."""
-        summed: list[int] = []
+        lag = int(place.replicas > 1)  # blocks whose sums are awaited while the next one computes
+        behind: list[int] = []
         for m in range(micro_batches):
             yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
             for block in place.blocks:
@@ -126,12 +127,11 @@ class LocalMethod(Method):
                     yield Action(Kind.SEND_F, micro_batch=m)
                 yield Action(Kind.LOSS, block, m)
                 yield Action(Kind.BACKWARD, block, m)
-                if m < micro_batches - 1:
-                    continue
-                if place.replicas > 1:
-                    yield Action(Kind.SUM, block)
-                    summed.append(block)
-                if place.replicas == 1 or len(summed) > 1:
-                    yield Action(Kind.STEP, summed.pop(0) if summed else block)
-        for block in summed:
+                if m == micro_batches - 1:
+                    if place.replicas > 1:
+                        yield Action(Kind.SUM, block)
+                    behind.append(block)
+                    if len(behind) > lag:
+                        yield Action(Kind.STEP, behind.pop(0))
+        for block in behind:
             yield Action(Kind.STEP, block)
