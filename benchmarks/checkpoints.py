@@ -27,10 +27,12 @@ from typing import Any
 
 import torch
 
-from scpl_dist import checkpoint, config, data
-from scpl_dist.assembly import Assembly
-from scpl_dist.methods.unit import make_optimizers
-from scpl_dist.writer import Writer
+from scpl_dist import data
+from scpl_dist.methods.block import make_optimizers
+from scpl_dist.plan.plan import Plan
+from scpl_dist.run import config
+from scpl_dist.storage.writer import CheckpointWriter
+from scpl_dist.worker.state import state_of
 
 SKIP = 20
 
@@ -53,7 +55,7 @@ def seconds_a_step(folder: Path, every: int, model: str, epochs: int, stages: in
     return (times[last] - times[SKIP]) / (last - SKIP), len(written), size
 
 
-class Timed(Writer):
+class Timed(CheckpointWriter):
     """A writer that notes the processor time of each checkpoint."""
 
     def __init__(self) -> None:
@@ -71,7 +73,7 @@ def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> No
     torch.set_num_threads(1)
     settings = config.load(values={"model.name": model, "pipeline.stages": stages})
     source = data.resolve(settings)
-    plan = Assembly.plan(settings, source.classes, source.example())
+    plan = Plan.plan(settings, source.classes, source.example())
     carry, labels = source.batch("train", 0, torch.arange(settings.data.batch_size))
     for place in plan.places:
         units = plan.units(place.blocks)
@@ -91,7 +93,7 @@ def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> No
         with tempfile.TemporaryDirectory() as folder:
             for number in range(repeats):
                 begin = time.thread_time()
-                state = {index: checkpoint.state_of(unit, optimizers[index]) for index, unit in units.items()}
+                state = {index: state_of(unit, optimizers[index]) for index, unit in units.items()}
                 writer.submit({"sequence": number, "step": number}, Path(folder, str(number)), state)
                 copies.append(time.thread_time() - begin)
                 writer.drain()

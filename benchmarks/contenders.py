@@ -15,12 +15,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import scpl_dist
-from scpl_dist import config as configuration
 from scpl_dist import data
-from scpl_dist.assembly import Assembly
-from scpl_dist.config import Config
-from scpl_dist.heads import Predictor, feature
-from scpl_dist.methods.unit import make_optimizers
+from scpl_dist.methods.block import make_optimizers
+from scpl_dist.methods.heads import Predictor, feature
+from scpl_dist.plan.plan import Plan
+from scpl_dist.run import config as configuration
+from scpl_dist.run.config import Config
 
 NETWORKS = Path(__file__).with_name("networks.py")
 LIMIT_S = 300
@@ -111,10 +111,10 @@ def _batches(config: Config, source: data.DataSource) -> list[Tensor]:
     return list(torch.arange(source.sizes["train"]).split(config.data.batch_size))  # type: ignore[no-untyped-call]
 
 
-def _plan(values: dict[str, Any]) -> tuple[Config, data.DataSource, Assembly]:
+def _plan(values: dict[str, Any]) -> tuple[Config, data.DataSource, Plan]:
     config = configuration.load(values=values)
     source = data.resolve(config)
-    return config, source, Assembly.plan(config, source.classes, source.example())
+    return config, source, Plan.plan(config, source.classes, source.example())
 
 
 def _plain_scpl(values: dict[str, Any], results: Any) -> None:
@@ -141,7 +141,7 @@ def _plain_scpl(values: dict[str, Any], results: Any) -> None:
 class _WithPredictor(nn.Module):
     """A model, or the part of it in a stage; the last part has the predictor."""
 
-    def __init__(self, plan: Assembly, held: range) -> None:
+    def __init__(self, plan: Plan, held: range) -> None:
         super().__init__()
         units = plan.units(held)
         self.blocks = nn.Sequential(*(unit.block for unit in units.values()))

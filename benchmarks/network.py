@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from scpl_dist.config import load
+from scpl_dist.run.config import load
 
 WIDTH = 1024
 BATCH = 512
@@ -101,7 +101,7 @@ def gpipe() -> None:
 
 def measure(rate: int, transport: str, wire_dtype: str) -> Figures:
     """Two hosts with a link of `rate` Mbit/s; transport "gpipe" is torch's own pipeline."""
-    from tests.hosts import cluster, finish, ip
+    from tests.support.hosts import cluster, finish, ip
 
     with cluster(2) as hosts, tempfile.TemporaryDirectory() as folder:
         for host in hosts:

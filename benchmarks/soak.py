@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --kills 50
 
-Victims are the stages, the coordinator (both by `scpl_dist.faults`, at a random phase of a random step) and the
+Victims are the stages, the coordinator (both by `scpl_dist.run.faults`, at a random phase of a random step) and the
 launcher (from outside). The launcher restarts the group by itself; after its own death this script resumes the run.
 Prints what was killed, how long each restart took, and whether all losses and weights are the same to the last bit.
 Exit code 1 if they are not.
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist.faults import Fault, encode, fired
+from scpl_dist.run.faults import Fault, encode, fired
 
 PHASES = (None, "forward", "loss", "backward", "optimizer", "receive", "send", "write", "written", "evaluate")
 STEPS_PER_EPOCH = 5

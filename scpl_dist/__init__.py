@@ -55,19 +55,20 @@ def train(
         ValueError: a setting, the blocks or the data cannot be used; nothing was started.
         RunFailed: the run failed or was stopped.
     """
-    from scpl_dist import config, launch, loading
-    from scpl_dist.run_folder import RunFolder
+    from scpl_dist.launch import local, preflight
+    from scpl_dist.run import config, imports
+    from scpl_dist.storage.run_folder import RunFolder
 
     values: dict[str, Any] = dict(settings or {})
     if blocks is not None:
-        values["model.name"] = blocks if isinstance(blocks, str) else loading.name_of(blocks)
+        values["model.name"] = blocks if isinstance(blocks, str) else imports.name_of(blocks)
     if data is not None:
-        values["data.name"] = data if isinstance(data, str) else loading.name_of(data)
+        values["data.name"] = data if isinstance(data, str) else imports.name_of(data)
     values.setdefault("metrics.port", 0)
     configuration = config.load(values=values)
-    configuration = launch.preflight(configuration).config
+    configuration = preflight.preflight(configuration).config
     folder = RunFolder.create(run_dir, configuration)
-    code = launch.launch(configuration, folder)
+    code = local.launch(configuration, folder)
     if code != 0:
         raise RunFailed(code, folder.read("exit.json") or {})
     return {**(folder.read("result.json") or {}), "run_dir": str(folder.path)}

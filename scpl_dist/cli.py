@@ -14,9 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from scpl_dist import config as configuration
-
-__all__ = ["main"]
+from scpl_dist.run import config as configuration
 
 app = typer.Typer(
     add_completion=False,
@@ -54,24 +52,24 @@ def train(
     ] = False,
 ) -> None:
     """Train on this machine, one process a stage."""
-    from scpl_dist import recovery
-    from scpl_dist.run_folder import RunFolder
+    from scpl_dist.storage.resume import require_same_model
+    from scpl_dist.storage.run_folder import RunFolder
 
     if resume != "never":
         config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
     if resume == "auto" and run_dir is not None:
-        recovery.require_same_model(settings, run_dir)
-    from scpl_dist import launch  # imports torch, so that a mistyped key is answered at once
+        require_same_model(settings, run_dir)
+    from scpl_dist.launch import local, preflight  # torch comes with them: a mistyped key is answered before
 
-    plan = launch.preflight(settings, absent=_without_data if dry_run else None)
+    plan = preflight.preflight(settings, absent=_without_data if dry_run else None)
     settings = plan.config
     if dry_run:
         print(settings.to_toml())
         print(plan.table())
         return
     folder = RunFolder.create(run_dir, settings, resume=resume != "never")
-    _leave(launch.launch(settings, folder, resume))
+    _leave(local.launch(settings, folder, resume))
 
 
 @app.command()
@@ -87,16 +85,16 @@ def evaluate(
 ) -> None:
     """Accuracy of a run's saved weights."""
     if exit_threshold is not None or block is not None:
-        from scpl_dist import exits
+        from scpl_dist.commands import exits
 
         found = exits.evaluate(run_dir, split, checkpoint, threshold=exit_threshold, block=block)
         print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
         print(f"mean depth {found.mean_depth:.2f} of {len(found.left)} blocks")
         print(found.table())
         return
-    from scpl_dist import evaluation
+    from scpl_dist.commands import evaluate
 
-    result = evaluation.evaluate(run_dir, split, checkpoint)
+    result = evaluate.evaluate(run_dir, split, checkpoint)
     print(f"{result['split']} accuracy {result['accuracy']:.4f} ({result['correct']} of {result['total']})")
 
 
@@ -107,9 +105,9 @@ def export(
     checkpoint: CheckpointName = None,
 ) -> None:
     """Write a run's weights as one plain state dict."""
-    from scpl_dist import evaluation
+    from scpl_dist.commands import evaluate
 
-    print(f"{evaluation.export(run_dir, target, checkpoint)} tensors in {target}")
+    print(f"{evaluate.export(run_dir, target, checkpoint)} tensors in {target}")
 
 
 @app.command()
@@ -126,7 +124,7 @@ def compare(
     run_dir: Annotated[Path | None, typer.Option(help="Folder. Default: runs/<time>-compare.")] = None,
 ) -> None:
     """Train with several methods on the same data and stages, and write one table and a picture."""
-    from scpl_dist import comparison
+    from scpl_dist.commands import compare
     from scpl_dist.methods import resolve
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -137,8 +135,8 @@ def compare(
     except ValueError:
         raise ValueError(f"--micro-batches {micro_batches!r}: give numbers such as 2,4,8") from None
     folder = run_dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-compare")
-    found = comparison.compare(names, config, override or [], seeds, parts, folder, _note)
-    _show(found.rows(), comparison.COLUMNS)
+    found = compare.compare(names, config, override or [], seeds, parts, folder, _note)
+    _show(found.rows(), compare.COLUMNS)
     print(f"{found.note}\ntables and picture: {folder}")
     sys.exit(1 if all(entry.failure for entry in found.entries) else 0)
 
@@ -151,18 +149,20 @@ def report(
     ] = None,
 ) -> None:
     """Draw a run: losses, accuracies, and how busy the stages were."""
-    from scpl_dist import figures
+    from scpl_dist.commands import report
 
-    print(figures.report(run_dir, target))
+    print(report.report(run_dir, target))
 
 
 @app.command()
 def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
-    from scpl_dist import data, launch, planning
+    from scpl_dist import data
+    from scpl_dist.launch import preflight
+    from scpl_dist.plan import forecast
 
-    assembly = launch.preflight(configuration.load(config, override or []))
-    print(planning.plan(assembly, data.resolve(assembly.config)).text())
+    assembly = preflight.preflight(configuration.load(config, override or []))
+    print(forecast.forecast(assembly, data.resolve(assembly.config)).text())
 
 
 @app.command()
@@ -174,7 +174,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Draw the table once.")] = False,
 ) -> None:
     """Watch a run that goes on elsewhere, from its metrics."""
-    from scpl_dist.top import follow
+    from scpl_dist.commands.top import follow
 
     raise typer.Exit(follow(target, every, once))
 
@@ -198,9 +198,9 @@ def worker(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings = configuration.load(config, override or [])
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer's ordinary end is worth no warning
-    from scpl_dist import process
+    from scpl_dist.launch import rank
 
-    _leave(process.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))
+    _leave(rank.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))
 
 
 @app.command()
@@ -208,7 +208,7 @@ def coordinator(
     config: ConfigFileArgument, override: Overrides = None, run_dir: RunDir = None, resume: Resume = "never"
 ) -> None:
     """Be the coordinator, as a service of its own; the workers are started with --no-coordinator."""
-    from scpl_dist import service
+    from scpl_dist.coordinator import service
 
     settings = configuration.load(config, override or [])
     _leave(service.serve(settings, run_dir, resume))
@@ -221,7 +221,7 @@ def doctor(
     folder: Annotated[Path, typer.Option("--run-dir", help="Where runs are written, shared.")] = Path("runs"),
 ) -> None:
     """Look for what keeps a run from starting on this host; exit code 1 if something does."""
-    from scpl_dist.doctor import examine
+    from scpl_dist.commands.doctor import examine
 
     failed = False
     for finding in examine(configuration.load(config, override or []), folder):
@@ -237,7 +237,7 @@ app.add_typer(keys, name="keys")
 @keys.command("new")
 def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder, made if need be.")]) -> None:
     """Make a pair of keys for the coordinator and one for the workers."""
-    from scpl_dist.keys import create
+    from scpl_dist.control.keys import create
 
     create(folder)
     print(f"coordinator: coordinator.key_secret and worker.key of {folder}")
@@ -290,17 +290,17 @@ app.add_typer(checkpoints, name="checkpoint")
 @checkpoints.command("ls")
 def checkpoint_ls(run_dir: RunFolderArgument) -> None:
     """List them, oldest first."""
-    from scpl_dist import recovery
+    from scpl_dist.storage import resume
 
-    print(recovery.table(run_dir))
+    print(resume.table(run_dir))
 
 
 @checkpoints.command("verify")
 def checkpoint_verify(run_dir: RunFolderArgument) -> None:
     """Compare every file with its manifest; exit code 1 if one differs."""
-    from scpl_dist import recovery
+    from scpl_dist.storage import resume
 
-    _leave(recovery.report(run_dir))
+    _leave(resume.report(run_dir))
 
 
 def _leave(code: int) -> NoReturn:
@@ -312,7 +312,7 @@ def _leave(code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point."""
-    from scpl_dist.checkpoint import CheckpointError
+    from scpl_dist.storage.checkpoints import CheckpointError
 
     try:
         app()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from scpl_dist.config import Config
 from scpl_dist.data import corpora, digits, docstrings, images, user
 from scpl_dist.data.outline import outline
 from scpl_dist.data.source import DataSource, ImageSource
 from scpl_dist.data.text import TextSource
 from scpl_dist.data.user import ItemSource
-from scpl_dist.loading import checked
+from scpl_dist.run.config import Config
+from scpl_dist.run.imports import checked
 
 __all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "outline", "resolve"]
 

@@ -15,9 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from scpl_dist.seeds import derive
-
-__all__ = ["DRAWS", "adjust_hue", "jitter", "shift_and_flip", "uniform", "views"]
+from scpl_dist.run.seeds import derive
 
 DRAWS = 13
 """Numbers that a sample needs: shift and flip of view 1, then of view 2, then colour of view 2."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scpl_dist.config import Config
 from scpl_dist.data import tables
 from scpl_dist.data.tables import Row
 from scpl_dist.data.text import TextSource, text_source
-
-__all__ = ["PUBLISHED", "published", "table"]
+from scpl_dist.run.config import Config
 
 _NAMES = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from scpl_dist.config import Config
 from scpl_dist.data.source import ImageSource
 from scpl_dist.data.splits import stratified
-
-__all__ = ["load"]
+from scpl_dist.run.config import Config
 
 MEAN, STD = 0.3055, 0.3192
 """Mean and standard deviation of the enlarged training images, rounded: constants keep runs bit-identical."""

@@ -12,11 +12,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from scpl_dist.config import Config
 from scpl_dist.data.tables import Row
 from scpl_dist.data.text import TextSource, text_source
-
-__all__ = ["SECTIONS", "load"]
+from scpl_dist.run.config import Config
 
 SECTIONS = {
     "text and formats": "argparse cmd codecs configparser csv difflib gettext getopt locale netrc optparse plistlib "

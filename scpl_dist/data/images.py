@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from scpl_dist.config import Config
 from scpl_dist.data.source import ImageSource, check_labels, check_share
 from scpl_dist.data.splits import stratified
-
-__all__ = ["ImageFiles", "cifar10", "cifar100", "image_folder", "tiny_imagenet"]
+from scpl_dist.run.config import Config
 
 CACHE_BYTES = 4 * 2**30
 """Decoded images of one part are kept in memory up to this size."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from scpl_dist.config import Config
 from scpl_dist.data import corpora
-
-__all__ = ["outline"]
+from scpl_dist.run.config import Config
 
 _IMAGES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
 

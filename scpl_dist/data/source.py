@@ -15,8 +15,6 @@ from torch import nn
 
 from scpl_dist.data.augmentation import uniform, views
 
-__all__ = ["DataSource", "ImageSource", "Split", "check_labels", "check_share"]
-
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scpl_dist.seeds import derive
-
-__all__ = ["stratified"]
+from scpl_dist.run.seeds import derive
 
 
 def stratified(labels: torch.Tensor, shares: Sequence[float]) -> list[torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["STOP_WORDS"]
-
 STOP_WORDS = frozenset(
     """
     i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him

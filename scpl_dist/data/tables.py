@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["EXTENSIONS", "find", "read"]
-
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Kinds of tables, by their file's extension."""
 

@@ -14,13 +14,11 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from scpl_dist import models
-from scpl_dist.config import Config
 from scpl_dist.data.source import DataSource, Split, check_labels, check_share
 from scpl_dist.data.splits import stratified
 from scpl_dist.data.tables import Row
 from scpl_dist.data.words import PADDING, Vocabulary, clean, read_vectors
-
-__all__ = ["TextSource", "text_source"]
+from scpl_dist.run.config import Config
 
 
 def text_source(

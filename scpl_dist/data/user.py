@@ -15,12 +15,10 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.data import TensorDataset, default_collate
 
-from scpl_dist.config import Config
 from scpl_dist.data.source import SPLITS, DataSource, Split, check_labels
 from scpl_dist.data.splits import stratified
-from scpl_dist.loading import load_object
-
-__all__ = ["ItemSource", "load"]
+from scpl_dist.run.config import Config
+from scpl_dist.run.imports import load_object
 
 
 def load(config: Config) -> ItemSource:

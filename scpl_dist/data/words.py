@@ -17,8 +17,6 @@ import torch
 
 from scpl_dist.data.stopwords import STOP_WORDS
 
-__all__ = ["PADDING", "UNKNOWN", "Vocabulary", "clean", "read_vectors"]
-
 PADDING, UNKNOWN = 0, 1
 """Numbers of the padding and of words that the vocabulary does not have."""
 

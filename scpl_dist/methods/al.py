@@ -22,16 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl_dist.config import Association
-from scpl_dist.heads import feature
 from scpl_dist.methods.base import LocalMethod, forward
-from scpl_dist.methods.unit import Carry, Unit
-from scpl_dist.schedule import Action, Kind, Place
+from scpl_dist.methods.block import Carry, TrainableBlock
+from scpl_dist.methods.heads import feature
+from scpl_dist.methods.schedule import Action, Kind, StageSpec
+from scpl_dist.run.config import Association
 
-__all__ = ["AssociatedLearning"]
 
-
-class AssociatedUnit(Unit):
+class AssociatedUnit(TrainableBlock):
     """f with g, b and h.
 
     Args:
@@ -110,14 +108,14 @@ class AssociatedLearning(LocalMethod):
         """Data and one-hot labels."""
         return {"data": inputs, "code": functional.one_hot(labels, self.classes).float()}
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """All blocks have the same heads; the first one's code is the label."""
         first = index == 0
         width = feature(block, after).shape[1:].numel()
         entering = self.classes if first else self.config.al.code
         return AssociatedUnit(block, width, entering, self.config.al, first)
 
-    def evaluate(self, place: Place, micro_batches: int) -> Iterator[Action]:
+    def evaluate(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Forward through all stages and back through their decoders; the first stage counts."""
         for m in range(micro_batches):
             yield from forward(place, m)
@@ -129,7 +127,7 @@ class AssociatedLearning(LocalMethod):
                 yield Action(Kind.DECODE, block, m)
             yield Action(Kind.COUNT if place.first else Kind.SEND_B, micro_batch=m)
 
-    def probabilities(self, units: Mapping[int, Unit], block: int, carry: Carry) -> Tensor:
+    def probabilities(self, units: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
         """The shortcut: over the bridge of `block`, and back through the decoders before it.
 
         The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are.

@@ -8,11 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from scpl_dist.config import Config
-from scpl_dist.methods.unit import Carry, Unit
-from scpl_dist.schedule import Action, Kind, Place
-
-__all__ = ["LocalMethod", "Method", "forward"]
+from scpl_dist.methods.block import Carry, TrainableBlock
+from scpl_dist.methods.schedule import Action, Kind, StageSpec
+from scpl_dist.run.config import Config
 
 
 class Method(ABC):
@@ -49,7 +47,7 @@ class Method(ABC):
         self.classes = classes
 
     @abstractmethod
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """Block ``index`` with its heads.
 
         Args:
@@ -60,10 +58,10 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Actions of one stage for one training step."""
 
-    def evaluate(self, place: Place, micro_batches: int) -> Iterator[Action]:
+    def evaluate(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Actions of one stage for one batch of an evaluation: forward only, prediction at the last block."""
         for m in range(micro_batches):
             yield from forward(place, m)
@@ -75,7 +73,7 @@ class Method(ABC):
         """What the first unit is given for a batch."""
         return inputs
 
-    def probabilities(self, units: Mapping[int, Unit], block: int, carry: Carry) -> Tensor | None:
+    def probabilities(self, units: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor | None:
         """Class probabilities (N, classes) of an answer from `block`; None if it cannot give one.
 
         Args:
@@ -89,7 +87,7 @@ class Method(ABC):
         return None if scores is None else scores.softmax(1)
 
 
-def forward(place: Place, m: int) -> Iterator[Action]:
+def forward(place: StageSpec, m: int) -> Iterator[Action]:
     """Micro-batch `m` through the blocks of a stage."""
     yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
     for block in place.blocks:
@@ -115,7 +113,7 @@ class LocalMethod(Method):
 
     local = True
 
-    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
         """See the class."""
         lag = int(place.replicas > 1)  # blocks whose sums are awaited while the next one computes
         behind: list[int] = []

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["DeferredBatchNorm", "SharedBatchNorm", "commit", "deferred", "shared"]
-
 
 class _Exchanged(_BatchNorm):
     """Takes the place of a BatchNorm. State and parameters have its names, so checkpoints and exports are the same."""

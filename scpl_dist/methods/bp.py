@@ -16,15 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl_dist.heads import Predictor, feature
 from scpl_dist.methods.base import Method, forward
-from scpl_dist.methods.unit import Carry, Unit
-from scpl_dist.schedule import Action, Kind, Place
+from scpl_dist.methods.block import Carry, TrainableBlock
+from scpl_dist.methods.heads import Predictor, feature
+from scpl_dist.methods.schedule import Action, Kind, StageSpec
 
-__all__ = ["BackPropagation"]
 
-
-class LinkUnit(Unit):
+class LinkUnit(TrainableBlock):
     """A block of a chain; the last one has the predictor and the only loss."""
 
     def seen(self, before: Carry, after: Carry) -> Tensor:
@@ -48,12 +46,12 @@ class BackPropagation(Method):
     local = False
     whole = 'the method bp takes a batch as a whole, its pipelined form is run.method = "gpipe"'
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """A predictor for the last block, nothing for the others."""
         last = index == self.num_blocks - 1
         return LinkUnit(block, {"predictor": Predictor(block, after, self.classes)} if last else {})
 
-    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Forward, backward, update."""
         for m in range(micro_batches):
             yield from forward(place, m)
@@ -61,7 +59,7 @@ class BackPropagation(Method):
         yield from update(place)
 
 
-def backward(place: Place, m: int, recompute: bool = False) -> Iterator[Action]:
+def backward(place: StageSpec, m: int, recompute: bool = False) -> Iterator[Action]:
     """Its gradients back, from the loss or from the stage behind."""
     if not place.last:
         yield Action(Kind.RECV_B, micro_batch=m)
@@ -75,7 +73,7 @@ def backward(place: Place, m: int, recompute: bool = False) -> Iterator[Action]:
         yield Action(Kind.SEND_B, micro_batch=m)
 
 
-def update(place: Place) -> Iterator[Action]:
+def update(place: StageSpec) -> Iterator[Action]:
     """All blocks of a stage, after its gradients have left."""
     if place.replicas > 1:
         for block in place.blocks:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from scpl_dist.methods.scpl import Scpl
 
-__all__ = ["EarlyExit"]
-
 
 class EarlyExit(Scpl):
     """Isolated local classifiers: see the module. A mean over samples, so a batch may be split."""

@@ -19,14 +19,12 @@ from typing import Any
 
 from torch import nn
 
-from scpl_dist.config import Config
 from scpl_dist.methods.base import forward
 from scpl_dist.methods.batchnorm import commit, deferred
+from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, update
-from scpl_dist.methods.unit import Unit
-from scpl_dist.schedule import Action, Place
-
-__all__ = ["GPipe"]
+from scpl_dist.methods.schedule import Action, StageSpec
+from scpl_dist.run.config import Config
 
 
 class DeferredUnit(LinkUnit):
@@ -53,14 +51,14 @@ class GPipe(BackPropagation):
                 "and pipeline.deferred_batch_norm = true keeps them for the whole batch; use one of the two"
             )
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """As in back-propagation, with other BatchNorm modules if statistics are deferred."""
         unit = super().unit(index, block, before, after)
         if not self.config.pipeline.deferred_batch_norm:
             return unit
         return DeferredUnit(deferred(block), dict(unit.heads.items()))
 
-    def train(self, place: Place, micro_batches: int) -> Iterator[Action]:
+    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Backward passes in reverse order, or each as soon as the stage behind can have sent it."""
         again = self.config.pipeline.recompute
         if self.config.pipeline.schedule == "gpipe":

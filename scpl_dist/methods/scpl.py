@@ -11,16 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl_dist import objectives
-from scpl_dist.heads import Predictor, feature
+from scpl_dist.methods import objectives
 from scpl_dist.methods.base import LocalMethod
-from scpl_dist.methods.unit import Carry, Unit
-from scpl_dist.objectives import Objective
+from scpl_dist.methods.block import Carry, TrainableBlock
+from scpl_dist.methods.heads import Predictor, feature
+from scpl_dist.methods.objectives import Objective
 
-__all__ = ["LocalUnit", "Scpl"]
 
-
-class LocalUnit(Unit):
+class LocalUnit(TrainableBlock):
     """A block with a local objective and perhaps a predictor, which learns beside it and does not change it."""
 
     def __init__(self, block: nn.Module, objective: Objective, predictor: Predictor | None) -> None:
@@ -69,7 +67,7 @@ class Scpl(LocalMethod):
         """Name of the local objective."""
         return self.config.loss.name
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> Unit:
+    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""
         objective = objectives.make(self.objective, self.config.loss, block, after, self.classes)
         predictor: Predictor | None = None

@@ -14,8 +14,6 @@ from functools import partial
 import torch
 from torch import nn
 
-__all__ = ["resnet18", "resnet18_3x3", "resnet_tiny"]
-
 
 class _Unit(nn.Module):
     """Two 3x3 convolutions and a shortcut; the first convolution has the stride."""

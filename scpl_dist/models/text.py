@@ -17,8 +17,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-__all__ = ["Text", "lstm", "lstm_tiny", "transformer", "transformer_tiny"]
-
 Text = dict[str, torch.Tensor]
 
 INITIAL_DEVIATION = 0.1

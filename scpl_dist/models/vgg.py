@@ -11,8 +11,6 @@ from functools import partial
 
 from torch import nn
 
-__all__ = ["vgg8", "vgg_tiny"]
-
 Layers = Sequence[int | str]
 
 

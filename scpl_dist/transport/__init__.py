@@ -1,6 +1,6 @@
 """How activations, labels, gradients and markers travel between the workers of neighbouring stages.
 
-A transport is one small interface, `Transport`, between ranks; `scpl_dist.transport.links` makes stages of them.
+A transport is one small interface, `Transport`, between ranks; `scpl_dist.transport.neighbours` makes stages of them.
 Messages of a lane (sender, receiver) arrive in the order in which they were sent, each tensor with its values, dtype
 and strides. A lane holds at most ``max_in_flight`` messages that its receiver has not taken: that is the credit of
 the sender.
@@ -23,11 +23,11 @@ __all__ = ["Aborted", "Message", "PeerLost", "Transport"]
 
 
 @dataclass(slots=True)
-class Message:
+class Envelope:
     """What travels: the item it belongs to, and a pytree of tensors.
 
     Attributes:
-        item: the coordinator's item (see `scpl_dist.coordinator`), plain values only.
+        item: the coordinator's item (see `scpl_dist.coordinator.machine`), plain values only.
         micro_batch: number of the micro-batch within the item.
         payload: pytree of tensors; None for a marker.
         wide: numbers of the payload's leaves that travel in a smaller type, and their own; empty at the executor.
@@ -37,23 +37,6 @@ class Message:
     micro_batch: int = 0
     payload: Any = field(default=None)
     wide: list[tuple[int, str]] = field(default_factory=list)
-
-
-class Aborted(Exception):
-    """The run is over: a wait was ended from outside."""
-
-
-class PeerLost(Exception):
-    """Another worker's process is gone or its connection broke.
-
-    Attributes:
-        peer: rank of that worker; None if it is one of several.
-    """
-
-    def __init__(self, peer: int | None, reason: str) -> None:
-        whom = "a replica" if peer is None else f"rank {peer}"
-        super().__init__(f"connection to {whom} broke: {reason}")
-        self.peer = peer
 
 
 class Transport(ABC):
@@ -77,7 +60,7 @@ class Transport(ABC):
         """Join the neighbours; returns when messages can be posted."""
 
     @abstractmethod
-    def post(self, target: int, message: Message) -> None:
+    def post(self, target: int, message: Envelope) -> None:
         """Hand a message over and return at once; its tensors must not be changed afterwards.
 
         Raises:
@@ -95,7 +78,7 @@ class Transport(ABC):
             self._wait(lambda: self._untaken.get(target, 0) < self.max_in_flight)
 
     @abstractmethod
-    def receive(self, source: int) -> Message:
+    def receive(self, source: int) -> Envelope:
         """Take the next message of a neighbour.
 
         Raises:

@@ -27,11 +27,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scpl_dist.transport import Aborted, Message, PeerLost, Transport
+from scpl_dist.run.errors import Aborted, PeerLost
+from scpl_dist.transport import Envelope, Transport
 from scpl_dist.transport.parcel import Parcel, open_parcel, pack
 from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
-
-__all__ = ["C10dTransport"]
 
 _PREAMBLE = 256
 """Bytes of the first frame: length of the header, and the header if it fits; it nearly always does."""
@@ -77,7 +76,7 @@ class C10dTransport(Transport):
         self.timeout_s = timeout_s
         self.wire_dtype = wire_dtype
         self._wire_device = device if backend == "nccl" else torch.device("cpu")
-        self._arrived: dict[int, deque[tuple[Message, Any]]] = {}
+        self._arrived: dict[int, deque[tuple[Envelope, Any]]] = {}
         self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, Parcel | None, Any]]] = {}
 
     def connect(self) -> None:
@@ -103,11 +102,11 @@ class C10dTransport(Transport):
                     daemon=True,
                 ).start()
 
-    def post(self, target: int, message: Message) -> None:
+    def post(self, target: int, message: Envelope) -> None:
         """See `Transport.post`."""
         self._claim(target)
         payload, wide = narrow(message.payload, self.wire_dtype)
-        parcel = pack(Message(message.item, message.micro_batch, payload, wide))
+        parcel = pack(Envelope(message.item, message.micro_batch, payload, wide))
         event = None
         if self._wire_device.type == "cuda":
             event = torch.cuda.current_stream(self.device).record_event()
@@ -116,7 +115,7 @@ class C10dTransport(Transport):
         self.bytes_sent += nbytes(payload)
         self._outboxes[target].put((parcel.header, parcel, event))
 
-    def receive(self, source: int) -> Message:
+    def receive(self, source: int) -> Envelope:
         """See `Transport.receive`."""
         with self._changed:
             lane = self._arrived.setdefault(source, deque())
@@ -129,7 +128,7 @@ class C10dTransport(Transport):
         payload = widen(message.payload, message.wide)
         if self.device != self._wire_device:
             payload = torch.utils._pytree.tree_map_only(Tensor, self._to_device, payload)
-        return Message(message.item, message.micro_batch, payload)
+        return Envelope(message.item, message.micro_batch, payload)
 
     def queued(self) -> int:
         """See `Transport.queued`."""

@@ -12,9 +12,7 @@ import msgpack
 import torch
 from torch import Tensor
 
-from scpl_dist.transport import Message
-
-__all__ = ["Parcel", "open_parcel", "pack"]
+from scpl_dist.transport import Envelope
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -36,13 +34,13 @@ class Parcel:
 
     __slots__ = ("header", "message", "tensors")
 
-    def __init__(self, header: bytes, tensors: list[Tensor], message: Message) -> None:
+    def __init__(self, header: bytes, tensors: list[Tensor], message: Envelope) -> None:
         self.header = header
         self.tensors = tensors
         self.message = message
 
 
-def pack(message: Message) -> Parcel:
+def pack(message: Envelope) -> Parcel:
     """Take a message apart.
 
     Raises:
@@ -59,7 +57,7 @@ def open_parcel(header: bytes, device: torch.device) -> Parcel:
     item, micro_batch, plan, wide = msgpack.unpackb(header)
     tensors: list[Tensor] = []
     payload = _imagine(plan, tensors, device)
-    return Parcel(header, tensors, Message(item, micro_batch, payload, wide))
+    return Parcel(header, tensors, Envelope(item, micro_batch, payload, wide))
 
 
 def _describe(value: Any, tensors: list[Tensor]) -> Any:

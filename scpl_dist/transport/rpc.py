@@ -21,15 +21,14 @@ import torch.distributed.rpc as rpc
 from torch.futures import Future
 from torch.utils import _pytree as pytree
 
-from scpl_dist.transport import Aborted, Message, PeerLost, Transport
+from scpl_dist.run.errors import Aborted, PeerLost
+from scpl_dist.transport import Envelope, Transport
 from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
-
-__all__ = ["RpcTransport"]
 
 # Two neighbours deliver and two answer at a time; more threads only fight for the interpreter lock.
 _SERVER_THREADS = 4
 
-_Arrived = tuple[Message, "Future[None]", Any]
+_Arrived = tuple[Envelope, "Future[None]", Any]
 
 _transport: RpcTransport | None = None
 """The transport of this process: RPC reaches functions by name, so the receiver has to be found by name."""
@@ -48,7 +47,7 @@ def _deliver(
     """Runs at the receiver, on an RPC thread."""
     if _transport is None or _transport.generation != generation:
         raise RuntimeError(f"a message of generation {generation} reached a process of another generation")
-    return _transport.accept(source, number, Message(item, micro_batch, payload, wide))
+    return _transport.accept(source, number, Envelope(item, micro_batch, payload, wide))
 
 
 class RpcTransport(Transport):
@@ -114,7 +113,7 @@ class RpcTransport(Transport):
                 rpc_backend_options=options,
             )
 
-    def post(self, target: int, message: Message) -> None:
+    def post(self, target: int, message: Envelope) -> None:
         """See `Transport.post`."""
         number = self._posted.get(target, 0)
         self._posted[target] = number + 1
@@ -131,7 +130,7 @@ class RpcTransport(Transport):
             raise PeerLost(target, str(error)) from error
         answer.add_done_callback(lambda future: self._answered(target, future))
 
-    def receive(self, source: int) -> Message:
+    def receive(self, source: int) -> Envelope:
         """See `Transport.receive`."""
         with self._changed:
             number = self._taken.get(source, 0)
@@ -146,7 +145,7 @@ class RpcTransport(Transport):
         payload = widen(message.payload, message.wide)
         if self.device.type == "cuda" and not self._mapped(source):
             payload = pytree.tree_map_only(torch.Tensor, self._to_device, payload)
-        return Message(message.item, message.micro_batch, payload)
+        return Envelope(message.item, message.micro_batch, payload)
 
     def queued(self) -> int:
         """See `Transport.queued`."""
@@ -160,7 +159,7 @@ class RpcTransport(Transport):
         if rpc.api._is_current_rpc_agent_set():  # type: ignore[attr-defined]
             rpc.shutdown(graceful=False)
 
-    def accept(self, source: int, number: int, message: Message) -> Future[None]:
+    def accept(self, source: int, number: int, message: Envelope) -> Future[None]:
         """Put an arrived message into its lane; the future is the sender's answer."""
         answer: Future[None] = Future()
         event = None

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["adopt", "narrow", "nbytes", "widen"]
-
 _INTEGERS = [
     (dtype, torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     for dtype in (torch.uint8, torch.int16, torch.int32)

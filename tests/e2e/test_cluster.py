@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist import keys
-from scpl_dist.config import load
-from tests import reference
-from tests.command import scpl_dist
-from tests.hosts import Host, cluster, finish
-from tests.programs import until_nothing
+from scpl_dist.control import keys
+from scpl_dist.run.config import load
+from tests.support import reference
+from tests.support.command import scpl_dist
+from tests.support.hosts import Host, cluster, finish
+from tests.support.programs import until_nothing
 
 pytestmark = pytest.mark.timeout(400)
 TIMEOUT_S = 15
@@ -74,7 +74,7 @@ def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(
         control = json.loads((run / "run.json").read_text())["control"]
         listening = first.ports()
         places = [control, "http://10.78.0.1:9400/metrics", "10.78.0.1", ",".join(map(str, listening))]
-        stranger = outcome(outsider.start(sys.executable, "-m", "tests.outsider", *places), code=0)
+        stranger = outcome(outsider.start(sys.executable, "-m", "tests.support.outsider", *places), code=0)
         outputs = [outcome(process, code=0) for process in processes]
 
     check_stranger(json.loads(stranger.split("FOUND ")[1]), listening)

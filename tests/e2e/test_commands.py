@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.config import load
-from tests.command import scpl_dist
+from scpl_dist.run.config import load
+from tests.support.command import scpl_dist
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["-o", "run.epochs=2", "-o", "data.batch_size=256", "-o", "metrics.port=0"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import scpl_dist
-from tests.containers import Containers
-from tests.programs import ROOT, until_nothing
-from tests.test_docker import COMPOSE, PROCESSES, STAGES, model
+from tests.deployment.test_docker import COMPOSE, PROCESSES, STAGES, model
+from tests.support.command import scpl_dist
+from tests.support.containers import Containers
+from tests.support.programs import ROOT, until_nothing
 
 pytestmark = pytest.mark.slow
 

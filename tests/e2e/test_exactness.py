@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist import evaluation
-from scpl_dist.config import load
-from tests import reference
-from tests.command import scpl_dist
+from scpl_dist.commands import evaluate
+from scpl_dist.run.config import load
+from tests.support import reference
+from tests.support.command import scpl_dist
 
 SETTINGS = ["run.epochs=1", "data.batch_size=256", "metrics.port=0"]
 METHODS = {
@@ -71,7 +71,7 @@ def check(method: str, stages: int, expected: dict[str, reference.Reference], fo
     if method == "scpl":
         scpl_dist("export", run, folder / "out.safetensors")
     else:  # the same without another process to wait for
-        evaluation.export(run, folder / "out.safetensors")
+        evaluate.export(run, folder / "out.safetensors")
     exported = load_file(folder / "out.safetensors")
     tensors = reference.tensors(wanted.units)
     assert exported.keys() == tensors.keys()

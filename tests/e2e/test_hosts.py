@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command import scpl_dist
-from tests.containers import Containers
-from tests.programs import ROOT, find, until_nothing
+from tests.support.command import scpl_dist
+from tests.support.containers import Containers
+from tests.support.programs import ROOT, find, until_nothing
 
 pytestmark = pytest.mark.slow
 

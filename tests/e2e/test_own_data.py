@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.command import scpl_dist
+from tests.support.command import scpl_dist
 
 
 def accuracy(run: Path) -> float:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.config import load
-from scpl_dist.faults import Fault
-from tests import reference
-from tests.command import scpl_dist
-from tests.faults.conduct import SMALL, Ended, Running, conduct
+from scpl_dist.run.config import load
+from scpl_dist.run.faults import Fault
+from tests.support import reference
+from tests.support.command import scpl_dist
+from tests.support.conduct import SMALL, Ended, Running, conduct
 
 RUNS = {
     "scpl": ["pipeline.replicas=2", "data.augmentation=strong"],

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from scpl_dist.config import load
-from tests import reference
-from tests.command import scpl_dist
+from scpl_dist.run.config import load
+from tests.support import reference
+from tests.support.command import scpl_dist
 
 SETTINGS = ["run.epochs=1", "data.batch_size=256", "metrics.port=0", "pipeline.stages=3"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.conduct import Ended, conduct
+from tests.support.conduct import Ended, conduct
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import scpl_dist
-from tests.faults.conduct import Ended, Running, conduct
+from tests.support.command import scpl_dist
+from tests.support.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
 SETTINGS = ("checkpoint.every_steps=4", "checkpoint.keep=3", "pipeline.stages=1")
@@ -91,13 +91,14 @@ def test_ls_and_verify_tell_what_is_there_and_what_is_broken(finished: Ended, tm
 def test_damage_is_named_and_the_checkpoint_before_is_used(
     damage: Callable[[Path], str], finished: Ended, tmp_path: Path
 ) -> None:
-    from scpl_dist import config, recovery
+    from scpl_dist.run import config
+    from scpl_dist.storage import resume
 
     run = tmp_path / "run"
     shutil.copytree(finished.run, run)
     reason = damage(run / "checkpoints" / "step-20")
     warnings: list[str] = []
-    chosen = recovery.choose(run, "auto", warnings.append, config.load(run / "config.toml"))
+    chosen = resume.choose(run, "auto", warnings.append, config.load(run / "config.toml"))
     assert chosen is not None
     assert chosen[0].name == "step-16"
     assert len(warnings) == 1

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.faults import Fault, fired
-from tests.command import scpl_dist
-from tests.faults.clock import HOUR, Clock
-from tests.faults.conduct import Ended, Running, halted, same
+from scpl_dist.run.faults import Fault, fired
+from tests.support.clock import HOUR, Clock
+from tests.support.command import scpl_dist
+from tests.support.conduct import Ended, Running, halted, same
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.config import load
-from scpl_dist.faults import Fault
-from tests.command import scpl_dist
-from tests.faults.conduct import Ended, Running, conduct
+from scpl_dist.run.config import load
+from scpl_dist.run.faults import Fault
+from tests.support.command import scpl_dist
+from tests.support.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.faults import Fault
-from tests.faults.conduct import Ended, conduct
+from scpl_dist.run.faults import Fault
+from tests.support.conduct import Ended, conduct
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.faults import Fault, fired
-from tests.faults.conduct import Ended, Running, conduct, same
+from scpl_dist.run.faults import Fault, fired
+from tests.support.conduct import Ended, Running, conduct, same
 
 pytestmark = pytest.mark.timeout(600)
 

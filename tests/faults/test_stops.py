@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist import recovery
-from scpl_dist.checkpoint import named
-from scpl_dist.faults import Fault, fired
-from tests.faults.conduct import Ended, Running, halted
-from tests.programs import until_nothing
+from scpl_dist.run.faults import Fault, fired
+from scpl_dist.storage import resume
+from scpl_dist.storage.checkpoints import named
+from tests.support.conduct import Ended, Running, halted
+from tests.support.programs import until_nothing
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -122,6 +122,6 @@ def test_a_launcher_stops_a_run_with_a_checkpoint(
         process.send_signal(signal.SIGCONT)
         ended = ended_by(number, running)
     (latest,) = named(ended.run, "latest")
-    done = recovery.verify(latest)["position"]["step"]
+    done = resume.verify(latest)["position"]["step"]
     assert 4 <= done < 20
     assert {step for step, _ in ended.losses()} == set(range(done))

@@ -1,0 +1,1 @@
+"""The control plane between workers and coordinator: messages, sockets, and who may join. No torch."""

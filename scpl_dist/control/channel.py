@@ -1,0 +1,231 @@
+"""The control plane: msgpack maps over ZeroMQ, ROUTER at the coordinator, DEALER at the workers.
+
+    training thread --send()--> queue --> control thread === TCP === service --> Coordinator.handle
+                    <--on_message, on_lost------'  every 0.5 s: heartbeat, also while the training thread computes
+
+Everything that comes from the network passes `decode`: limits first, then the shape of each message. Nothing in a
+frame can build an object, and a frame that is no message is an error of its own, counted and dropped. Sockets are
+made in `router` and `dealer` only, so that keys have one place at each end.
+"""
+
+from __future__ import annotations
+
+import math
+import socket as sockets
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from scpl_dist.control.codec import MAX_TEXT, check, decode, encode
+from scpl_dist.control.keys import Client
+from scpl_dist.control.messages import Hello, Message
+from scpl_dist.control.sockets import dealer
+
+HEARTBEAT_S = 0.5
+HEAL_S = 2.0
+"""How long a connection may be gone before the coordinator counts as lost."""
+REFUSALS = 5
+"""Failed handshakes in a row after which a worker gives up; a single one may be a coordinator that just starts."""
+FAILED_HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+class Channel:
+    """A worker's end of the control plane: one thread that owns the socket.
+
+    Args:
+        address: the coordinator's, from ``run.json``.
+        hello: the first message.
+        snapshot: called for each heartbeat: a map with phase, step, epoch, micro_batch and stats.
+        on_message: called with each message from the coordinator, as a map with "type".
+        on_lost: called once, with the reason, when the coordinator is gone or this thread fails.
+        timeout_s: longest silence of the coordinator, in seconds.
+        keys: this worker's; None is no encryption.
+
+    The callables run in the control thread and must not block.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        hello: Message | Mapping[str, Any],
+        snapshot: Callable[[], Mapping[str, Any]],
+        on_message: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[str], None],
+        timeout_s: float,
+        keys: Client | None = None,
+    ) -> None:
+        first = check(dict(hello)) if not isinstance(hello, Message) else hello
+        assert isinstance(first, Hello)
+        self._who = {"stage": first.stage, "replica": first.replica}
+        self._address = address
+        self._snapshot = snapshot
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._timeout_s = timeout_s
+        self._keys = keys
+        self._outbox = deque[Message | Mapping[str, Any] | bytes]([first])
+        self._closing = False
+        self._flush_s = 0.0
+        self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
+        self._alarm.setblocking(False)
+        self._bell.setblocking(False)
+        self._thread = threading.Thread(target=self._main, name="control", daemon=True)
+        self._thread.start()
+
+    def send(self, message: Message | Mapping[str, Any]) -> None:
+        """Queue a message from any thread; returns at once. "stage" and "replica" may be left out.
+
+        It is checked and encoded by the control thread, so that the training thread can go on; what is queued must not
+        be changed. A message that does not have the shape of its type ends that thread, and the worker with it.
+        """
+        self._outbox.append(message)
+        self._wake()
+
+    def _encoded(self, message: Message | Mapping[str, Any]) -> bytes:
+        if not isinstance(message, Message):
+            message = {**self._who, **message}
+            for key in ("traceback", "message"):  # the end of a long text has the cause
+                if len(str(message.get(key, ""))) > MAX_TEXT // 8:
+                    message[key] = "... " + message[key][-MAX_TEXT // 8 :]
+        return encode(message)
+
+    def close(self, flush_s: float = 2.0) -> bool:
+        """Send what is queued, for at most `flush_s` seconds, and end the thread.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        if self._thread.is_alive():
+            self._flush_s = flush_s
+            self._closing = True
+            self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(flush_s + 1.0)
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
+            self._bell.send(b"!")
+
+    def _main(self) -> None:
+        try:
+            reason = self._serve()
+        except BaseException:  # a silent end of this thread would look like a dead worker
+            reason = f"the control thread failed:\n{traceback.format_exc()}"
+        if reason is not None:
+            self._on_lost(reason)
+
+    def _serve(self) -> str | None:
+        """Until closed (None) or the coordinator is lost (why)."""
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        socket = dealer(context, self._address, self._keys)
+        lifeline = Lifeline(socket, self._address, self._timeout_s)
+        poller = zmq.Poller()
+        for source in (socket, lifeline.monitor, self._alarm):
+            poller.register(source, zmq.POLLIN)
+        beat = time.monotonic()
+        try:
+            while True:
+                poller.poll(max(0, math.ceil((beat - time.monotonic()) * 1000)))
+                now = time.monotonic()
+                if self._receive(socket):
+                    lifeline.heard = now
+                reason = lifeline.check(now)
+                if reason is not None:
+                    return reason
+                if now >= beat:
+                    self.send({"type": "heartbeat", **self._snapshot()})
+                    beat = now + HEARTBEAT_S
+                self._drain(socket)
+                if self._closing:
+                    socket.setsockopt(zmq.LINGER, int(self._flush_s * 1000))
+                    return None
+        finally:
+            socket.disable_monitor()
+            lifeline.monitor.close(0)
+            socket.close()
+            context.term()  # waits for at most LINGER
+            self._alarm.close()
+            self._bell.close()
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> bool:
+        """Hand on what has come; True if there was anything."""
+        found = False
+        while not self._closing:
+            try:
+                frame = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            found = True
+            self._on_message(decode(frame).model_dump())
+        return found
+
+    def _drain(self, socket: zmq.Socket[bytes]) -> None:
+        with suppress(BlockingIOError):
+            self._alarm.recv(1 << 16)
+        # Again: 1000 messages wait already, so the coordinator is slow or gone; the rest is sent later, in order.
+        with suppress(zmq.Again):
+            while self._outbox:
+                message = self._outbox[0]
+                if not isinstance(message, bytes):
+                    message = self._outbox[0] = self._encoded(message)
+                socket.send(message, zmq.NOBLOCK)
+                self._outbox.popleft()
+
+
+class Lifeline:
+    """Notices that the coordinator is gone or refuses this worker's key: by the connection, or by silence."""
+
+    def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
+        watched = FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self.monitor = socket.get_monitor_socket(watched)
+        self.heard = self._checked = time.monotonic()
+        self._address = address
+        self._timeout_s = timeout_s
+        self._connected = False
+        self._broken: float | None = None
+        self._refusals = 0
+
+    def check(self, now: float) -> str | None:
+        """Why the coordinator counts as lost, or None."""
+        while self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return (
+                    f"the coordinator at {self._address} does not know the key of this worker: copy worker.key into "
+                    "its folder control.keys"
+                )
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # libzmq will not try again
+                self._refusals = REFUSALS
+            elif event & FAILED_HANDSHAKES:
+                self._refusals += 1
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected, self._broken, self._refusals = True, None, 0
+            elif self._connected:
+                self._broken = self._broken or now
+        if self._refusals >= REFUSALS:
+            return (
+                f"what listens at {self._address} does not complete the handshake: control.keys must be set "
+                "at both ends or at neither, and coordinator.key here must belong to the coordinator's secret key"
+            )
+        pause, self._checked = now - self._checked, now
+        if pause > 5 * HEARTBEAT_S:  # this process was stopped: the coordinator is not to blame for it
+            self.heard = now
+            self._broken = self._broken and now
+        if self._broken is not None and now - self._broken >= HEAL_S:
+            return f"the connection to the coordinator at {self._address} broke and did not come back in {HEAL_S:g} s"
+        if now - self.heard >= self._timeout_s:
+            state = "has been silent" if self._connected else "could not be reached"
+            return f"the coordinator at {self._address} {state} for {self._timeout_s:g} s"
+        return None

@@ -1,0 +1,81 @@
+"""The two sockets of the control plane, made here only, so that keys have one place at each end."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import zmq
+
+from scpl_dist.control.admission import Admission
+from scpl_dist.control.codec import MAX_BYTES
+from scpl_dist.control.keys import Client, Server
+from scpl_dist.run.network import resolve
+
+QUEUED = 1000
+"""High-water mark of a connection, in messages."""
+
+
+def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """What both ends set: nothing unlimited, and a vanished host is noticed."""
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, QUEUED)
+    socket.setsockopt(zmq.RCVHWM, QUEUED)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    return socket
+
+
+def router(
+    context: zmq.Context[Any], host: str, port: int, keys: Server | None = None
+) -> tuple[zmq.Socket[bytes], str, Admission]:
+    """The coordinator's socket, bound to one address, that address, and the guard of the socket.
+
+    Raises:
+        ValueError: the address cannot be bound; the message has the keys and the fix.
+    """
+    address = resolve(host, "control.host")
+    socket = _configured(context.socket(zmq.ROUTER))
+    socket.setsockopt(
+        zmq.ROUTER_MANDATORY, 1
+    )  # sending to a peer that is gone is an error, not a silent loss
+    socket.setsockopt(
+        zmq.RCVHWM, QUEUED // 10
+    )  # a stranger can fill QUEUED // 10 * MAX_BYTES of memory, not more
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that reconnects takes its name over
+    literal = f"[{address}]" if ":" in address else address
+    if ":" in address:
+        socket.setsockopt(zmq.IPV6, 1)
+    gate = Admission(context, socket, keys)
+    try:
+        socket.bind(f"tcp://{literal}:{port or '*'}")
+    except zmq.ZMQError as error:
+        gate.close()
+        socket.close()
+        raise ValueError(
+            f"control.host = {host!r}, control.port = {port}: cannot listen there ({error.strerror}); choose "
+            "an address of this host or another port; with the local launcher, -o control.port=0 takes any free one"
+        ) from None
+    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return socket, bound.decode().rstrip("\0"), gate
+
+
+def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) -> zmq.Socket[bytes]:
+    """A worker's socket, connecting to `address` such as "tcp://127.0.0.1:4711"."""
+    socket = _configured(context.socket(zmq.DEALER))
+    socket.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))  # nobody can guess it and take over
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    if "[" in address:
+        socket.setsockopt(zmq.IPV6, 1)
+    if keys is not None:
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = (
+            keys.public,
+            keys.secret,
+            keys.server,
+        )
+    socket.connect(address)
+    return socket

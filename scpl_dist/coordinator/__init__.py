@@ -1,0 +1,1 @@
+"""Schedules the items of a run and watches its workers. No torch."""

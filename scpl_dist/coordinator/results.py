@@ -1,0 +1,207 @@
+"""What a run has achieved so far: accuracies, samples, speed, and which stage holds the others back."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scpl_dist.control.messages import Done
+from scpl_dist.coordinator.events import Commit
+from scpl_dist.coordinator.item_sequence import ItemSequence
+from scpl_dist.coordinator.members import Member
+from scpl_dist.run.config import Config
+
+PATIENCE = 20
+"""Steps in a row before a slow stage is called a straggler."""
+
+
+class Results:
+    """Counts over the items that the stages finish.
+
+    Args:
+        agenda: what there is to do.
+        stages: number of stages; the items that the last one finishes are the clock of the run.
+        position: of the checkpoint to go on from, with the earlier "accuracies", "samples" and "seconds".
+    """
+
+    def __init__(self, agenda: ItemSequence, stages: int, position: Mapping[str, Any] | None = None) -> None:
+        position = position or {}
+        steps = agenda.steps - agenda.position["step"]
+        self.accuracies: dict[int, dict[str, float]] = {
+            row["epoch"]: {name: row[name] for name in ("validation", "test") if name in row}
+            for row in position.get("accuracies", [])
+            if row["epoch"] < position["epoch"]
+        }
+        self.learning_rate: float | None = None
+        self.samples: int = position.get("samples", 0)
+        self.earlier_seconds: float = position.get("seconds", 0.0)
+        self._agenda = agenda
+        self._last = stages - 1
+        self.last_split = agenda.splits[-1] if agenda.splits else None
+        # A tenth of a short run; a long one is steady after a while, and its speed is wanted early.
+        self._skip = min(50, max(1, math.ceil(steps / 10)))
+        self._steps = 0
+        self._earlier_steps: int = position.get("step", 0)
+        self._steady_samples = 0
+        self._steady_seconds = 0.0
+        self._previous: float | None = None
+        self._counts: dict[tuple[int, str], dict[int, list[int]]] = {}
+        self._busy: dict[int, dict[tuple[int, int], float]] = {}
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that went through all stages, those before this generation included."""
+        return self._earlier_steps + self._steps
+
+    def opening(self, config: Config) -> tuple[dict[str, Any], str]:
+        """The row and the line with which a run begins."""
+        run, stages, done = config.run, config.pipeline.stages, self._earlier_steps
+        row = {"event": "start", "method": run.method, "stages": stages, "workers": config.layout.world}
+        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self._agenda.steps} steps"
+        text += f", going on after step {done}" if done else ""
+        return row | {"step": done, "steps": self._agenda.steps}, text
+
+    def losses(
+        self, member: Member, message: Done, item: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The rows of a stage's losses in one step, and a text if one of them is not finite."""
+        self.learning_rate = item.get("lr", self.learning_rate)
+        rows: list[dict[str, Any]] = []
+        for block, terms in (message.losses or {}).items():
+            loss = sum(terms.values())
+            if not math.isfinite(loss):
+                return rows, f"the loss of block {block} is {loss} ({terms})"
+            member.losses[block] = loss
+            row = {"event": "train", "step": item.get("step"), "epoch": item["epoch"], "stage": member.stage}
+            row |= {"block": int(block) if block.isdecimal() else block, "loss": loss, "terms": terms}
+            rows.append(row | {"lr": item.get("lr")})
+        return rows if member.first else [], None  # replicas have the same losses
+
+    def finished(self, message: Done, before: float, now: float) -> None:
+        """Count an item of one stage; `before` is the stage's busy time, in seconds, when it began."""
+        if message.kind == "train":
+            busy = message.stats.busy - before
+            self._busy.setdefault(message.sequence, {})[message.stage, message.replica] = busy
+        if message.kind == "evaluate" and message.correct is not None and message.total is not None:
+            stages = self._counts.setdefault((message.epoch, message.split or ""), {})
+            counts = stages.setdefault(message.stage, [0, 0])
+            counts[0] += message.correct
+            counts[1] += message.total
+        if message.stage == self._last and message.replica == 0:
+            if message.kind == "train":
+                self.samples += message.samples
+                self._steps += 1
+                # The time since the previous item of any kind, so evaluations and checkpoints are left out.
+                if self._steps > self._skip and self._previous is not None:
+                    self._steady_samples += message.samples
+                    self._steady_seconds += now - self._previous
+            self._previous = now
+
+    def evaluated(self, epoch: int, split: str) -> dict[str, Any] | None:
+        """The row of a finished evaluation; the last stage that knows its correct answers counts."""
+        stages = self._counts.pop((epoch, split), {})
+        if not stages:
+            return None
+        correct, total = stages[max(stages)]
+        accuracy = correct / total if total else 0.0
+        self.accuracies.setdefault(epoch, {})[split] = accuracy
+        row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
+        return row | {"correct": correct, "total": total}
+
+    def commit(self, item: Mapping[str, Any], seconds: float) -> Commit:
+        """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
+        step, best = item["step"], self.best_epoch
+        position = dict(item["position"]) | {
+            "accuracies": self.history(),
+            "samples": self.samples,
+            "seconds": self.earlier_seconds + seconds,
+        }
+        is_best = best is not None and step == (best + 1) * self._agenda.steps_per_epoch
+        return Commit(step, item["epoch"], position, best=is_best, unique=item["unique"], due=item["due"])
+
+    def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[int, str]]:
+        """Stages whose worker has just become a straggler, and a warning about each.
+
+        The median is the lower one, so that of two stages one can be the straggler.
+        """
+        busy = self._busy.pop(sequence, {})
+        if not busy:
+            return []
+        median = statistics.median_low(busy.values())
+        found = []
+        for member in members:
+            seconds = busy.get(member.place, 0.0)
+            member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
+            if member.slow_in_a_row == PATIENCE and not member.stragglings:
+                member.stragglings += 1
+                text = (
+                    f"{member.name} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
+                    f'a step, the median worker for {median:.3g} s; try pipeline.partition = "measured"'
+                )
+                found.append((member.stage, text))
+        return found
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with the highest validation accuracy; without a validation split, test accuracy."""
+        name = self.selected_by
+        scores = {epoch: found[name] for epoch, found in self.accuracies.items() if name in found}
+        return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
+
+    @property
+    def selected_by(self) -> str:
+        """The split that chooses the best epoch."""
+        return "validation" if any("validation" in found for found in self.accuracies.values()) else "test"
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Training samples per second without the first tenth of the steps, evaluations and checkpoints."""
+        return self._steady_samples / self._steady_seconds if self._steady_seconds > 0 else None
+
+    def line(self, epoch: int, epochs: int) -> str:
+        """One line about an epoch that is over."""
+        parts = [f"{name} accuracy {value:.4f}" for name, value in self.accuracies.get(epoch, {}).items()]
+        if self.samples_per_second is not None:
+            parts.append(f"{self.samples_per_second:.0f} samples/s")
+        return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The accuracies by epoch, as a position keeps them."""
+        return [{"epoch": epoch, **found} for epoch, found in sorted(self.accuracies.items())]
+
+    def result(self, config: Config, members: Iterable[Member], seconds: float) -> dict[str, Any]:
+        """The numbers of ``result.json``; `seconds` is the wall time of this generation."""
+        best = self.best_epoch
+        last = max(self.accuracies, default=None)
+        wall = self.earlier_seconds + seconds
+        speed = self.samples_per_second
+        return {
+            "method": config.run.method,
+            "stages": config.pipeline.stages,
+            "steps": self.steps_done,
+            "epochs": config.run.epochs,
+            "accuracy_last": self.accuracies[last].get("test") if last is not None else None,
+            "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
+            "best_epoch": best,
+            "selected_by": self.selected_by,
+            "accuracies": self.history(),
+            "wall_seconds": wall,
+            "samples": self.samples,
+            "samples_per_second": speed if speed is not None else (self.samples / wall if wall > 0 else None),
+            "per_stage": [
+                {
+                    "stage": member.stage,
+                    "replica": member.hello.replica,
+                    "busy_seconds": member.stats.busy,
+                    "waiting_seconds": member.stats.waiting,
+                    "blocked_seconds": member.stats.blocked,
+                    "phase_seconds": member.stats.phases,
+                    "bytes_sent": member.stats.bytes_sent,
+                    "bytes_received": member.stats.bytes_received,
+                    "peak_memory_bytes": member.stats.peak_memory,
+                }
+                for member in members
+            ],
+        }

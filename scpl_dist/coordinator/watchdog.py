@@ -1,0 +1,182 @@
+"""The rules by which a worker is late, hung or dead.
+
+They are here, outside the workers, because a process that holds the interpreter lock or is stopped cannot watch
+itself, and pure, because a rule about time is only testable if time is an argument.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scpl_dist.control.messages import WAITING, Failed
+from scpl_dist.coordinator.members import Member, blame
+from scpl_dist.run.config import Config
+from scpl_dist.run.failures import Failure
+from scpl_dist.run.layout import Layout
+
+GRACE_S = 1.5
+"""How long a death waits for a report that explains it."""
+PAUSE_S = 5.0
+"""A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
+STOP_GRACE_S = 3.0
+"""How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
+SILENT = "its process is stopped, its interpreter is blocked in native code, or its host is cut off"
+STANDING_STILL = (
+    "if this stage is only slow, raise runtime.timeout_s (runtime.first_step_timeout_s for a stage's first item); "
+    "otherwise look at its stack in the log"
+)
+DEAD = "look into its log, and into the system's log for an out-of-memory kill; then resume"
+
+
+def late(
+    members: Mapping[int, Member], config: Config, state: str, waited: float, now: float
+) -> Failure | None:
+    """The failure of a start that takes too long.
+
+    Args:
+        members: the workers that have joined, by rank.
+        config: for the number of workers and the limits.
+        state: "gathering", "loading" or "preparing".
+        waited: seconds in this state.
+        now: monotonic seconds.
+    """
+    patience = max(config.runtime.timeout_s, config.runtime.first_step_timeout_s)
+    if state == "gathering" and waited >= config.runtime.timeout_s:
+        missing = [seat.label for seat in config.layout.seats if seat.rank not in members]
+        text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
+        return Failure(
+            "missing", text, "start all workers, and check that they reach the coordinator's address"
+        )
+    for member in members.values():
+        if now - member.heard >= config.runtime.timeout_s:
+            return _silent(member, now)[1]
+    if state == "loading" and waited >= patience:
+        text = f"stage 0 has not read the data set within {patience:g} s"
+        return blame(
+            members[0], "missing", text, "raise runtime.first_step_timeout_s if it only needs longer"
+        )
+    if state == "preparing" and waited >= patience:
+        slow = [member for member in members.values() if not member.ready]
+        names = ", ".join(member.name for member in slow)
+        text = f"{names} was not ready within {patience:g} s"
+        return blame(slow[0], "missing", text, "look into its log, or raise runtime.first_step_timeout_s")
+    return None
+
+
+def overdue(
+    members: Sequence[Member], items: Mapping[int, Mapping[str, Any]], config: Config, now: float
+) -> Failure | None:
+    """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
+
+    Args:
+        members: all workers, after the run has started.
+        items: the items by sequence number that some worker has yet to finish.
+        config: for ``runtime.timeout_s`` and ``runtime.first_step_timeout_s``.
+        now: monotonic seconds.
+    """
+    there = [member for member in members if not member.left]
+    found = [_silent(member, now) for member in there if now - member.heard >= config.runtime.timeout_s]
+    for member in there:
+        kind = items.get(member.done + 1, {}).get("kind")
+        runtime = config.runtime
+        limit = runtime.timeout_s if kind in member.kinds else runtime.first_step_timeout_s
+        still = now - member.changed
+        if member.phase not in WAITING and still >= limit:
+            text = f"{member.name} has made no progress for {still:.1f} s in phase {member.phase}"
+            found.append((still, blame(member, "hang", text, STANDING_STILL)))
+    if found:
+        return max(found, key=lambda entry: entry[0])[1]
+    still = now - max(member.changed for member in members)
+    if not there or still < config.runtime.timeout_s or any(member.phase not in WAITING for member in there):
+        return None
+    places = ", ".join(f"{member.name}: {member.phase} after item {member.done}" for member in there)
+    return Failure(
+        cause="deadlock",
+        message=f"all stages have only waited for {still:.1f} s ({places})",
+        advice="a message between two stages was lost: check the network between their hosts, then resume",
+        phase=there[0].phase,
+        step=max(member.step for member in there),
+    )
+
+
+def unready(members: Collection[Member], config: Config, state: str, now: float) -> str | None:
+    """Why a run is not making progress, or None if it is."""
+    if state != "running":
+        return f"{len(members)} of {config.layout.world} workers have joined; the run is {state}"
+    still = now - max(member.changed for member in members)
+    return f"no stage has made progress for {still:.0f} s" if still > config.runtime.timeout_s else None
+
+
+def signal_name(number: int) -> str:
+    """Such as "SIGTERM"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def exit_text(code: int) -> str:
+    """How a process ended."""
+    return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
+
+
+def _silent(member: Member, now: float) -> tuple[float, Failure]:
+    seconds = now - member.heard
+    text = f"{member.name} has been silent for {seconds:.1f} s (not even a heartbeat)"
+    return seconds, blame(member, "silent", text, SILENT)
+
+
+@dataclass(slots=True)
+class Suspects:
+    """Workers that seem to be dead, held for a moment: an own report of a worker is a better cause than its death.
+
+    When one dies the others are ended too, by their neighbours' errors or by whoever started them. So the culprit
+    is the one that was suspected first, and not one that complained about another: it was alive after it.
+    """
+
+    layout: Layout
+    _found: list[tuple[int, float, str, str]] = field(default_factory=list)
+    _complained: set[int] = field(default_factory=set)
+
+    def add(self, rank: int, now: float, kind: str, text: str) -> None:
+        """Suspect a worker because it "exited", was "accused" by another, or is "unreachable"."""
+        if not any(found[0] == rank and found[2] == kind for found in self._found):
+            self._found.append((rank, now, kind, text))
+
+    @property
+    def any(self) -> bool:
+        """Whether some worker is suspected."""
+        return bool(self._found)
+
+    def accuse(self, member: Member, report: Failed, now: float) -> None:
+        """A worker reported that it lost another one, or one of its replicas without knowing which."""
+        rank = member.hello.rank
+        self._complained.add(rank)
+        accused = report.peer if report.peer is not None else rank
+        self.add(accused, now, "accused", f"{member.name} lost it: {report.message}")
+
+    def clear(self, rank: int) -> None:
+        """A message came from the worker: its connection is there after all."""
+        self._found = [found for found in self._found if found[0] != rank or found[2] != "unreachable"]
+
+    def verdict(self, now: float, members: Mapping[int, Member]) -> Failure | None:
+        """The failure of the most likely culprit once the first suspicion is `GRACE_S` seconds old."""
+        if not self._found or now - self._found[0][1] < GRACE_S:
+            return None
+        rank = min(self._found, key=lambda found: (found[0] in self._complained, found[1]))[0]
+        texts = {kind: text for suspect, _, kind, text in self._found if suspect == rank}
+        how = texts.get("exited") or "; ".join(texts.values())
+        member = members.get(rank)
+        if member is None:
+            text = f"the worker of rank {rank} ended before it joined the run ({how})"
+            return Failure("died", text, DEAD, stage=self.layout.seats[rank].stage, rank=rank)
+        place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
+        who = f"{member.name} ({member.hello.host}, pid {member.hello.pid})"
+        if "exited" in texts:
+            return blame(
+                member, "died", f"{who} died without a report (killed or crashed): {how}; {place}", DEAD
+            )
+        return blame(member, "unreachable", f"{who} does not answer: {how}; {place}", f"{SILENT}; {DEAD}")

@@ -1,0 +1,78 @@
+"""The items on their way: handed to stage 0 ahead of time, and complete when every stage has finished them.
+
+Stage 0 must never wait for the coordinator, and a signal must not wait for a long list. So the list is as long as
+what stage 0 does in `LEAD_S` seconds, at the pace at which it has finished items lately.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from scpl_dist.coordinator.item_sequence import ItemSequence
+
+LEAD_S = 0.5
+"""Long against the way of a message, short against the patience after a signal."""
+FIRST = 8
+WINDOW = 64
+
+
+class Window:
+    """Takes items from the agenda and follows them.
+
+    Args:
+        agenda: the items to come.
+        generation: name of this start; its checkpoints are written into folders that no other start uses.
+        window: most items that stage 0 may have and not have begun.
+    """
+
+    def __init__(self, agenda: ItemSequence, generation: str, window: int = WINDOW) -> None:
+        self.open: dict[int, dict[str, Any]] = {}
+        """Items that some stage has yet to finish, by sequence number."""
+        self._agenda = agenda
+        self._generation = generation
+        self._window = window
+        self._sent = 0
+        self._begun = -1
+        self._complete = 0
+        self._pace: float | None = None
+        self._previous: float | None = None
+
+    @property
+    def ahead(self) -> int:
+        """Items that stage 0 may have and not have begun, at its present pace."""
+        wanted = FIRST if self._pace is None else max(2, math.ceil(LEAD_S / max(self._pace, 1e-6)))
+        return min(self._window, wanted)
+
+    def take(self, begun: int, rest: bool = False) -> list[dict[str, Any]]:
+        """Items to send now.
+
+        Args:
+            begun: sequence number of the last item that stage 0 is known to have begun.
+            rest: take all that is left, after a stop.
+        """
+        self._begun = max(self._begun, begun)
+        items = []
+        while rest or self._sent - 1 - self._begun < self.ahead:
+            item = self._agenda.next()
+            if item is None:
+                break
+            if item["kind"] == "checkpoint":
+                item["unique"] = f"{self._generation[:8]}-{item['sequence']}"
+            self.open[item["sequence"]] = item
+            self._sent += 1
+            items.append(item)
+        return items
+
+    def finished(self, now: float) -> None:
+        """Stage 0 has finished an item."""
+        if self._previous is not None:
+            seconds = now - self._previous
+            self._pace = seconds if self._pace is None else 0.8 * self._pace + 0.2 * seconds
+        self._previous = now
+
+    def complete(self, slowest: int) -> list[dict[str, Any]]:
+        """Items that are complete now, in order; `slowest` is the last one that every stage has finished."""
+        items = [self.open.pop(sequence) for sequence in range(self._complete, slowest + 1)]
+        self._complete = max(self._complete, slowest + 1)
+        return items

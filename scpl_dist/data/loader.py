@@ -1,0 +1,114 @@
+"""Batches for stage 0, prepared ahead of the training thread.
+
+The coordinator sends positions in the epoch's order; the loader turns them into samples. Threads suffice: decoding and
+tensor operators release the interpreter lock, and nothing has to be copied between processes.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scpl_dist.data import DataSource, loader
+from scpl_dist.run.errors import Aborted
+from scpl_dist.run.layout import share
+from scpl_dist.run.seeds import derive
+
+Batch = tuple[Any, Tensor]
+
+
+class Loader:
+    """The items of the coordinator, each with its batches.
+
+    Args:
+        source: the data set.
+        seed: the run's seed, for the order of the samples.
+        workers: threads that prepare batches; 0 prepares them when they are asked for.
+        replica: number of this worker among those of its stage, which share each micro-batch.
+        replicas: how many there are.
+    """
+
+    def __init__(
+        self, source: DataSource, seed: int, workers: int, replica: int = 0, replicas: int = 1
+    ) -> None:
+        self.source = source
+        self.seed = seed
+        self._replica, self._replicas = replica, replicas
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
+        self._items: queue.SimpleQueue[tuple[dict[str, Any], list[Future[Batch]]] | Exception] = (
+            queue.SimpleQueue()
+        )
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+
+    def put(self, items: list[dict[str, Any]]) -> None:
+        """Take items from the coordinator and start to prepare their batches. Called by the control thread only."""
+        for item in items:
+            self._items.put((item, [self._submit(item, part) for part in item.get("micro_batches", [])]))
+
+    def abort(self, error: Exception) -> None:
+        """End the training thread's wait in `next`."""
+        self._items.put(error)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def next(self) -> tuple[dict[str, Any], Iterator[Batch]]:
+        """The next item with its batches, in order.
+
+        Raises:
+            Aborted: the run ended meanwhile.
+        """
+        entry = self._items.get()
+        if isinstance(entry, Exception):
+            raise entry
+        item, futures = entry
+        return item, (future.result() for future in futures)
+
+    def queued(self) -> int:
+        """Items that wait."""
+        return self._items.qsize()
+
+    def _submit(self, item: dict[str, Any], part: list[int]) -> Future[Batch]:
+        if self._pool is not None:
+            try:
+                return self._pool.submit(self._batch, item, part)
+            except RuntimeError:  # shut down by abort()
+                raise Aborted("the run ended") from None
+        return _Lazy(lambda: self._batch(item, part))
+
+    def _batch(self, item: dict[str, Any], part: list[int]) -> Batch:
+        begin, end = part
+        start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
+        if item["kind"] != "train":
+            return self.source.batch(item["split"], item["epoch"], torch.arange(start, stop))
+        epoch, order = self._order
+        if epoch != item["epoch"]:
+            order = loader.permutation(self.seed, item["epoch"], self.source.sizes["train"])
+            self._order = (item["epoch"], order)
+        return self.source.batch("train", item["epoch"], order[start:stop])
+
+
+class _Lazy(Future[Batch]):
+    """A batch that is prepared when its result is asked for."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self._make = make
+
+    def result(self, timeout: float | None = None) -> Batch:
+        batch: Batch = self._make()
+        return batch
+
+
+def permutation(seed: int, epoch: int, size: int) -> torch.Tensor:
+    """The order of the training samples in one epoch.
+
+    Returns:
+        An ``int64`` tensor of shape ``(size,)``, a permutation of ``0..size-1`` drawn from (seed, epoch) alone.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    return torch.randperm(size, generator=generator)

@@ -1,0 +1,1 @@
+"""Starts and ends the processes of a run."""

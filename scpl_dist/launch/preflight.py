@@ -1,0 +1,88 @@
+"""Finds the user's mistakes before any process starts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from scpl_dist.coordinator.item_sequence import ItemSequence
+from scpl_dist.run.config import Config
+from scpl_dist.run.network import resolve
+
+if TYPE_CHECKING:
+    from scpl_dist.data import DataSource
+
+
+def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Any:
+    """Find the user's mistakes before any process starts, and decide what is decided once for all processes.
+
+    Args:
+        config: the run.
+        absent: called with the reason if the files of a published data set cannot be used; everything else is checked
+            then. None makes that an error.
+
+    Returns:
+        The `scpl_dist.plan.plan.Assembly` of the run. Its configuration is the one to run: the counts of a measured
+        partition are in it.
+
+    Raises:
+        ValueError: with the key, the value and the fix.
+    """
+    from scpl_dist import data
+    from scpl_dist.plan.plan import Plan
+
+    try:
+        source = data.resolve(config)
+    except ValueError as error:
+        known = data.outline(config)
+        if absent is None or known is None or config.pipeline.partition == "measured":
+            raise
+        absent(str(error))
+        return Plan.plan(config, *known)
+    size = source.sizes["train"]
+    if config.data.batch_size > size:
+        raise ValueError(
+            f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
+            f"samples; use at most {size}"
+        )
+    ItemSequence(config, source.sizes)  # raises if replicas cannot share the batches
+    if config.pipeline.partition == "measured":
+        config = _measured(config, source)
+    assembly = Plan.plan(config, source.classes, source.example())
+    if config.runtime.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
+    _check_port("metrics", config.metrics.host, config.metrics.port)
+    _check_port("control", config.control.host, config.control.port)
+    return assembly
+
+
+def _measured(config: Config, source: DataSource) -> Config:
+    """The configuration with the block counts that measuring gives."""
+    from scpl_dist.plan import costs
+    from scpl_dist.plan.plan import Plan
+
+    pipeline = config.pipeline.model_copy(update={"partition": "uniform"})
+    plan = Plan.plan(config.model_copy(update={"pipeline": pipeline}), source.classes, source.example())
+    return config.model_copy(
+        update={"pipeline": pipeline.model_copy(update={"partition": costs.counts(plan, source)})}
+    )
+
+
+def _check_port(section: str, host: str, port: int) -> None:
+    if port == 0:
+        return
+    address = resolve(host, f"{section}.host")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise ValueError(
+                f"{section}.port = {port}: cannot listen on {host}:{port} ({error.strerror}); choose another one, "
+                f"or -o {section}.port=0 for any free one"
+            ) from None

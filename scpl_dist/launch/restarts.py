@@ -1,0 +1,76 @@
+"""Whether a run that failed is started again.
+
+A restart helps against what comes from outside: a killed process, a host that was cut off, a hang. It is no use
+against what will come again, since a resumed run repeats every step exactly; then the cause must be shown instead
+of being tried until the limit is used up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scpl_dist.run.failures import FINAL
+
+SAME = 3
+"""Failures of one kind in a row, without progress between them, that are called a storm."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How one start of a run ended.
+
+    Attributes:
+        code: exit code.
+        cause: kind of failure, see ``exit.json``; "" without one.
+        reason: the failure in words.
+        stage: stage that failed, if it is known.
+        step: last step that all stages are known to have finished; -1 if none.
+    """
+
+    code: int
+    cause: str
+    reason: str
+    stage: int | None = None
+    step: int = -1
+
+
+@dataclass(slots=True)
+class Restarts:
+    """Decides about restarts.
+
+    Args:
+        limit: ``runtime.max_restarts``.
+    """
+
+    limit: int
+    causes: list[str] = field(default_factory=list)
+    """What ended the starts so far that were followed by another."""
+    _previous: tuple[str, int | None] | None = None
+    _furthest: int = -1
+    _same: int = 0
+
+    @property
+    def left(self) -> int:
+        """Restarts that may still be made."""
+        return self.limit - len(self.causes)
+
+    def refusal(self, end: End) -> str | None:
+        """Why there is no restart after this end; None if there is one, which is then counted."""
+        kind = (end.cause, end.stage)
+        self._same = self._same + 1 if kind == self._previous and end.step <= self._furthest else 1
+        self._previous, self._furthest = kind, max(self._furthest, end.step)
+        if end.code != 1:
+            return "the run did not fail"
+        if end.cause in FINAL:
+            return f"not started again: {FINAL[end.cause]}"
+        if self._same >= SAME:
+            where = (
+                f"before step {self._furthest + 1} was done"
+                if self._furthest >= 0
+                else "before the first step"
+            )
+            return f"not started again: the same failure came {self._same} times in a row, each {where}"
+        if self.left <= 0:
+            return f"not started again: runtime.max_restarts = {self.limit} restarts are used up"
+        self.causes.append(end.cause or "unknown")
+        return None

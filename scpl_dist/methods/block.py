@@ -1,0 +1,116 @@
+"""A unit: one block and everything that trains together with it.
+
+The executor moves a *carry* (a pytree of tensors, batch first) from unit to unit. Most methods carry activations
+only; a method with a second stream, such as associated learning, carries both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from scpl_dist.run import seeds
+from scpl_dist.run.config import Config
+
+Carry = Any
+"""A pytree of tensors, batch dimension first."""
+
+
+class TrainableBlock(nn.Module):
+    """One block with its heads.
+
+    Attributes:
+        block: the part of the model, kept for inference.
+        heads: what the local objective adds, by name; the name ``predictor`` is kept for inference.
+    """
+
+    def __init__(self, block: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.block = block
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, carry: Carry) -> Carry:
+        """Output of the block, which is the carry of the next unit."""
+        return self.block(carry)
+
+    def seen(self, before: Carry, after: Carry) -> Any:
+        """What the objective sees of the samples: a pytree of tensors (N, ...), each row from its own sample alone.
+
+        Args:
+            before: carry that the unit was given.
+            after: what `forward` made of it, still joined to the unit by autograd.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
+
+    def terms(self, seen: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `seen`.
+
+        Args:
+            seen: of all samples of the micro-batch, also those of other replicas.
+            labels: their classes, int64 of shape (N,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
+
+    def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
+        """`terms` where one unit has the whole micro-batch."""
+        return self.terms(self.seen(before, after), labels)
+
+    def predict(self, after: Carry) -> Tensor:
+        """The answer of this block from its output: class scores (N, classes), or a code that `decode` turns back."""
+        raise NotImplementedError(f"{type(self).__name__} makes no prediction")
+
+    def decode(self, answer: Tensor) -> Tensor:
+        """The answer in terms of the block before, (N, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} decodes nothing")
+
+    def local_scores(self, after: Carry) -> Tensor | None:
+        """Class scores (N, classes) of a local head, which a sample may leave with; None if there is none."""
+        return None
+
+    def updated(self) -> None:
+        """Called after each update, with all micro-batches of the step behind."""
+
+    def paths(self) -> list[dict[str, Any]]:
+        """Parameter groups: one Adam is made for each that is not empty.
+
+        ``params`` holds the parameters; ``lr_scale`` may hold a factor on the learning rate.
+        """
+        return [{"params": list(self.parameters())}]
+
+
+def detached(carry: Carry) -> Carry:
+    """The same tensors without their history: where the gradient is cut."""
+    return pytree.tree_map_only(Tensor, Tensor.detach, carry)
+
+
+def floating(carry: Carry) -> list[Tensor]:
+    """The floating-point tensors of a carry in order: those that gradients belong to."""
+    return [
+        leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
+
+
+def make_optimizers(unit: TrainableBlock, config: Config) -> list[torch.optim.Optimizer]:
+    """One Adam for each path of the unit (betas 0.9 and 0.999, eps 1e-8, no weight decay), as published.
+
+    The fused kernel updates all parameters of a unit in one pass over memory; the update is Adam's all the same.
+    """
+    return [
+        torch.optim.Adam([path], lr=config.optimizer.lr, fused=True)
+        for path in unit.paths()
+        if path["params"]
+    ]
+
+
+def seed_operators(seed: int, block: int, step: int, micro_batch: int, replica: int = 0) -> None:
+    """Let dropout in one block draw from (seed, block, step, micro-batch, replica), whatever ran before it."""
+    place = (block, step, micro_batch, replica) if replica else (block, step, micro_batch)
+    number = seeds.derive(seed, "dropout", *place)
+    # Not torch.manual_seed: without a GPU it formats a stack and queues a call for later, each time, without end.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(number)

@@ -1,0 +1,102 @@
+"""Local objectives: what a block is trained on while no gradient reaches it from later blocks.
+
+Written for one stage's whole batch: the contrastive loss compares all its samples with each other, so
+cutting a batch in parts changes the loss. Everything is computed in float32 whatever the precision of the
+features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def supcon(
+    features: torch.Tensor, labels: torch.Tensor, temperature: float = 0.1, divisor: str = "all"
+) -> torch.Tensor:
+    """Supervised contrastive loss of projected features.
+
+    With ``z = features / |features|``, ``s_ij = z_i . z_j / temperature`` and ``P(i)`` the other samples
+    with the label of ``i``::
+
+        L = -(1/N) sum_i 1/divisor_i sum_{p in P(i)} ( s_ip - log sum_{a != i} exp(s_ia) )
+
+    ``divisor_i`` is ``|P(i)| + 1`` for "all", as in the published code of SCPL (arXiv 2602.00062), and
+    ``|P(i)|`` for "positives", which is L_out of Khosla et al. (arXiv 2004.11362, equation 2) averaged over
+    the batch. An anchor without positives contributes 0 to the sum and counts in N.
+
+    Args:
+        features: ``(N, D)``, floating point, not normalised.
+        labels: ``(N,)``, integers.
+        temperature: divisor of the cosine similarities, above 0.
+        divisor: "all" or "positives", ``loss.divisor``.
+
+    Returns:
+        A float32 scalar. It is 0 with a gradient of 0 for fewer than two samples, which have no pair to
+        compare.
+    """
+    size = features.shape[0]
+    if size < 2:
+        return features.float().sum() * 0.0
+    normalised = F.normalize(features.float(), dim=1, eps=1e-12)
+    similarity = normalised @ normalised.T / temperature
+    itself = torch.eye(size, dtype=torch.bool, device=features.device)
+    positive = (labels[:, None] == labels[None, :]) & ~itself
+    count = positive.sum(dim=1)
+    normaliser = similarity.masked_fill(itself, float("-inf")).logsumexp(dim=1)
+    log_likelihood = (similarity * positive).sum(dim=1) - count * normaliser
+    weight = count + 1 if divisor == "all" else count.clamp(min=1)
+    return -(log_likelihood / weight).mean()
+
+
+def similarity_matching(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Squared distance between the similarities of the features and those of the labels, a float32 scalar.
+
+    Similarity is the correlation of two samples' feature vectors, clamped to [-1, 1]; the labels' vectors are one-hot
+    (Nokland and Eidnes, arXiv 1901.06656, "sim"). Of images, the vector holds the deviation of each channel over the
+    pixels, if there are more than three channels and pixels enough.
+
+    Args:
+        features: ``(N, D)`` or ``(N, C, H, W)``.
+        labels: ``(N,)``, integers.
+        classes: number of classes.
+    """
+    features = features.float()
+    if features.dim() == 4 and features.shape[1] > 3 and features.shape[2] > 1:
+        features = features.flatten(2).std(dim=2)
+    wanted = _correlations(F.one_hot(labels, classes).float())
+    return F.mse_loss(_correlations(features.flatten(1)), wanted)
+
+
+def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
+    """The three terms of decoupled information regularisation (arXiv 2506.18193), float32 scalars with weights 1.
+
+    Of features scaled to length 1: ``covariance``, the squared covariances between different features summed and
+    divided by D; ``invariance``, see `similarity_matching`; ``variance``, how far the deviation of a feature over the
+    batch lies below 1, averaged over the features and, as in the published code, divided by N.
+
+    Args:
+        features: ``(N, D)``, N at least 2; with fewer samples all terms are 0.
+        labels: ``(N,)``, integers.
+        classes: number of classes.
+    """
+    size, width = features.shape
+    if size < 2:
+        nothing = features.float().sum() * 0.0
+        return {"covariance": nothing, "invariance": nothing, "variance": nothing}
+    normalised = F.normalize(features.float(), dim=1)
+    centred = normalised - normalised.mean(dim=0)
+    covariances = centred.T @ centred / size
+    between = covariances.square().sum() - covariances.diagonal().square().sum()
+    deviation = (centred.var(dim=0) + 1e-7).sqrt()
+    return {
+        "covariance": between / width,
+        "invariance": similarity_matching(normalised, labels, classes),
+        "variance": F.relu(1 - deviation).mean() / size,
+    }
+
+
+def _correlations(vectors: torch.Tensor) -> torch.Tensor:
+    """``(N, N)`` correlations between the rows of ``(N, D)``."""
+    centred = F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
+    return (centred @ centred.T).clamp(-1, 1)

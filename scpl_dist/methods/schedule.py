@@ -1,0 +1,220 @@
+"""Schedules as data: what one stage does for one item, as a list of small frozen actions.
+
+A method is a generator of these actions; one executor (`scpl_dist.worker.executor`) carries them out. As data,
+they can be printed, compared with golden pictures, and checked for missing messages and deadlocks without a process.
+
+    text        meaning (b: block, m: micro-batch of the item)
+    LOAD.m      stage 0 takes the samples of m
+    RECV_F.m    take activations and labels of m from the stage before
+    Fb.m        forward of block b
+    SEND_F.m    pass the newest output of m to the stage behind
+    Rb.m        forward of block b again, because its activations were not kept (recomputation)
+    LOSSb.m     local objective of block b
+    Bb.m        backward: from the loss of block b, or from the gradient of its output
+    SEND_B.m    pass back what the stage behind waits for: the gradient of the stage's input, or an answer
+    RECV_B.m    take the same from the stage behind
+    SUMb        begin to add up the gradients of block b over the stage's replicas; STEPb waits for the sum
+    STEPb       update block b and its heads
+    PREDb.m     answer of block b: class scores, or a code of them
+    DECb.m      carry an answer back over block b
+    COUNT.m     compare the answer with the labels
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What an action does; the value is its text form."""
+
+    LOAD = "LOAD"
+    RECV_F = "RECV_F"
+    FORWARD = "F"
+    SEND_F = "SEND_F"
+    RECOMPUTE = "R"
+    LOSS = "LOSS"
+    BACKWARD = "B"
+    SEND_B = "SEND_B"
+    RECV_B = "RECV_B"
+    SUM = "SUM"
+    STEP = "STEP"
+    PREDICT = "PRED"
+    DECODE = "DEC"
+    COUNT = "COUNT"
+
+
+_TEXT = re.compile(
+    rf"(?P<kind>{'|'.join(sorted(Kind, key=len, reverse=True))})(?P<block>\d*)(?:\.(?P<micro_batch>\d+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that a stage does. ``str`` and `from_text` are inverse to each other."""
+
+    kind: Kind
+    block: int | None = None
+    micro_batch: int | None = None
+
+    def __str__(self) -> str:
+        block = "" if self.block is None else str(self.block)
+        return f"{self.kind}{block}" + ("" if self.micro_batch is None else f".{self.micro_batch}")
+
+    @classmethod
+    def from_text(cls, text: str) -> Action:
+        """Read the text form.
+
+        Raises:
+            ValueError: the text is no action.
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no action: write KIND, block, dot, micro-batch, for example F2.0")
+        numbers = {name: int(match[name]) if match[name] else None for name in ("block", "micro_batch")}
+        return cls(Kind(match["kind"]), **numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """Where a stage stands: its number, the number of stages, its consecutive blocks, and its workers."""
+
+    stage: int
+    stages: int
+    blocks: range
+    replicas: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this stage loads the data."""
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this stage makes the prediction."""
+        return self.stage == self.stages - 1
+
+
+class ScheduleError(AssertionError):
+    """A schedule that cannot run: a message without its partner, or stages that wait for each other."""
+
+
+# Time units of an action in a simulation. A backward pass costs about two forward passes.
+COST = {Kind.FORWARD: 1, Kind.RECOMPUTE: 1, Kind.BACKWARD: 2}
+_SENDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
+_RECEIVES = {Kind.RECV_F: -1, Kind.RECV_B: 1}
+
+
+def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[tuple[int, int, Action]]]:
+    """Run the programs of all stages against each other with bounded channels.
+
+    A stage starts a message's computation only when the channel to its neighbour has room, as the executor does: a
+    SEND waits here while ``capacity`` messages are not yet received.
+
+    Args:
+        programs: the actions of every stage, stage 0 first.
+        capacity: messages that a channel holds, ``pipeline.max_in_flight``.
+
+    Returns:
+        For every stage its actions as (start, end, action) in units of `COST`.
+
+    Raises:
+        ScheduleError: the stages wait for each other, or a message is never received, or received in another order.
+    """
+    queues = [deque(program) for program in programs]
+    clock = [0] * len(queues)
+    channels: dict[tuple[int, int], deque[tuple[int, Action]]] = {}
+    freed: dict[tuple[int, int], list[int]] = {}  # times at which receives made room, per channel
+    sent: dict[tuple[int, int], int] = {}
+    timeline: list[list[tuple[int, int, Action]]] = [[] for _ in queues]
+    while any(queues):
+        moved = False
+        for stage, queue in enumerate(queues):
+            while queue:
+                action = queue[0]
+                start = clock[stage]
+                if action.kind in _SENDS:
+                    channel = (stage, stage + _SENDS[action.kind])
+                    if not 0 <= channel[1] < len(queues):
+                        raise ScheduleError(f"stage {stage}: {action} has no receiver")
+                    count = sent.get(channel, 0)
+                    if count >= capacity:
+                        room = freed.get(channel, [])
+                        if len(room) <= count - capacity:
+                            break
+                        start = max(start, room[count - capacity])
+                    channels.setdefault(channel, deque()).append((start, action))
+                    sent[channel] = count + 1
+                elif action.kind in _RECEIVES:
+                    channel = (stage + _RECEIVES[action.kind], stage)
+                    if not channels.get(channel):
+                        break
+                    ready, message = channels[channel].popleft()
+                    if message.micro_batch != action.micro_batch:
+                        raise ScheduleError(f"stage {stage}: {action} meets {message} of stage {channel[0]}")
+                    start = max(start, ready)
+                    freed.setdefault(channel, []).append(start)
+                queue.popleft()
+                clock[stage] = start + COST.get(action.kind, 0)
+                timeline[stage].append((start, clock[stage], action))
+                moved = True
+        if not moved:
+            stuck = ", ".join(f"stage {k} at {queue[0]}" for k, queue in enumerate(queues) if queue)
+            raise ScheduleError(f"deadlock: {stuck}")
+    for (source, target), left in channels.items():
+        if left:
+            raise ScheduleError(f"stage {target} never takes {left[0][1]} of stage {source}")
+    return timeline
+
+
+def live(program: Iterable[Action]) -> int:
+    """The most block activations that a stage keeps for a backward pass at any time of its program.
+
+    A block whose activations are computed again keeps its input only, which is not counted until then.
+    """
+    actions = list(program)
+    again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
+    held: set[tuple[int | None, int | None]] = set()
+    most = 0
+    for action in actions:
+        key = (action.block, action.micro_batch)
+        if action.kind is Kind.RECOMPUTE or (action.kind is Kind.FORWARD and key not in again):
+            held.add(key)
+        elif action.kind is Kind.BACKWARD:
+            held.discard(key)
+        most = max(most, len(held))
+    return most
+
+
+def picture(programs: Sequence[Iterable[Action]], capacity: int) -> str:
+    """Forward and backward passes of all stages over time, a row a stage, a column a time unit.
+
+    ``F2`` is the forward of micro-batch 2 (a running number over all items), ``R2`` its recomputation, ``B2`` its
+    backward; dots are idle.
+    """
+    rows = []
+    timeline = simulate(programs, capacity)
+    length = max(end for row in timeline for _, end, _ in row)
+    width = 0
+    for row in timeline:
+        cells = [""] * length
+        seen: dict[tuple[Kind, int | None, int | None], int] = {}
+        for start, end, action in row:
+            if action.kind in COST:
+                key = (action.kind, action.block, action.micro_batch)
+                run = seen[key] = seen.get(key, -1) + 1
+                # An item that repeats the same program continues the count of micro-batches.
+                number = run * (1 + max((a.micro_batch or 0) for *_, a in row)) + (action.micro_batch or 0)
+                for slot in range(start, end):
+                    cells[slot] = f"{action.kind}{number}"
+        rows.append(cells)
+        width = max(width, *map(len, cells))
+    lines = [
+        f"stage {k} " + " ".join((cell or ".").ljust(width) for cell in cells).rstrip(" ")
+        for k, cells in enumerate(rows)
+    ]
+    return "\n".join(lines)

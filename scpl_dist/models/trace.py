@@ -1,0 +1,109 @@
+"""Finds the shapes between blocks, and blocks that do not fit, before any worker computes.
+
+Blocks run on tensors without storage ("meta"), so a network of any size is traced at once and without
+memory. A block that cannot run that way, for example because it looks at values, runs on zeros on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+
+def spec(value: Any) -> Any:
+    """The same pytree with every tensor replaced by one of its shape and dtype without storage."""
+    return pytree.tree_map_only(
+        torch.Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), value
+    )
+
+
+def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
+    """Output specs of all blocks for one input.
+
+    Args:
+        blocks: consecutive blocks, on the CPU or on "meta". Their parameters and buffers are not changed.
+        example: input of the first block, a pytree of tensors; only shapes and dtypes are read. It has at
+            least 2 samples: with 1, a block that loses the dimension of the batch would not be noticed.
+
+    Returns:
+        One spec for each block: the pytree it returns, with ``torch.empty(..., device="meta")`` tensors.
+
+    Raises:
+        ValueError: a block cannot take what the block before it returns, or loses the batch dimension.
+    """
+    current = spec(example)
+    samples = int(pytree.tree_leaves(current)[0].shape[0])
+    specs: list[Any] = []
+    for index, block in enumerate(blocks):
+        output = _run(index, block, current)
+        _check(index, block, output, samples)
+        specs.append(output)
+        current = output
+    return specs
+
+
+def _run(index: int, block: nn.Module, entered: Any) -> Any:
+    try:
+        return _call(block, entered, "meta")
+    except Exception:  # whatever a block raises on tensors without values, the real run below decides
+        pass
+    on_meta = any(tensor.is_meta for tensor in [*block.parameters(), *block.buffers()])
+    real = copy.deepcopy(block).to_empty(device="cpu") if on_meta else block
+    try:
+        return _call(real, entered, "cpu")
+    except Exception as error:
+        source = "the data" if index == 0 else f"block {index - 1}"
+        raise ValueError(
+            f"block {index} ({type(block).__name__}, {_parameter(block)}) does not fit: it cannot take "
+            f"{_shapes(entered)} from {source}: {error}"
+        ) from error
+
+
+def _call(block: nn.Module, entered: Any, device: str) -> Any:
+    """Run `block` in evaluation mode on copies of its state, so that running averages stay as they are."""
+    state = {
+        name: torch.empty_like(tensor, device="meta") if device == "meta" else tensor.detach().clone()
+        for name, tensor in [*block.named_parameters(), *block.named_buffers()]
+    }
+    values = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device), entered
+    )
+    modes = {module: module.training for module in block.modules()}
+    block.eval()
+    try:
+        with torch.no_grad():
+            return spec(functional_call(block, state, (values,)))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check(index: int, block: nn.Module, output: Any, samples: int) -> None:
+    leaves = pytree.tree_leaves(output)
+    fits = bool(leaves) and all(
+        isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (samples,) for leaf in leaves
+    )
+    if not fits:
+        raise ValueError(
+            f"block {index} ({type(block).__name__}) returns {_shapes(output)} for {samples} samples: "
+            "return a tensor, or a list, tuple or dict of tensors, whose first dimension is the batch"
+        )
+
+
+def _shapes(value: Any) -> str:
+    shapes = pytree.tree_map(
+        lambda leaf: tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__, value
+    )
+    return str(shapes)
+
+
+def _parameter(block: nn.Module) -> str:
+    for name, parameter in block.named_parameters():
+        return f"{name} of shape {tuple(parameter.shape)}"
+    return "no parameters"

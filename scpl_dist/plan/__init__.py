@@ -1,0 +1,1 @@
+"""From a configuration to what each stage holds: blocks, costs, cuts."""

@@ -1,0 +1,379 @@
+"""The configuration of a run: one TOML file, overrides of the form ``section.key=value``, nothing else.
+
+An unknown key, a wrong type or an impossible value raises `ValueError` with the key, the value and the fix.
+No environment variable changes what is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from scpl_dist.run.layout import Layout
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    """What is trained, and for how long."""
+
+    method: str = "scpl"
+    """Training method: scpl, bp, early_exit, gpipe or al."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights, the order of samples, augmentation and dropout."""
+    epochs: Positive = 20
+    """Passes over the training set."""
+
+
+class Model(Section):
+    """The network as a list of blocks."""
+
+    name: str = "vgg_tiny"
+    """A built-in name, ``torchvision:NAME``, or ``package.module:function`` or ``path/to/file.py:function`` that
+    returns blocks."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the model function."""
+
+
+class Data(Section):
+    """The data set and how it is fed."""
+
+    name: str = "digits"
+    """A built-in name, ``package.module:function`` or ``path/to/file.py:function`` that returns data sets."""
+    root: str = "data"
+    """Folder with the files of the data set."""
+    batch_size: Positive = 128
+    """Samples in a step before augmentation; "strong" augmentation feeds two views of each."""
+    augmentation: Literal["none", "basic", "strong"] = "basic"
+    """"none", "basic" (images: shift and, where it makes sense, flip) or "strong" (two views: basic and colour).
+    Texts and data sets of your own are fed as they are: "none" and "basic" mean the same, "strong" is refused."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Threads of stage 0 that prepare batches ahead; 0 prepares them in the training thread."""
+    download: bool = False
+    """Fetch the files of a data set that torchvision can download, if they are not under ``data.root``."""
+    text_column: str = "text"
+    """Column of the texts in a table (``data.name = "csv"``)."""
+    label_column: str = "label"
+    """Column of the labels in a table."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the data function."""
+
+
+class Pipeline(Section):
+    """How the blocks are spread over worker processes."""
+
+    stages: Positive = 2
+    """Parts that the model is cut into; each holds one or more consecutive blocks."""
+    replicas: Positive | list[Positive] = 1
+    """Worker processes of each stage, or of every stage its own number; they share each micro-batch."""
+    max_in_flight: Positive = 2
+    """Messages that may wait in front of a stage; a slow stage holds the others back beyond that."""
+    transport: Literal["auto", "rpc", "gloo", "nccl"] = "auto"
+    """How tensors travel between workers: auto takes nccl if every worker has a GPU of its own, and rpc otherwise."""
+    wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type in which float32 tensors travel; the narrow ones halve the bytes and round what the next stage sees."""
+    micro_batches: Positive = 1
+    """Parts that a batch is split into; only for methods whose loss allows it, see docs/methods.md."""
+    schedule: Literal["gpipe", "1f1b"] = "gpipe"
+    """Order of micro-batches of the method gpipe: all forward then all backward, or one forward one backward."""
+    recompute: bool = False
+    """Keep only the inputs of blocks and compute their activations again for the backward pass (gpipe)."""
+    deferred_batch_norm: bool = False
+    """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
+    partition: Literal["uniform", "parameters", "measured"] | list[Positive] = "uniform"
+    """How blocks are assigned to stages, or the number of blocks of each stage."""
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _replicas_are_readable(cls, value: object) -> object:
+        if not isinstance(value, int | list):
+            raise ValueError("use a number of workers, or a list with one for each stage such as [1, 2]")
+        return value
+
+    @field_validator("partition", mode="before")
+    @classmethod
+    def _partition_is_readable(cls, value: object) -> object:
+        if not isinstance(value, str | list):
+            raise ValueError(
+                'use "uniform", "parameters", "measured" or a list of block counts such as [1, 3]'
+            )
+        return value
+
+
+class Loss(Section):
+    """The local objective."""
+
+    name: str = "supcon"
+    """Local loss of the method scpl: supcon, ce, predsim, deinforeg, an entry point's name or a dotted name."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for a loss function of your own."""
+    temperature: Rate = 0.1
+    """Divisor of the cosine similarities in the contrastive loss."""
+    projector: str = "m"
+    """"i" identity, "l" linear, "m" two layers; ",avg" pools before it; ",HIDDEN,OUT" sets the widths."""
+    divisor: Literal["all", "positives"] = "all"
+    """Divide an anchor's sum by "all" same-label samples, itself included (as published), or by its "positives"."""
+    classifier: str = "m"
+    """Local classifier: "l" linear, "m" two layers as published, or activation and width such as "sigmoid,512"."""
+    local_predictors: bool = False
+    """Train a predictor on the detached output of every block (scpl), so that samples can leave early."""
+
+
+class Association(Section):
+    """The label code of the method al (associated learning)."""
+
+    activation: Literal["sigmoid", "tanh"] = "tanh"
+    """"tanh" with linear decoders and a cross-entropy (published: text), or "sigmoid" and squared errors (images)."""
+    code: Positive = 128
+    """Width of the label code between two blocks."""
+    bridge: Annotated[int, Field(ge=0)] = 256
+    """Hidden width of the bridge from a block's output to the code; 0 is a single layer."""
+    autoencoder_lr: Rate = 1.0
+    """Factor on the learning rate for the label's encoders and decoders."""
+
+
+class Optimizer(Section):
+    """Adam, one for each block, with a cosine schedule that changes once an epoch."""
+
+    lr: Rate = 2e-3
+    """Learning rate at the start."""
+    end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-5
+    """Learning rate that the cosine reaches at the end."""
+
+
+class Checkpoint(Section):
+    """Where a run can go on from."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints; 0 writes one at the end only."""
+    keep: Positive = 2
+    """Newest checkpoints to keep."""
+    best: bool = True
+    """Keep the checkpoint of the epoch with the best validation accuracy too; needs every_steps > 0."""
+
+
+class Metrics(Section):
+    """The Prometheus endpoint of the coordinator."""
+
+    host: str = "127.0.0.1"
+    """Address to serve on."""
+    port: Port = 9400
+    """Port to serve on; 0 takes any free one."""
+
+
+DEFAULT_PORT = 4711
+
+
+class Control(Section):
+    """The ZeroMQ endpoint of the coordinator."""
+
+    host: str = "127.0.0.1"
+    """Name or address that the coordinator binds and the workers connect to."""
+    port: Port = 0
+    """Port of the coordinator; 0 takes any free one with the local launcher, and 4711 otherwise."""
+    keys: str = ""
+    """Folder with the CURVE keys of this process; empty is no encryption, for loopback only."""
+    insecure: bool = False
+    """Let a coordinator without keys leave loopback: whoever reaches its port can then disturb the run."""
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        local = self.host in ("localhost", "::1") or self.host.startswith("127.")
+        if not local and not self.keys and not self.insecure:
+            raise ValueError(
+                f"control.host = {self.host!r}: beyond loopback the control plane needs keys; run scpl-dist keys new "
+                "DIR and set control.keys to DIR, or on a network that nobody else reaches control.insecure = true"
+            )
+        return self
+
+    def fixed(self) -> Control:
+        """The same with a port that workers on other hosts can know."""
+        return self if self.port else self.model_copy(update={"port": DEFAULT_PORT})
+
+
+class Runtime(Section):
+    """The worker processes."""
+
+    threads: Positive = 1
+    """Threads for the operators of one worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a stage computes; auto takes a GPU if there is one."""
+    interface: str = ""
+    """Network interface of the data plane; empty is loopback for the local launcher, torch's choice elsewhere."""
+    timeout_s: Seconds = 60.0
+    """Longest time without progress before the run ends with an error, in seconds."""
+    first_step_timeout_s: Seconds = 300.0
+    """The same for the first step of a stage, which may compile, allocate and read data, in seconds."""
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """Times the local launcher restarts the group from its last checkpoint after a failure."""
+
+
+class Config(Section):
+    """A whole run. Every field has a default; the defaults are the embedded main job."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    pipeline: Pipeline = Pipeline()
+    loss: Loss = Loss()
+    al: Association = Association()
+    optimizer: Optimizer = Optimizer()
+    checkpoint: Checkpoint = Checkpoint()
+    metrics: Metrics = Metrics()
+    control: Control = Control()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _values_fit_together(self) -> Self:
+        if self.optimizer.end_lr > self.optimizer.lr:
+            raise ValueError(
+                f"optimizer.end_lr = {self.optimizer.end_lr} is above optimizer.lr = {self.optimizer.lr}: "
+                "the schedule can only fall; lower optimizer.end_lr"
+            )
+        counts = self.pipeline.partition
+        if isinstance(counts, list) and len(counts) != self.pipeline.stages:
+            raise ValueError(
+                f"pipeline.partition = {counts} has {len(counts)} entries for pipeline.stages = "
+                f"{self.pipeline.stages}: give one block count for each stage"
+            )
+        replicas = self.pipeline.replicas
+        if isinstance(replicas, list) and len(replicas) != self.pipeline.stages:
+            raise ValueError(
+                f"pipeline.replicas = {replicas} has {len(replicas)} entries for pipeline.stages = "
+                f"{self.pipeline.stages}: give one number of workers for each stage, or one number for all"
+            )
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """The workers of the run."""
+        stages, replicas = self.pipeline.stages, self.pipeline.replicas
+        return Layout(replicas if isinstance(replicas, list) else [replicas] * stages)
+
+    def digest(self) -> str:
+        """Digest of everything that all processes of a run must agree on, 16 hexadecimal digits.
+
+        What concerns one process only (addresses, metrics, its interface) is left out.
+        """
+        own: dict[str, Any] = {"metrics": True, "control": True, "runtime": {"interface"}}
+        shared = self.model_dump(mode="json", exclude=own)
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result of a run, by key; everything else may differ when a run goes on."""
+        sections = self.model_dump(mode="json", include={"run", "model", "data", "loss", "optimizer"})
+        found = {
+            f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
+        }
+        for free in ("data.root", "data.workers"):
+            found.pop(free, None)
+        return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
+
+    def to_toml(self) -> str:
+        """The configuration as TOML that `load` reads back to an equal object."""
+        lines: list[str] = []
+        for section, values in self.model_dump(mode="json").items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def load(
+    path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: TOML file; None starts from the embedded defaults.
+        overrides: ``section.key=value`` texts; the value is read as TOML, and as plain text if it is none.
+        values: the same as Python values: ``{"section.key": value}``; they win over the file and the texts.
+
+    Raises:
+        ValueError: file, key or value is not usable; the message has all three and the fix.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"configuration file {path} does not exist: check the path") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ValueError(f"configuration file {path} cannot be read as TOML: {error}") from None
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"-o {text!r}: write -o section.key=value, for example -o pipeline.stages=3")
+        _put(tree, key.strip(), _value(value.strip()))
+    for key, value in (values or {}).items():
+        _put(tree, key, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    section, dot, name = key.partition(".")
+    if not dot or not name:
+        raise ValueError(f"-o {key}={value}: the key needs a section, for example pipeline.stages")
+    table = tree.setdefault(section, {})
+    *parents, last = name.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {}) if isinstance(table, dict) else {}
+    if isinstance(table, dict):
+        table[last] = value
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    return json.dumps(value)  # TOML's strings, integers and booleans are those of JSON
+
+
+def _explain(problem: Any) -> str:
+    """One line for one problem that pydantic found: key, value, fix."""
+    path = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(path[:2])
+    value = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        known = _known(path)
+        return f"{'.'.join(path)} = {value!r}: unknown key; {known}"
+    if problem["type"] == "value_error" and not path:
+        return str(problem["ctx"]["error"])
+    return f"{key} = {value!r}: {problem['msg'].removeprefix('Value error, ').lower()}"
+
+
+def _known(path: Sequence[str]) -> str:
+    if len(path) == 1:
+        return "sections are " + ", ".join(Config.model_fields)
+    field = Config.model_fields[path[0]].annotation
+    assert field is not None
+    return f"keys of [{path[0]}] are " + ", ".join(field.model_fields)

@@ -1,0 +1,28 @@
+"""Exceptions that cross the planes of a worker."""
+
+from __future__ import annotations
+
+
+class Aborted(Exception):
+    """The run is over: a wait was ended from outside."""
+
+
+class PeerLost(Exception):
+    """Another worker's process is gone or its connection broke.
+
+    Attributes:
+        peer: rank of that worker; None if it is one of several.
+    """
+
+    def __init__(self, peer: int | None, reason: str) -> None:
+        whom = "a replica" if peer is None else f"rank {peer}"
+        super().__init__(f"connection to {whom} broke: {reason}")
+        self.peer = peer
+
+
+class SetupError(Exception):
+    """This host is not what the run needs: its interface or its run folder."""
+
+
+class NonFiniteLoss(Exception):
+    """A loss is NaN or infinite; raised before the update that it would spoil."""

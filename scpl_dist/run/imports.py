@@ -1,0 +1,134 @@
+"""Calls what a configuration names: ``package.module:function`` or ``path/to/file.py:function``, with arguments.
+
+Models and data sets are named in a text file and built in several processes, so what they need is a name that
+every process can look up, not an object that one of them has.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+_FROM_FILE = "scpl_dist_user_"
+"""Start of the names of modules that were loaded from a path, which no other process can import by name."""
+
+
+def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
+    """The same function, which refuses arguments of another type than it declares.
+
+    For functions of this package whose keyword arguments a user writes into a text file.
+
+    Args:
+        function: the function; all its parameters have types.
+        key: configuration key that holds the keyword arguments, for messages: ``model.args``.
+
+    Returns:
+        The function, which raises ValueError with key, name, value and what is wrong.
+    """
+    strict = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return strict(*args, **kwargs)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join([key, *map(str, problem["loc"])])
+            raise ValueError(f"{place} = {problem['input']!r}: {problem['msg'].lower()}") from None
+
+    return call
+
+
+def load_object(name: str, key: str) -> Callable[..., Any]:
+    """Import the callable that `name` means.
+
+    Args:
+        name: ``package.module:function`` or ``path/to/file.py:function``; a relative path starts at the
+            working directory.
+        key: configuration key that holds the name, for messages: ``model.name``.
+
+    Raises:
+        ValueError: no such module, file or attribute, or it cannot be called. An exception that the user's
+            code raises while it is imported is passed on as it is.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ValueError(f"{key} = {name!r}: write package.module:function or path/to/file.py:function")
+    module = _from_file(Path(place), name, key) if place.endswith(".py") else _from_package(place, name, key)
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        public = ", ".join(sorted(entry for entry in vars(module) if not entry.startswith("_"))[:20])
+        raise ValueError(
+            f"{key} = {name!r}: {place} has no {attribute!r}; it has {public or 'nothing'}"
+        ) from None
+    if not callable(found):
+        raise ValueError(
+            f"{key} = {name!r}: {attribute!r} is {type(found).__name__}, give a function or class"
+        )
+    function: Callable[..., Any] = found
+    return function
+
+
+def _from_file(path: Path, name: str, key: str) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise ValueError(f"{key} = {name!r}: there is no file {path}; check the path")
+    # One module for one file lets two loads share classes; the same name in every process allows pickling by name.
+    module_name = f"{_FROM_FILE}{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _from_package(place: str, name: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
+            raise  # the module exists, something that it imports does not
+        raise ValueError(
+            f"{key} = {name!r}: there is no module {error.name!r}; install it, "
+            "or write path/to/file.py:function"
+        ) from None
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name that `load_object` finds a function by, in this process and in any other.
+
+    Raises:
+        ValueError: it has none: a lambda, a local function or something typed into an interpreter.
+    """
+    name = getattr(function, "__qualname__", type(function).__name__)
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    if module is None or not name.isidentifier() or getattr(module, name, None) is not function:
+        raise ValueError(
+            f"{name}: other processes cannot import it; write it as a function at the top level of a file"
+        )
+    if module.__name__ != "__main__" and not module.__name__.startswith(_FROM_FILE):
+        return f"{module.__name__}:{name}"
+    file = getattr(module, "__file__", None)
+    if file is None:
+        raise ValueError(
+            f"{name}: the worker processes cannot import what was typed into an interpreter; write it into a file"
+        )
+    return f"{Path(file).resolve()}:{name}"

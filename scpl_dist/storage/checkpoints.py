@@ -1,0 +1,156 @@
+"""Checkpoints: one file for each block, and a manifest that makes them one checkpoint.
+
+    RUN/checkpoints/step-40.<unique>.tmp/block-000.pt  written by the stages after the marker reached them
+    RUN/checkpoints/step-40/manifest.json              written by the coordinator when all parts are there; then renamed
+    RUN/checkpoints/best, latest                       text files with the name of a checkpoint; latest is moved last
+
+Files belong to blocks, not to stages, so a run can go on with another number of stages. Parts are loaded with
+``weights_only=True``; nothing in them can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scpl_dist.storage.durable import sync_folder, write_text
+
+if TYPE_CHECKING:
+    pass
+
+_STEP = re.compile(r"step-\d+")
+
+
+class CheckpointError(RuntimeError):
+    """No usable checkpoint; the message names the file and the reason."""
+
+
+def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
+    """Folder that the parts of a checkpoint are written into before it is committed.
+
+    Args:
+        run_dir: run folder.
+        step: steps done.
+        unique: tells apart the checkpoints of one step, so that a late writer of a dead start cannot spoil a new one.
+    """
+    return run_dir / "checkpoints" / ".".join(filter(None, (f"step-{step}", unique, "tmp")))
+
+
+def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
+    """Make the parts in ``folder`` a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
+
+    Args:
+        folder: what `folder_for` returned.
+        manifest: plain values; "step", "best" and "due" (written because it was time, not for the best epoch only).
+        keep: number of newest due checkpoints that stay; the best one stays too.
+
+    Returns:
+        The final folder.
+    """
+    parent = folder.parent
+    final = parent / f"step-{manifest['step']}"
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    old = parent / f"{final.name}.old.tmp"
+    if final.exists():  # the same step again: the older one goes only after the newer one is there
+        os.rename(final, old)
+    os.rename(folder, final)
+    sync_folder(parent)
+    shutil.rmtree(old, ignore_errors=True)
+    if manifest.get("best"):
+        write_text(parent / "best", final.name + "\n")
+    write_text(parent / "latest", final.name + "\n")
+    found = steps(parent.parent)
+    due = [path for path in found if _is_due(path)]
+    kept = {final, *due[-keep:], *named(parent.parent, "best")}
+    for old in found:
+        if old not in kept:
+            shutil.rmtree(old)
+    return final
+
+
+def _is_due(checkpoint: Path) -> bool:
+    try:
+        return bool(manifest_of(checkpoint).get("due", True))
+    except CheckpointError:
+        return False  # damaged: it must not push a good one out
+
+
+def named(run_dir: Path, name: str) -> list[Path]:
+    """The checkpoint that ``best`` or ``latest`` names: one path, or none if there is no such file."""
+    try:
+        return [
+            run_dir / "checkpoints" / (run_dir / "checkpoints" / name).read_text(encoding="utf-8").strip()
+        ]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def steps(run_dir: Path) -> list[Path]:
+    """Committed checkpoints of a run, oldest first."""
+    found = [
+        path
+        for path in (run_dir / "checkpoints").glob("step-*")
+        if _STEP.fullmatch(path.name) and path.is_dir()
+    ]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def clear(run_dir: Path, chosen: Path | None) -> None:
+    """Before a run goes on: remove half-written checkpoints, put those after the chosen one aside.
+
+    They are damaged, or belong to steps that are trained again; left in place they would push out good ones.
+    """
+    for leftover in (run_dir / "checkpoints").glob("step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for later in steps(run_dir) if chosen is not None else []:
+        if chosen is not None and _step_of(later) > _step_of(chosen):
+            aside = later.with_name(f"{later.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(later, aside)
+
+
+def find(run_dir: Path, name: str | None = None) -> Path:
+    """A checkpoint of a run.
+
+    Args:
+        run_dir: run folder.
+        name: such as "step-40", "best" or "latest"; None takes the newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if name in ("best", "latest"):
+        pointed = named(run_dir, name)
+        if not pointed:
+            raise CheckpointError(f"{run_dir} has no checkpoint that is called {name!r}")
+        return pointed[0]
+    if name is not None:
+        return run_dir / "checkpoints" / name
+    found = steps(run_dir)
+    if not found:
+        raise CheckpointError(f"{run_dir} has no checkpoint: was the run ended before its first one?")
+    return found[-1]
+
+
+def manifest_of(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a committed checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or unreadable.
+    """
+    path = checkpoint / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path}: not a manifest")
+    return manifest

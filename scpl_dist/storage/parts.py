@@ -1,0 +1,102 @@
+"""The part of a checkpoint that belongs to one block: written with its digest, and read only if that is right."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+
+from scpl_dist.storage.checkpoints import CheckpointError, manifest_of
+
+
+def part_name(block: int) -> str:
+    """File name of a block's part."""
+    return f"block-{block:03d}.pt"
+
+
+def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
+    """Write the state of one block; it is on disk when this returns.
+
+    Returns:
+        ``{"name", "bytes", "sha256"}`` for the manifest.
+
+    Raises:
+        OSError: the file cannot be written; the message has the path and the space that is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            hashing = _Hashing(file)
+            try:
+                torch.save(state, cast("BinaryIO", hashing))
+            except RuntimeError:
+                if hashing.error is not None:  # torch reports a failed write as a position that does not fit
+                    raise hashing.error from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} ({_free(path.parent)} MB free)", str(path)) from None
+    return {"name": path.name, "bytes": hashing.size, "sha256": hashing.digest.hexdigest()}
+
+
+class _Hashing(io.RawIOBase):
+    """A file that hashes what is written, so that nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.size += written
+        return written
+
+
+def read_part(checkpoint: Path, block: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """State of one block, after its size and digest were compared with the manifest.
+
+    Raises:
+        CheckpointError: the part is missing or damaged.
+    """
+    name = part_name(block)
+    path = checkpoint / name
+    entries = {entry["name"]: entry for entry in manifest_of(checkpoint).get("files", [])}
+    if name not in entries:
+        raise CheckpointError(f"{checkpoint}: the manifest has no {name}: another model?")
+    try:
+        if path.stat().st_size != entries[name]["bytes"]:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes instead of {entries[name]['bytes']}")
+        if _digest(path) != entries[name]["sha256"]:
+            raise CheckpointError(f"{path}: damaged, its SHA-256 is not that of the manifest")
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a part of a checkpoint: {error}") from None
+    return state
+
+
+def _free(folder: Path) -> int:
+    """Megabytes that are free on the disk of a folder."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free // 1_000_000
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

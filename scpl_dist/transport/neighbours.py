@@ -1,0 +1,145 @@
+"""A worker's neighbours as the executor sees them: stages, whatever number of workers holds each.
+
+Where two stages have different numbers of replicas, a micro-batch is cut and joined on its way. The numbers of the
+samples that a worker needs follow from the size of the micro-batch, which is part of the item, so nothing else has to
+be sent:
+
+    stage 0                      stage 1 (2 replicas)         stage 2 (3 replicas)
+    samples 0..11 ---- 0..5 ---> replica 0 ----- 0..3 ------> replica 0
+                  |                        `---- 4..5 -----.
+                  `--- 6..11 --> replica 1 ----- 6..7 ------+-> replica 1
+                                           `---- 8..11 ------> replica 2
+
+With one worker a stage nothing is cut, joined or copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from scpl_dist.run.layout import Layout, Route, WorkerId, share
+from scpl_dist.transport import Envelope, Transport
+
+
+class Neighbours:
+    """See the module.
+
+    Args:
+        transport: between ranks.
+        layout: all workers of the run.
+        seat: this one.
+    """
+
+    def __init__(self, transport: Transport, layout: Layout, seat: WorkerId) -> None:
+        self.transport = transport
+        self._layout = layout
+        self._seat = seat
+        self._routes: dict[tuple[int, int, int], list[Route]] = {}
+        stages = (seat.stage - 1, seat.stage + 1)
+        self._ranks = {stage: layout.ranks(stage) if 0 <= stage < layout.stages else [] for stage in stages}
+        self._lead = layout.lead(seat.stage - 1, seat) if seat.stage else None
+        self._led = [rank for rank in self._ranks[seat.stage + 1] if self._leads(rank)]
+
+    def _leads(self, rank: int) -> bool:
+        return self._layout.lead(self._seat.stage, self._layout.seats[rank]) == self._seat.rank
+
+    def next(self) -> Envelope:
+        """The first message of the next item, from the stage before.
+
+        Raises:
+            Aborted: the run ended meanwhile.
+            PeerLost: a neighbour is gone.
+        """
+        assert self._lead is not None
+        return self.transport.receive(self._lead)
+
+    def wait_for_room(self, stage: int) -> None:
+        """Wait until every worker of a neighbouring stage may be sent a message.
+
+        Raises:
+            Aborted: the run ended meanwhile.
+            PeerLost: a neighbour is gone.
+        """
+        for rank in self._ranks[stage]:
+            self.transport.wait_for_room(rank)
+
+    def pass_on(self, marker: dict[str, Any]) -> None:
+        """Send a marker to the next stage."""
+        for rank in self._led:
+            self.transport.post(rank, Envelope(marker))
+
+    def post(self, stage: int, item: dict[str, Any], micro_batch: int, payload: Any) -> None:
+        """Send this worker's part of a micro-batch to a neighbouring stage; returns at once.
+
+        Args:
+            stage: number of the neighbour.
+            item: what the micro-batch belongs to.
+            micro_batch: its number.
+            payload: pytree of tensors, sample first; they must not be changed afterwards.
+
+        Raises:
+            PeerLost: a neighbour is gone.
+        """
+        routes = self._of_micro_batch(self._seat.stage, stage, item, micro_batch)
+        mine = [route for route in routes if route.sender == self._seat.rank]
+        first, last = item["micro_batches"][micro_batch]
+        start, end = share(last - first, self._seat.replicas, self._seat.replica)
+        for route in mine:
+            part = (
+                payload
+                if len(mine) == 1
+                else _rows(payload, route.begin - start, route.end - start, end - start)
+            )
+            self.transport.post(route.receiver, Envelope(item, micro_batch, part))
+
+    def receive(
+        self, stage: int, item: dict[str, Any], micro_batch: int, first: Envelope | None = None
+    ) -> Any:
+        """This worker's part of a micro-batch from a neighbouring stage.
+
+        Args:
+            stage: number of the neighbour.
+            item: what the micro-batch belongs to.
+            micro_batch: its number.
+            first: the message with which `next` announced it, if it did.
+
+        Raises:
+            Aborted: the run ended meanwhile.
+            PeerLost: a neighbour is gone.
+        """
+        parts = []
+        for route in self._of_micro_batch(stage, self._seat.stage, item, micro_batch):
+            if route.receiver == self._seat.rank:
+                announced = first is not None and route.sender == self._lead
+                message = first if announced else self.transport.receive(route.sender)
+                assert message is not None
+                assert (message.item["sequence"], message.micro_batch) == (item["sequence"], micro_batch)
+                parts.append(message.payload)
+        return parts[0] if len(parts) == 1 else pytree.tree_map(_joined, parts[0], *parts[1:])
+
+    def _of_micro_batch(
+        self, source: int, target: int, item: dict[str, Any], micro_batch: int
+    ) -> list[Route]:
+        begin, end = item["micro_batches"][micro_batch]
+        key = (source, target, end - begin)
+        if key not in self._routes:
+            self._routes[key] = self._layout.routes(source, target, end - begin)
+        return self._routes[key]
+
+
+def _rows(payload: Any, begin: int, end: int, size: int) -> Any:
+    """Samples of a part; a sample may have several rows, such as two views."""
+
+    def cut(leaf: Tensor) -> Tensor:
+        rows = len(leaf) // size
+        return leaf[begin * rows : end * rows].clone()  # without the rest, which would travel with it
+
+    return pytree.tree_map_only(Tensor, cut, payload)
+
+
+def _joined(first: Any, *others: Any) -> Any:
+    return torch.cat([first, *others]) if isinstance(first, Tensor) else first

@@ -1,0 +1,119 @@
+"""Workers meet before torch connects them: each rings at every other one's door.
+
+torch's libraries wait, for minutes or for ever, when a peer's address leads nowhere: a wrong interface, a firewall,
+two hosts with the same address. A plain connection with a deadline finds that out first and can say what is wrong.
+
+    rank 0: listens on its interface        rank 1: the same
+    hello {address, port, token} -> coordinator -> start {endpoints of all}
+    connects to rank 1, reads its token     connects to rank 0, reads its token
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_TOKEN_BYTES = 16
+
+
+class Unreached(Exception):
+    """Another worker cannot be reached.
+
+    Attributes:
+        peer: its rank if its process may be gone, as nothing listens at its door any more; None otherwise.
+    """
+
+    def __init__(self, text: str, peer: int | None = None) -> None:
+        super().__init__(text)
+        self.peer = peer
+
+
+class ReachabilityCheck:
+    """This worker's door.
+
+    Args:
+        address: own address on the interface that the tensors take.
+        interface: its name, for messages.
+        name: of this worker, for messages, such as "stage 1".
+        device: where it computes, for example "cuda:0"; the others choose the transport by it.
+
+    Attributes:
+        endpoint: what the others need to know.
+    """
+
+    def __init__(self, address: str, interface: str, name: str, device: str) -> None:
+        self.interface = interface
+        self._token = secrets.token_hex(_TOKEN_BYTES // 2)
+        self._door = socket.create_server((address, 0), backlog=128)
+        self.endpoint: dict[str, Any] = {
+            "name": name,
+            "host": socket.gethostname(),
+            "address": address,
+            "port": self._door.getsockname()[1],
+            "token": self._token,
+            "device": device,
+        }
+        threading.Thread(target=self._answer, name="door", daemon=True).start()
+
+    def visit(self, rank: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float) -> None:
+        """Ring at every other worker's door.
+
+        Args:
+            rank: of this worker.
+            endpoints: of all workers, by rank.
+            timeout_s: limit for each.
+
+        Raises:
+            Unmet: one of them does not answer, or somebody else does.
+        """
+        for other, endpoint in enumerate(endpoints):
+            if other == rank:
+                continue
+            problem, gone = _ring(endpoint, timeout_s)
+            if problem is not None:
+                mine = self.endpoint
+                raise Unreached(
+                    f"{endpoint['name']} on {endpoint['host']} ({endpoint['address']}) cannot be reached from "
+                    f"{mine['name']} on {mine['host']} ({mine['address']}, interface {self.interface}): {problem}; set "
+                    "runtime.interface to the interface that all hosts share, and let the hosts of the run reach "
+                    "each other on all ports",
+                    other if gone else None,
+                )
+
+    def close(self) -> None:
+        """Close the door; call it when all workers have met."""
+        with contextlib.suppress(OSError):  # the thread may be waiting in accept: shutdown wakes it
+            self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                visitor, _ = self._door.accept()
+            except OSError:
+                return
+            with visitor, contextlib.suppress(OSError):
+                visitor.sendall(self._token.encode())
+
+
+def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> tuple[str | None, bool]:
+    """What is wrong, or None; and whether the process may be gone."""
+    try:
+        with socket.create_connection((endpoint["address"], endpoint["port"]), timeout_s) as connection:
+            token = b""
+            while len(token) < _TOKEN_BYTES and (part := connection.recv(_TOKEN_BYTES)):
+                token += part
+    except TimeoutError:
+        return f"no answer within {timeout_s:g} s", False
+    except OSError as error:
+        gone = isinstance(error, ConnectionResetError | ConnectionRefusedError)
+        return str(error.strerror or error).lower(), gone
+    if not token:
+        return "the connection was closed", True
+    if token.decode(errors="replace") != endpoint["token"]:
+        return "another process answers at this address, so two hosts have the same one there", False
+    return None, False

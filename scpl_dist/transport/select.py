@@ -1,0 +1,67 @@
+"""Which transport a run takes, decided alike by all workers from what all know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from scpl_dist.run.config import Config
+from scpl_dist.transport import Transport
+
+
+def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
+    """The name: rpc, gloo or nccl.
+
+    Args:
+        wanted: ``pipeline.transport``; "auto" takes NCCL between GPUs, if every worker has one of its own, and RPC
+            otherwise.
+        endpoints: of all workers, with "host" and "device".
+
+    Raises:
+        ValueError: NCCL is wanted and a worker has no GPU of its own.
+    """
+    places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
+    problem = None
+    if any(not device.startswith("cuda") for _, device in places):
+        problem = "not every worker is on a GPU"
+    elif len(set(places)) < len(places):
+        problem = "some workers share a GPU, which NCCL does not support"
+    if wanted == "nccl" and problem is not None:
+        raise ValueError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
+    if wanted != "auto":
+        return wanted
+    return "nccl" if problem is None else "rpc"
+
+
+def connectable(
+    config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
+) -> Transport:
+    """The transport of a worker, not yet connected.
+
+    Args:
+        config: the run.
+        rank: of the worker.
+        generation: identifier of this launch.
+        device: where the worker computes.
+        endpoints: of all workers, by rank.
+
+    Raises:
+        ValueError: see `choose`.
+    """
+    pipeline, world = config.pipeline, len(endpoints)
+    limit = config.runtime.first_step_timeout_s  # some workers may still be building
+    wire_dtype = getattr(torch, pipeline.wire_dtype)
+    name = choose(pipeline.transport, endpoints)
+    if name == "rpc":
+        from scpl_dist.transport.rpc import RpcTransport
+
+        devices = [torch.device(endpoint["device"]) for endpoint in endpoints]
+        return RpcTransport(
+            rank, world, generation, pipeline.max_in_flight, device, limit, wire_dtype, devices
+        )
+    from scpl_dist.transport.c10d import C10dTransport
+
+    links = config.layout.links()
+    return C10dTransport(name, rank, world, pipeline.max_in_flight, device, limit, wire_dtype, links)

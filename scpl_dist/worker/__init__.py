@@ -1,0 +1,1 @@
+"""One worker: it joins the run, executes its stage, and leaves."""

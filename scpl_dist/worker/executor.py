@@ -1,0 +1,392 @@
+"""The executor: carries out the actions of one stage, item by item, for every method alike.
+
+    item     from the coordinator (stage 0) or in-band from the stage before
+    marker   passed on first, then acted upon: evaluation, checkpoint, epoch end and stop reach every stage after all
+             micro-batches before them, so nothing has to be drained
+
+What a stage computes depends on the items, the seed and its blocks alone. That is why the number of stages does not
+change a bit of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from scpl_dist.data.loader import Batch, Loader
+from scpl_dist.methods import Method
+from scpl_dist.methods.block import Carry, TrainableBlock, detached, floating, seed_operators
+from scpl_dist.methods.schedule import Action, Kind, StageSpec
+from scpl_dist.run.errors import NonFiniteLoss
+from scpl_dist.storage import checkpoints
+from scpl_dist.storage.writer import CheckpointWriter
+from scpl_dist.transport import Envelope
+from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.worker.microbatch import ItemInProgress, MicroBatch
+from scpl_dist.worker.replicas import Replicas, Sum
+from scpl_dist.worker.state import state_of
+from scpl_dist.worker.timer import PhaseTimer
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Executor:
+    """One stage of the pipeline.
+
+    Args:
+        place: where the stage stands and which blocks it holds.
+        method: the training method.
+        units: the stage's blocks with their heads, by block number, on ``device``.
+        optimizers: optimizers of each unit.
+        links: to the neighbours, connected; not used with one stage.
+        loader: batches; None on all stages but the first.
+        seed: the run's seed.
+        device: where the stage computes.
+        meter: takes the times.
+        report: called with a ``done`` message after every item.
+        run_dir: run folder for checkpoints.
+        writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
+        replicas: the other workers of this stage; None if there are none.
+        replica: number of this one among them.
+    """
+
+    def __init__(
+        self,
+        place: StageSpec,
+        method: Method,
+        units: dict[int, TrainableBlock],
+        optimizers: dict[int, list[torch.optim.Optimizer]],
+        links: Neighbours,
+        loader: Loader | None,
+        *,
+        seed: int,
+        device: torch.device,
+        meter: PhaseTimer,
+        report: Report,
+        run_dir: Path,
+        writer: CheckpointWriter | None = None,
+        replicas: Replicas | None = None,
+        replica: int = 0,
+    ) -> None:
+        self.place = place
+        self.method = method
+        self.units = units
+        self.optimizers = optimizers
+        self.links = links
+        self.loader = loader
+        self.seed = seed
+        self.device = device
+        self.meter = meter
+        self.report = report
+        self.run_dir = run_dir
+        self.writer = writer
+        self.replicas = replicas
+        self.replica = replica
+        self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
+        self._training: bool | None = None
+        self._sums: dict[int, Sum] = {}
+        self._handlers: dict[Kind, Callable[[ItemInProgress, Action], None]] = {
+            Kind.LOAD: self._load,
+            Kind.RECV_F: self._receive_forward,
+            Kind.FORWARD: self._forward,
+            Kind.SEND_F: self._send_forward,
+            Kind.RECOMPUTE: self._recompute,
+            Kind.LOSS: self._loss,
+            Kind.BACKWARD: self._backward,
+            Kind.SEND_B: self._send_backward,
+            Kind.RECV_B: self._receive_backward,
+            Kind.SUM: self._sum,
+            Kind.STEP: self._step,
+            Kind.PREDICT: self._predict,
+            Kind.DECODE: self._decode,
+            Kind.COUNT: self._count,
+        }
+
+    def run(self) -> None:
+        """Handle items until the stop marker.
+
+        Raises:
+            NonFiniteLoss: a loss is NaN or infinite.
+            Aborted: the run was ended from outside.
+            PeerLost: a neighbour is gone.
+        """
+        while True:
+            item, batches, received = self._next()
+            self.meter.begin(item)
+            kind = item["kind"]
+            details: dict[str, Any] = {}
+            if kind in ("train", "evaluate"):
+                details = self._compute(item, batches, received)
+            else:
+                self._pass_on(item)
+                if kind == "checkpoint":
+                    self._checkpoint(item)
+                elif kind == "stop" and self.writer is not None:
+                    self.meter.enter("checkpoint")
+                    self.writer.drain()
+            self._done(item, details)
+            if kind == "stop":
+                self.meter.enter("idle")
+                return
+
+    def stats(self) -> dict[str, Any]:
+        """Cumulative figures of this stage, see the control plane's ``stats``."""
+        transport = self.links.transport
+        return {
+            **self.meter.stats(),
+            "queue": transport.queued() if self.loader is None else self.loader.queued(),
+            "bytes_sent": transport.bytes_sent,
+            "bytes_received": transport.bytes_received,
+            "peak_memory": peak_memory(self.device),
+        }
+
+    # Items ------------------------------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[dict[str, Any], Iterator[Batch], Envelope | None]:
+        self.meter.enter("receive")
+        if self.loader is not None:
+            item, batches = self.loader.next()
+            return item, batches, None
+        message = self.links.next()
+        return message.item, iter(()), message
+
+    def _pass_on(self, marker: dict[str, Any]) -> None:
+        if not self.place.last:
+            self.meter.enter("room")
+            self.links.wait_for_room(self.place.stage + 1)
+            self.meter.enter("send")
+            self.links.pass_on(marker)
+
+    def _compute(
+        self, item: dict[str, Any], batches: Iterator[Batch], received: Envelope | None
+    ) -> dict[str, Any]:
+        training = item["kind"] == "train"
+        if training is not self._training:
+            self._training = training
+            for unit in self.units.values():
+                unit.train(training)
+        work = ItemInProgress(item, batches, received, training)
+        program = self._program(training, len(work.sizes))
+        work.again = {action.block for action in program if action.kind is Kind.RECOMPUTE}
+        with torch.set_grad_enabled(training):
+            for action in program:
+                if action.micro_batch is not None:
+                    self.meter.micro_batch = action.micro_batch
+                self._handlers[action.kind](work, action)
+        if training:
+            return {"losses": work.losses, "samples": sum(work.sizes)}
+        correct = None if work.correct is None else int(work.correct.item())
+        return {
+            "correct": correct,
+            "total": work.total if correct is not None else None,
+            "split": item["split"],
+        }
+
+    def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
+        key = (training, micro_batches)
+        if key not in self._programs:
+            actions = self.method.train if training else self.method.evaluate
+            self._programs[key] = tuple(actions(self.place, micro_batches))
+        return self._programs[key]
+
+    def _checkpoint(self, item: dict[str, Any]) -> None:
+        """Copy the state as it is here in the stream; the writer reports when it is on disk."""
+        self.meter.enter("checkpoint")
+        if self.writer is None:
+            return
+        folder = checkpoints.folder_for(self.run_dir, item["step"], item.get("unique", ""))
+        state = {block: state_of(unit, self.optimizers[block]) for block, unit in self.units.items()}
+        self.writer.submit(item, folder, state)
+
+    def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
+        message = {
+            "type": "done",
+            "sequence": item["sequence"],
+            "kind": item["kind"],
+            "step": self.meter.step,
+            "epoch": self.meter.epoch,
+            "losses": None,
+            "samples": 0,
+            "correct": None,
+            "total": None,
+            "split": None,
+            "stats": self.stats(),
+        }
+        self.report(message | details)
+
+    # Actions ----------------------------------------------------------------------------------------------------
+
+    def _load(self, work: ItemInProgress, action: Action) -> None:
+        self.meter.enter("data")
+        inputs, labels = next(work.batches)
+        if self.device.type != "cpu":
+            inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
+        self._start(work, action, self.method.carry(inputs, labels), labels)
+
+    def _receive_forward(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
+        self.meter.enter("receive")
+        first, work.received = work.received, None
+        carry, labels = self.links.receive(self.place.stage - 1, work.item, action.micro_batch, first)
+        self._start(work, action, carry, labels)
+
+    def _start(self, work: ItemInProgress, action: Action, carry: Carry, labels: Tensor) -> None:
+        assert action.micro_batch is not None
+        weight = work.sizes[action.micro_batch] / sum(work.sizes)
+        work.flows[action.micro_batch] = MicroBatch(carry, labels, weight)
+
+    def _forward(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, micro_batch = work.flow(action)
+        if block == self.place.blocks[-1] and not self.place.last:
+            # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
+            # and never between the sending and the backward pass.
+            self.meter.enter("room")
+            self.links.wait_for_room(self.place.stage + 1)
+        self.meter.enter("forward" if work.training else "evaluate")
+        before = flow.carry
+        if work.training:
+            # Every block's input is a leaf of its own graph, also inside a stage: gradients are summed in the same
+            # order wherever the stages begin.
+            flow.before[block] = before = self._leaves(before, block)
+            self._seed_operators(work, block, micro_batch)
+        with torch.set_grad_enabled(work.training and block not in work.again):
+            after = self.units[block](before)
+        if work.training and block not in work.again:
+            flow.after[block] = after
+        flow.carry = detached(after)
+
+    def _seed_operators(self, work: ItemInProgress, block: int, micro_batch: int) -> None:
+        seed_operators(self.seed, block, work.item["step"], micro_batch, self.replica)
+
+    def _leaves(self, carry: Carry, block: int) -> Carry:
+        if self.method.local or block == 0:
+            return carry
+        return pytree.tree_map_only(
+            Tensor, lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), carry
+        )
+
+    def _recompute(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, micro_batch = work.flow(action)
+        self.meter.enter("forward")
+        self._seed_operators(work, block, micro_batch)
+        # Running statistics have seen this micro-batch already: let it update copies.
+        copies = {name: buffer.clone() for name, buffer in self.units[block].named_buffers()}
+        flow.after[block] = functional_call(self.units[block], copies, (flow.before[block],))
+
+    def _send_forward(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
+        flow = work.flows[action.micro_batch]
+        self.meter.enter("send")
+        self.links.post(self.place.stage + 1, work.item, action.micro_batch, (flow.carry, flow.labels))
+
+    def _loss(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, micro_batch = work.flow(action)
+        self.meter.enter("loss")
+        seen, labels = self.units[block].seen(flow.before[block], flow.after[block]), flow.labels
+        if self.replicas is not None:
+            seen, labels = self.replicas.gather(seen, labels, work.sizes[micro_batch])
+        flow.losses[block] = self.units[block].terms(seen, labels)
+
+    def _backward(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, _ = work.flow(action)
+        self.meter.enter("backward")
+        # The graph is used up here, and so are the tensors that it holds.
+        before, after = flow.before.pop(block), flow.after.pop(block)
+        terms = flow.losses.pop(block, None)
+        if terms is not None:
+            total = torch.stack(list(terms.values())).sum()
+            torch.autograd.backward(total if flow.weight == 1.0 else total * flow.weight)
+            self._note_losses(work, block, terms, flow.weight)
+        else:
+            reached = [pair for pair in zip(floating(after), flow.back, strict=True) if pair[0].requires_grad]
+            if reached:
+                torch.autograd.backward([leaf for leaf, _ in reached], [gradient for _, gradient in reached])
+        if self.method.local:
+            return
+        flow.carry = None  # it shares memory with the outputs, which are not needed any more
+        if block > 0:
+            flow.back = [
+                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in floating(before)
+            ]
+
+    def _note_losses(self, work: ItemInProgress, block: int, terms: dict[str, Tensor], weight: float) -> None:
+        noted = work.losses.setdefault(str(block), {})
+        for name, term in terms.items():
+            value = term.item()
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"loss {name!r} of block {block} is {value}: lower optimizer.lr or check the data; "
+                    "the update was not made"
+                )
+            noted[name] = noted.get(name, 0.0) + weight * value
+
+    def _send_backward(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
+        self.meter.enter("room")
+        self.links.wait_for_room(self.place.stage - 1)
+        self.meter.enter("send")
+        back = work.flows.pop(action.micro_batch).back  # the last that is done with it
+        self.links.post(self.place.stage - 1, work.item, action.micro_batch, back)
+
+    def _receive_backward(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
+        self.meter.enter("receive")
+        back = self.links.receive(self.place.stage + 1, work.item, action.micro_batch)
+        work.flows[action.micro_batch].back = back
+
+    def _sum(self, work: ItemInProgress, action: Action) -> None:
+        assert action.block is not None
+        assert self.replicas is not None
+        self.meter.enter("send")
+        self._sums[action.block] = self.replicas.sum_gradients(self.units[action.block].parameters())
+
+    def _step(self, work: ItemInProgress, action: Action) -> None:
+        assert action.block is not None
+        if action.block in self._sums:
+            self.meter.enter("sync")
+            self._sums.pop(action.block).finish()
+        self.meter.enter("optimizer")
+        for optimizer in self.optimizers[action.block]:
+            for group in optimizer.param_groups:
+                group["lr"] = work.item["lr"] * group.get("lr_scale", 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.units[action.block].updated()
+
+    def _predict(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, _ = work.flow(action)
+        self.meter.enter("evaluate")
+        flow.back = [self.units[block].predict(flow.carry)]
+
+    def _decode(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, _ = work.flow(action)
+        self.meter.enter("evaluate")
+        flow.back = [self.units[block].decode(flow.back[0])]
+
+    def _count(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
+        flow = work.flows.pop(action.micro_batch)
+        self.meter.enter("evaluate")
+        correct = (flow.back[0].argmax(1) == flow.labels).sum()
+        work.correct = correct if work.correct is None else work.correct + correct
+        work.total += len(flow.labels)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def peak_memory(device: torch.device | None = None) -> int:
+    """Peak bytes: of the allocator on a GPU, of the whole process on a CPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

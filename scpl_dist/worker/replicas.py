@@ -1,0 +1,227 @@
+"""The replicas of a stage: several workers that hold the same weights and share each micro-batch.
+
+The result is that of one worker with the whole micro-batch, but for the order in which numbers are added:
+
+    replica 0   F(samples 0..3) --.                          .-- B(own rows) --.
+                                  |-- all-gather --> loss ---|                 |-- all-reduce (sum) --> STEP
+    replica 1   F(samples 4..7) --'   of what it sees        '-- B(own rows) --'   of the gradients
+
+Each computes the loss of all samples, so the gradient with respect to its own rows is complete where it starts, and
+the all-gather's backward pass only cuts them out: nothing travels. A gradient of the weights is then the sum over the
+replicas. BatchNorm normalises by the statistics of all replicas' samples (`scpl_dist.methods.batchnorm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from scpl_dist.methods.batchnorm import shared
+from scpl_dist.run.errors import PeerLost
+from scpl_dist.run.layout import Layout, WorkerId, share
+from scpl_dist.worker.timer import PhaseTimer
+
+# The control plane ends a wait, by ending the process; a slow replica is no error.
+_FOREVER = timedelta(days=365)
+_LARGE = 1 << 16
+"""Numbers in a gradient above which a message of its own costs less than a copy."""
+
+
+class Replicas:
+    """A worker's view of the workers of its stage.
+
+    Args:
+        group: their process group.
+        layout: all workers of the run.
+        seat: this one.
+        meter: told of waits for the others.
+    """
+
+    def __init__(self, group: Any, layout: Layout, seat: WorkerId, meter: PhaseTimer) -> None:
+        self._group = group
+        self._seat = seat
+        self._meter = meter
+        # gloo works on CPUs; only replicas that share a GPU have it for tensors of one.
+        self._by_cpu = dist.get_backend(group) == "gloo"
+        others = [rank for rank in layout.ranks(seat.stage) if rank != seat.rank]
+        self._other = others[0] if len(others) == 1 else None
+
+    @classmethod
+    def join(
+        cls,
+        layout: Layout,
+        seat: WorkerId,
+        endpoints: Sequence[Mapping[str, Any]],
+        meter: PhaseTimer,
+        timeout_s: float,
+    ) -> Replicas | None:
+        """Make the groups of all stages; every worker of the run has to call this, after its transport is connected.
+
+        Args:
+            layout: all workers of the run.
+            seat: this one.
+            endpoints: of all workers, with "host" and "device".
+            meter: told of waits.
+            timeout_s: limit for meeting the others, in seconds.
+
+        Returns:
+            The group of this worker's stage; None if it has no other worker.
+        """
+        if layout.world == layout.stages:
+            return None
+        if not dist.is_initialized():
+            limit = timedelta(seconds=timeout_s)
+            dist.init_process_group("gloo", rank=seat.rank, world_size=layout.world, timeout=limit)
+        own = None
+        for stage in range(layout.stages):
+            ranks = layout.ranks(stage)
+            if len(ranks) > 1:
+                places = {(endpoints[rank]["host"], endpoints[rank]["device"]) for rank in ranks}
+                apart = len(places) == len(ranks) and all(device.startswith("cuda") for _, device in places)
+                group = dist.new_group(ranks, backend="nccl" if apart else "gloo", timeout=_FOREVER)
+                own = group if stage == seat.stage else own
+        return None if own is None else cls(own, layout, seat, meter)
+
+    def gather(self, seen: Any, labels: Tensor, size: int) -> tuple[Any, Tensor]:
+        """What all replicas see of a micro-batch, in the order of its samples, and their labels.
+
+        Args:
+            seen: of the own samples, a pytree of tensors, rows first; gradients reach it.
+            labels: of the own samples.
+            size: samples of the micro-batch.
+        """
+        parts = [share(size, self._seat.replicas, replica) for replica in range(self._seat.replicas)]
+        begin, end = parts[self._seat.replica]
+        views = len(labels) // (end - begin)
+        counts = [views * (end - begin) for begin, end in parts]
+        with self._waiting():
+            found: tuple[Any, Tensor] = pytree.tree_map_only(
+                Tensor, lambda leaf: self._gathered(leaf, counts, False), (seen, labels)
+            )
+        return found
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> Sum:
+        """Begin to add up the gradients of all replicas; they must not be touched until the sum is finished."""
+        return Sum(self, [parameter for parameter in parameters if parameter.requires_grad])
+
+    def share_statistics(self, module: nn.Module) -> None:
+        """Let every BatchNorm of a module take the statistics of all replicas' samples."""
+        shared(module, self._statistics)
+
+    def _statistics(self, own: Tensor) -> Tensor:
+        with self._waiting():
+            return self._gathered(own, [1] * self._seat.replicas, True)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        before = self._meter.phase
+        self._meter.enter("sync")
+        yield
+        self._meter.enter(before)
+
+    # Collectives ------------------------------------------------------------------------------------------------
+
+    def _gathered(self, own: Tensor, counts: list[int], summed: bool) -> Tensor:
+        gathered: Tensor = _Gather.apply(own, self, counts, summed)
+        return gathered
+
+    def all_gather(self, own: Tensor, counts: list[int]) -> Tensor:
+        """The rows of all replicas; `counts` says how many each has."""
+        padded = own.new_zeros((max(counts), *own.shape[1:]))
+        padded[: len(own)] = own
+        padded = padded.cpu() if self._by_cpu else padded
+        parts = [torch.empty_like(padded) for _ in counts]
+        with self._peers():
+            dist.all_gather(parts, padded, group=self._group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(own.device)
+
+    def cut(self, gradient: Tensor, counts: list[int], summed: bool) -> Tensor:
+        """The own rows of a gradient, after it was added up over the replicas if it is `summed`."""
+        if summed:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+            self.add_up(gradient)()
+        own: Tensor = torch.split(gradient, counts)[self._seat.replica]
+        return own
+
+    def add_up(self, *tensors: Tensor) -> Callable[[], None]:
+        """Begin to add up tensors over the replicas, in place; what is returned waits for the sums."""
+        travelling = [tensor.cpu() if self._by_cpu else tensor for tensor in tensors]
+        with self._peers():
+            works = [dist.all_reduce(tensor, group=self._group, async_op=True) for tensor in travelling]
+
+        def wait() -> None:
+            with self._peers():
+                for work in works:
+                    work.wait()
+            for tensor, arrived in zip(tensors, travelling, strict=True):
+                if arrived is not tensor:
+                    tensor.copy_(arrived)
+
+        return wait
+
+    @contextmanager
+    def _peers(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines()
+            raise PeerLost(self._other, lines[0] if lines else type(error).__name__) from error
+
+
+class Sum:
+    """The gradients of some parameters on their way to the sum over all replicas.
+
+    One that no replica has stays away. Large ones travel as they are, small ones together in one message.
+    """
+
+    def __init__(self, replicas: Replicas, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        large = [one for one in self._gradients if one.numel() >= _LARGE and one.is_contiguous()]
+        self._small = [one for one in self._gradients if one.numel() < _LARGE or not one.is_contiguous()]
+        has = [float(parameter.grad is not None) for parameter in parameters]
+        first = torch.tensor(has, device=parameters[0].device if parameters else None)
+        self._together = torch.cat([first, *[one.reshape(-1) for one in self._small]])
+        self._wait = replicas.add_up(self._together, *large) if parameters else None
+
+    def finish(self) -> None:
+        """Wait for the sums, and make them the parameters' gradients.
+
+        Raises:
+            PeerLost: a replica is gone.
+        """
+        if self._wait is None:
+            return
+        self._wait()
+        sizes = [len(self._parameters), *[one.numel() for one in self._small]]
+        exists, *parts = torch.split(self._together, sizes)
+        for one, part in zip(self._small, parts, strict=True):
+            one.copy_(part.view_as(one))
+        for parameter, gradient, somewhere in zip(
+            self._parameters, self._gradients, exists.tolist(), strict=True
+        ):
+            parameter.grad = gradient if somewhere else None
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of rows.
+
+    Its backward pass takes the own rows of the gradient. If every replica goes on to the same result, the gradient is
+    complete already; where each goes on to a result of its own, it is the sum over the replicas.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, replicas: Replicas, counts: list[int], summed: bool) -> Tensor:
+        ctx.replicas, ctx.counts, ctx.summed = replicas, counts, summed
+        return replicas.all_gather(own, counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.replicas.cut(gradient, ctx.counts, ctx.summed), None, None, None

@@ -1,0 +1,35 @@
+"""What a checkpoint holds of one block: weights, heads and optimizer state, taken out and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.storage.checkpoints import CheckpointError
+
+
+def state_of(unit: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Weights, heads and optimizer state of one block; the tensors are those in use, not copies."""
+    return {
+        "block": unit.block.state_dict(),
+        "heads": unit.heads.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def restore(unit: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]) -> None:
+    """Put a block's state back.
+
+    Raises:
+        CheckpointError: the state belongs to another model.
+    """
+    try:
+        unit.block.load_state_dict(state["block"])
+        unit.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint belongs to another model: {error}") from error

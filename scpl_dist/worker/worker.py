@@ -1,0 +1,394 @@
+"""The process of one worker: joins the run, builds its blocks, runs the executor, leaves.
+
+    control thread (scpl_dist.control.channel)          training thread (this module)
+    hello  ----> coordinator                    loads the data set (stage 0 only)
+    start  <---- all workers are there          builds blocks and heads
+                                                joins the other workers' transport
+    ready  ---->
+    go     <---- all workers are ready          Stage.run(): items until the stop marker
+    left   ---->
+    close  <---- all workers have left          exit 0
+
+Whatever goes wrong is reported to the coordinator, which ends the run; if it has fallen silent, the worker ends
+itself. The last thing a worker does is `os._exit`: no library's clean-up can keep a process of a dead run alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from scpl_dist.control import keys
+from scpl_dist.control.channel import Channel
+from scpl_dist.control.messages import PROTOCOL, VERSION
+from scpl_dist.data.loader import Loader
+from scpl_dist.methods.block import TrainableBlock, make_optimizers
+from scpl_dist.plan.plan import Plan, describe, imagine, place_units
+from scpl_dist.run import network
+from scpl_dist.run.config import Config
+from scpl_dist.run.errors import Aborted, NonFiniteLoss, PeerLost, SetupError
+from scpl_dist.run.faults import Trap
+from scpl_dist.storage.parts import read_part
+from scpl_dist.storage.run_folder import RunFolder
+from scpl_dist.storage.writer import CheckpointWriter
+from scpl_dist.transport import Transport
+from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
+from scpl_dist.transport.select import connectable
+from scpl_dist.worker.executor import Executor, peak_memory
+from scpl_dist.worker.replicas import Replicas
+from scpl_dist.worker.stacks import Stacks
+from scpl_dist.worker.state import restore
+from scpl_dist.worker.timer import FaultyTimer, PhaseTimer
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Errors of the system that come from a disk."""
+# Seconds that the training thread has to notice an abort before the control thread ends the process.
+_ABORT_GRACE_S = 2.0
+# Seconds that a shared file system may take to show a new file on another host.
+_VISIBLE_S = 10.0
+
+
+class Refused(Aborted):
+    """The coordinator does not take this worker."""
+
+
+class Worker:
+    """One worker's process.
+
+    Args:
+        config: the run.
+        run_dir: run folder, shared by all stages; None is the path that the coordinator has.
+        control: address of the coordinator, ``tcp://host:port``.
+        rank: rank of this process in the launch, which decides about its stage.
+
+    Attributes:
+        reason: why `run` did not return 0.
+
+    Raises:
+        ValueError: an address or a key is not usable.
+    """
+
+    def __init__(self, config: Config, run_dir: Path | None, control: str, rank: int) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.layout = config.layout
+        self.seat = self.layout.seats[rank]
+        self.name = f"stage {self.seat.label}"
+        self.device = _device(config)
+        trap = self._trap = Trap.from_environment("worker", rank, run_dir) if run_dir else None
+        self.meter = PhaseTimer() if trap is None else FaultyTimer(trap)
+        self._stacks: Stacks | None = None
+        self._writer: CheckpointWriter | None = None
+        self.reason = ""
+        self._messages: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
+        self._transport: Transport | None = None
+        self._loader: Loader | None = None
+        self._executor: Executor | None = None
+        self._ended: Exception | None = None
+        self._stop_signal: int | None = None
+        self._control = control
+        self._keys = keys.load_client(config.control.keys)
+        self._channel: Channel | None = None
+        world = self.layout.world
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", world)) == world
+        coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
+        self._problem: SetupError | None = None
+        try:
+            interface, address = network.choose_interface(config.runtime.interface, coordinator, alone)
+        except ValueError as error:  # the coordinator shall hear it, or all others would wait for this stage
+            self._problem = SetupError(str(error))
+            interface, address = network.loopback(), "127.0.0.1"
+        self._meeting = ReachabilityCheck(address, interface, self.name, str(self.device))
+
+    def run(self) -> int:
+        """Everything from hello to close.
+
+        Returns:
+            Exit code: 0, 1 after a failure, 2 if the coordinator refused this worker.
+        """
+        if self._trap is not None:
+            self._trap.spring("loading", 0)
+        channel = self._channel = Channel(
+            self._control,
+            self._hello(),
+            snapshot=self._snapshot,
+            on_message=self._on_message,
+            on_lost=self._abort,
+            timeout_s=self.config.runtime.timeout_s,
+            keys=self._keys,
+        )
+        # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        code = 0
+        try:
+            self._train(channel)
+        except Aborted as error:
+            self.reason = f"{self.name}: {error}"
+            print(self.reason, file=sys.stderr)
+            code = 2 if isinstance(error, Refused) else 1
+            channel.close(0)  # whatever is queued, nobody waits for it any more
+        except Exception as error:  # every failure is reported with its place, whatever it is
+            traceback.print_exc()
+            report = self._failure(error)
+            self.reason = f"{self.name}: {report['message']}"
+            channel.send(report)
+            self._await_verdict()
+            code = 1
+        finally:
+            channel.close()
+            if self._transport is not None:
+                self._transport.close()
+        return code
+
+    def _source(self, channel: Channel) -> Any:
+        """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
+        if self.seat.stage != 0:
+            return None
+        from scpl_dist import data
+
+        self.meter.enter("data")
+        source = data.resolve(self.config)
+        example = describe(source.example())
+        description = {"classes": source.classes, "sizes": dict(source.sizes), "input": example}
+        if self.seat.first:
+            channel.send({"type": "described", "data": description})
+        return source
+
+    def _train(self, channel: Channel) -> None:
+        if self._problem is not None:
+            raise self._problem
+        source = self._source(channel)
+        self.meter.enter("idle")
+        start = self._expect("start")
+        self.meter.enter("starting")
+        run_dir = self._shared_folder(start)
+        self._stacks = Stacks(run_dir / "log" / f"{self.seat.file}.stacks", self.config.runtime.timeout_s)
+        self.meter.on_item = self._stacks.rearm
+        self._meeting.visit(self.seat.rank, start["endpoints"], self.config.runtime.timeout_s / 3)
+        plan = Plan.plan(self.config, start["data"]["classes"], imagine(start["data"]["input"]))
+        place = plan.places[self.seat.stage]
+        units = plan.units(place.blocks)
+        if source is not None and not start.get("restore"):
+            source.prepare(units[0].block)
+        place_units(units, self.device)
+        optimizers = {index: make_optimizers(unit, self.config) for index, unit in units.items()}
+        if start.get("restore"):
+            folder = Path(start["restore"]["folder"])
+            for index, unit in units.items():
+                restore(unit, optimizers[index], read_part(folder, index, self.device))
+        transport = self._connected(start)
+        replicas = self._replicas(start, units)
+        if source is not None:
+            seed, threads = self.config.run.seed, self.config.data.workers
+            self._loader = Loader(source, seed, threads, self.seat.replica, self.seat.replicas)
+        if self.seat.first:
+            self._writer = CheckpointWriter(
+                channel.send, self._write_failed, self._trap.spring if self._trap else None
+            )
+        self._executor = Executor(
+            place,
+            plan.method,
+            units,
+            optimizers,
+            Neighbours(transport, self.layout, self.seat),
+            self._loader,
+            seed=self.config.run.seed,
+            device=self.device,
+            meter=self.meter,
+            report=channel.send,
+            run_dir=run_dir,
+            writer=self._writer,
+            replicas=replicas,
+            replica=self.seat.replica,
+        )
+        if self._ended is not None:
+            raise self._ended
+        self.meter.enter("idle")
+        channel.send({"type": "ready"})
+        self._expect("go")
+        self._meeting.close()
+        self._executor.run()
+        channel.send({"type": "left"})
+        self._expect("close")
+
+    def _connected(self, start: dict[str, Any]) -> Transport:
+        try:
+            transport = connectable(
+                self.config, self.seat.rank, start["generation"], self.device, start["endpoints"]
+            )
+        except ValueError as error:
+            raise SetupError(str(error)) from None
+        if self.layout.world > 1:
+            transport.connect()
+        self._transport = transport
+        return transport
+
+    def _replicas(self, start: dict[str, Any], units: dict[int, TrainableBlock]) -> Replicas | None:
+        limit = self.config.runtime.first_step_timeout_s
+        replicas = Replicas.join(self.layout, self.seat, start["endpoints"], self.meter, limit)
+        if replicas is not None:
+            for unit in units.values():
+                replicas.share_statistics(unit)
+        return replicas
+
+    def _shared_folder(self, start: dict[str, Any]) -> Path:
+        """The run folder, after a look that it is the coordinator's: checkpoints of all stages go into one folder."""
+        path = self.run_dir or Path(start["folder"])
+        deadline = time.monotonic() + _VISIBLE_S
+        while True:
+            try:
+                found = RunFolder(path).read("run.json") or {}
+            except ValueError as error:
+                raise SetupError(str(error)) from None
+            if found.get("generation") == start["generation"]:
+                return path
+            if time.monotonic() >= deadline:
+                raise SetupError(
+                    f"the run folder {path} on {socket.gethostname()} is not the coordinator's ({start['folder']}): "
+                    "its run.json is missing or of another run; all hosts need the same folder, on a shared file "
+                    "system, because the parts of a checkpoint belong together; give its path with --run-dir"
+                )
+            time.sleep(0.1)
+
+    # Messages ---------------------------------------------------------------------------------------------------
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "type": "hello",
+            "protocol": PROTOCOL,
+            "version": VERSION,
+            "torch": torch.__version__,
+            "config": self.config.digest(),
+            "stage": self.seat.stage,
+            "replica": self.seat.replica,
+            "stages": self.layout.stages,
+            "rank": self.seat.rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": _device_name(self.device),
+            "endpoint": self._meeting.endpoint,
+        }
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Called by the control thread for a heartbeat."""
+        if self._stop_signal is not None and self._channel is not None:
+            number, self._stop_signal = self._stop_signal, None
+            self._channel.send({"type": "stop_requested", "signal": number})
+        stats = self.meter.stats() if self._executor is None else self._executor.stats()
+        return {**self.meter.position(), "stats": stats}
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        """Called by the control thread."""
+        match message["type"]:
+            case "work" if self._loader is not None:
+                self._loader.put(message["items"])
+            case "abort":
+                if message["stacks"] and self._stacks is not None:
+                    self._stacks.write(message["reason"])
+                self._abort(message["reason"])
+            case "refuse":
+                self._abort(message["reason"], Refused)
+            case "start" | "go" | "close":
+                self._messages.put(message)
+            case _:
+                pass  # "alive" has done its work by arriving
+
+    def _expect(self, kind: str) -> dict[str, Any]:
+        """Wait for a message; the coordinator's silence ends the wait through `_abort`."""
+        message = self._messages.get()
+        if isinstance(message, Exception):
+            raise message
+        assert message["type"] == kind, message
+        return message
+
+    def _await_verdict(self) -> None:
+        """Wait for the coordinator's answer, an abort: it may only just be starting when a worker fails early."""
+        with contextlib.suppress(queue.Empty):
+            while not isinstance(self._messages.get(timeout=self.config.runtime.timeout_s), Exception):
+                pass
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        cause, text = _cause(error)
+        return {
+            "type": "failed",
+            "cause": cause,
+            "message": text[:2000],
+            "traceback": traceback.format_exc()[-8000:],
+            "peer": error.peer if isinstance(error, PeerLost | Unreached) else None,
+            "phase": self.meter.phase,
+            "step": self.meter.step,
+            "micro_batch": self.meter.micro_batch,
+        }
+
+    # Ends -------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
+        self._stop_signal = number
+
+    def _write_failed(self, error: Exception, step: int) -> None:
+        """A checkpoint could not be written. Runs in the writer's thread."""
+        assert self._channel is not None
+        place = {"phase": "checkpoint", "step": step, "micro_batch": None}
+        cause = {"cause": "disk"} if isinstance(error, OSError) else {}
+        self._channel.send(self._failure(error) | place | cause)
+
+    def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
+        """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
+        self._ended = kind(reason)
+        self._messages.put(self._ended)
+        for part in (self._transport, self._loader, self._writer):
+            if part is not None:
+                part.abort(self._ended)
+        threading.Thread(target=_end_process, args=(reason,), name="abort", daemon=True).start()
+
+
+def _cause(error: Exception) -> tuple[str, str]:
+    """Kind and text of an error, for a report."""
+    text = f"{type(error).__name__}: {error}"
+    allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
+        return "out_of_memory", f"out of memory, the peak so far was {peak_memory() >> 20} MiB: {text}"
+    if isinstance(error, Unreached) and error.peer is not None:
+        return "peer_lost", str(error)  # the coordinator knows better whether it died
+    for kind, cause in ((NonFiniteLoss, "nonfinite"), (Unreached, "network"), (SetupError, "config")):
+        if isinstance(error, kind):
+            return cause, str(error)
+    if isinstance(error, PeerLost):
+        return "peer_lost", text
+    return ("disk" if isinstance(error, OSError) and error.errno in DISK else "raised"), text
+
+
+def _end_process(reason: str) -> None:
+    time.sleep(_ABORT_GRACE_S)
+    print(f"ended, because the training thread did not react to: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _device(config: Config) -> torch.device:
+    """Device of this worker: the workers of a host take its GPUs in the order of their local rank."""
+    if config.runtime.device == "cpu" or (config.runtime.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

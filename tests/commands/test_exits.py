@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scpl_dist import data
+from scpl_dist.commands import evaluate, exits
+from scpl_dist.plan.plan import Plan
+from scpl_dist.run.config import load
+from scpl_dist.storage import checkpoints
+from scpl_dist.storage.parts import part_name, write_part
+from scpl_dist.worker.state import state_of
+
+
+def saved(folder: Path, **values: object) -> Path:
+    """A run folder with a checkpoint of a model whose blocks have seen a little of the data."""
+    config = load(values={"data.augmentation": "none", **values})
+    source = data.resolve(config)
+    plan = Plan.plan(config, source.classes, source.example())
+    units = plan.units(range(4))
+    inputs, labels = source.batch("train", 0, torch.arange(128))
+    for _ in range(4):
+        carry = plan.method.carry(inputs, labels)
+        for unit in units.values():
+            after = unit.train()(carry)
+            torch.autograd.backward(torch.stack(list(unit.losses(carry, after, labels).values())).sum())
+            torch.optim.Adam(unit.parameters(), lr=3e-3).step()
+            unit.zero_grad()
+            carry = torch.utils._pytree.tree_map(torch.Tensor.detach, after)
+    folder.mkdir()
+    (folder / "config.toml").write_text(config.to_toml())
+    target = checkpoints.folder_for(folder, 8)
+    target.mkdir(parents=True)
+    files = [write_part(target / part_name(block), state_of(unit, ())) for block, unit in units.items()]
+    checkpoints.commit(target, {"step": 8, "files": files}, keep=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("early") / "run", **{"run.method": "early_exit"})
+
+
+def test_nobody_leaves_before_the_end_at_an_impossible_threshold(early: Path) -> None:
+    found = exits.evaluate(early, threshold=1.1)
+    assert found.left == [0, 0, 0, found.total]
+    assert found.mean_depth == 4
+    assert found.accuracy == evaluate.evaluate(early)["accuracy"]
+
+
+def test_all_leave_at_the_first_block_at_a_tiny_threshold(early: Path) -> None:
+    found = exits.evaluate(early, threshold=1e-6)
+    assert found.left == [found.total, 0, 0, 0]
+    assert found.mean_depth == 1
+    assert found == exits.evaluate(early, block=0)
+
+
+def test_samples_leave_at_the_first_block_that_is_sure_and_the_table_says_so(early: Path) -> None:
+    plan, source, units = evaluate.load(early)
+    carry, labels = source.batch("test", 0, torch.arange(source.sizes["test"]))
+    with torch.no_grad():
+        first = plan.method.probabilities(units, 0, units[0](carry))
+    assert first is not None
+    threshold = float(first.max(1).values.median())
+    found = exits.evaluate(early, threshold=threshold)
+    depth, right = torch.full((len(labels),), -1), torch.zeros(len(labels), dtype=torch.bool)
+    with torch.no_grad():
+        for block, unit in units.items():
+            carry = unit(carry)
+            probabilities = plan.method.probabilities(units, block, carry)
+            assert probabilities is not None
+            sure, answer = probabilities.max(1)
+            leaving = (depth < 0) & ((sure >= threshold) | (block == 3))
+            depth[leaving], right[leaving] = block, (answer == labels)[leaving]
+    assert 1 < found.mean_depth < 4
+    assert found.left == [int((depth == block).sum()) for block in range(4)]
+    assert found.correct == [int(right[depth == block].sum()) for block in range(4)]
+    assert f"{found.left[0] / found.total:.1%}" in found.table().splitlines()[1]
+
+
+def test_associated_learning_has_a_shortcut_from_every_block(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", **{"run.method": "al"})
+    for block in range(4):
+        found = exits.evaluate(run, block=block)
+        assert found.left[block] == found.total == 355
+    assert exits.evaluate(run, block=3).accuracy == evaluate.evaluate(run)["accuracy"]
+
+
+def test_blocks_without_a_classifier_say_what_is_possible(tmp_path: Path) -> None:
+    run = saved(tmp_path / "plain")
+    for choice in ({"threshold": 0.9}, {"block": 1}):
+        with pytest.raises(
+            ValueError, match=r"no block before the last .* train with loss.local_predictors = true"
+        ):
+            exits.evaluate(run, **choice)
+    with pytest.raises(ValueError, match=r"--block 4: the model has the blocks 0 to 3"):
+        exits.evaluate(run, block=4)
+    watched = saved(tmp_path / "watched", **{"loss.local_predictors": True})
+    assert exits.evaluate(watched, threshold=1e-6).mean_depth == 1

@@ -1,0 +1,460 @@
+"""The coordinator's real process, with plain DEALER sockets in the place of workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from scpl_dist.control.codec import decode, encode
+from scpl_dist.control.messages import PROTOCOL, VERSION
+from scpl_dist.coordinator.item_sequence import ItemSequence
+from scpl_dist.run import config as configuration
+from scpl_dist.run.config import Config
+from scpl_dist.storage.checkpoints import folder_for
+
+LIMIT_S = 20.0
+SIZES = {"train": 40, "validation": 10, "test": 10}
+
+
+class Worker:
+    """A worker that says what the test tells it to say."""
+
+    def __init__(self, socket: zmq.Socket[bytes], stage: int, config: Config) -> None:
+        self.socket = socket
+        self.stage = stage
+        self.config = config
+
+    def hello(self, **changes: Any) -> None:
+        data = {"classes": 10, "sizes": SIZES, "input": None} if self.stage == 0 else None
+        message = {
+            "type": "hello",
+            "protocol": PROTOCOL,
+            "version": VERSION,
+            "torch": "2.14.1",
+            "config": self.config.digest(),
+            "stage": self.stage,
+            "stages": self.config.pipeline.stages,
+            "rank": self.stage,
+            "host": "here",
+            "pid": 1000 + self.stage,
+            "device": "cpu",
+            "data": data,
+        }
+        self.socket.send(encode(message | changes))
+
+    def say(self, name: str, **fields: Any) -> None:
+        self.socket.send(encode({"type": name, "stage": self.stage, **fields}))
+
+    def expect(self, kind: str) -> dict[str, Any]:
+        """The next message of this type; heartbeats of the coordinator are skipped."""
+        while True:
+            message = decode(self.socket.recv()).model_dump()
+            if message["type"] == kind:
+                return message
+            assert message["type"] == "alive", message
+
+
+class Coordinator:
+    """The process under test."""
+
+    def __init__(self, folder: Path, *options: str, launcher: bool = True, **values: Any) -> None:
+        settings = {"control.port": 0, "metrics.port": 0, "run.epochs": 1, "data.batch_size": 20}
+        named = {key.replace("__", "."): value for key, value in values.items()}
+        self.config = configuration.load(values=settings | named)
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").write_text(self.config.to_toml())
+        command = [sys.executable, "-m", "scpl_dist.coordinator.service", str(folder / "config.toml")]
+        command += ["--run-dir", str(folder), "--generation", "g1", *options]
+        command += ["--launcher"] if launcher else []
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.sockets: list[zmq.Socket[bytes]] = []
+
+    def run_json(self) -> dict[str, Any]:
+        deadline = time.monotonic() + LIMIT_S
+        while not (self.folder / "run.json").exists():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        found: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return found
+
+    def socket(self) -> zmq.Socket[bytes]:
+        """A socket that is connected to the coordinator."""
+        socket: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
+        self.sockets.append(socket)
+        socket.setsockopt(zmq.RCVTIMEO, int(LIMIT_S * 1000))
+        socket.connect(self.run_json()["control"])
+        return socket
+
+    def workers(self) -> list[Worker]:
+        return [Worker(self.socket(), k, self.config) for k in range(self.config.pipeline.stages)]
+
+    def started(self) -> list[Worker]:
+        """Workers that have been told to go."""
+        workers = self.workers()
+        for worker in workers:
+            worker.hello()
+        for worker in workers:
+            worker.expect("start")
+            worker.say("ready", blocks=2)
+        for worker in workers:
+            worker.expect("go")
+        return workers
+
+    def close_stdin(self) -> None:
+        """What happens when the launcher dies."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.stdin = None
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        self.process.wait(LIMIT_S)  # before communicate(), which closes standard input
+        out, err = self.process.communicate(timeout=LIMIT_S)
+        return self.process.returncode, out, err
+
+    def exit_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())
+        return found
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        for peer in self.sockets:
+            peer.close(0)
+        self.context.term()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    """Starts coordinators and leaves none behind."""
+    found: list[Coordinator] = []
+
+    def begin(*options: str, **values: Any) -> Coordinator:
+        found.append(Coordinator(tmp_path / "run", *options, **values))
+        return found[-1]
+
+    yield begin
+    for coordinator in found:
+        coordinator.close()
+
+
+def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, Any]]) -> None:
+    """Let all stages finish these items, as real stages would."""
+    for item in items:
+        for worker in workers:
+            fields: dict[str, Any] = {"sequence": item["sequence"], "kind": item["kind"]}
+            if item["kind"] == "train":
+                (begin, end), *_ = item["micro_batches"]
+                fields |= {"step": item["step"], "losses": {str(worker.stage): {"local": 0.1 + 0.2}}}
+                fields |= {"samples": end - begin}
+            elif item["kind"] == "evaluate":
+                (begin, end), *_ = item["micro_batches"]
+                last = worker is workers[-1]
+                fields |= {"split": item["split"], "samples": end - begin}
+                fields |= {"correct": 8, "total": end - begin} if last else {}
+            elif item["kind"] == "checkpoint":
+                folder = folder_for(coordinator.folder, item["step"], item["unique"])
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"block-{worker.stage:03d}.pt"
+                (folder / name).write_bytes(b"12345")
+                digest = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
+                part = {"name": name, "bytes": 5, "sha256": digest}
+            worker.say("done", epoch=item.get("epoch", 0), **fields)
+            if item["kind"] == "checkpoint":
+                worker.say("written", sequence=item["sequence"], files=[part], seconds=0.5)
+
+
+def finish(coordinator: Coordinator, workers: list[Worker]) -> None:
+    """Play until the stop item, then leave."""
+    items: list[dict[str, Any]] = []
+    while not items or items[-1]["kind"] != "stop":
+        new = workers[0].expect("work")["items"]
+        play(coordinator, workers, new)
+        items += new
+    for worker in workers:
+        worker.say("left")
+    for worker in workers:
+        worker.expect("close")
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_tiny_run_ends_with_a_result_rows_and_a_checkpoint(start: Any) -> None:
+    coordinator = start()
+    workers = coordinator.started()
+    finish(coordinator, workers)
+    code, out, err = coordinator.end()
+    assert code == 0, err
+    assert "test accuracy 0.8000" in out
+    assert coordinator.exit_json()["code"] == 0
+    result = json.loads((coordinator.folder / "result.json").read_text())
+    assert result["accuracy_last"] == result["accuracy_best"] == 0.8
+    assert (result["steps"], result["epochs"], result["samples"]) == (2, 1, 40)
+    assert [row["stage"] for row in result["per_stage"]] == [0, 1]
+    rows = [json.loads(line) for line in (coordinator.folder / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if row["event"] == "train"]
+    assert {(row["step"], row["stage"], row["block"]) for row in train} == {
+        (s, k, k) for s in (0, 1) for k in (0, 1)
+    }
+    assert {row["loss"] for row in train} == {0.1 + 0.2}  # to the last bit
+    assert [row["event"] for row in rows if row["event"] != "train"] == [
+        "start",
+        "eval",
+        "eval",
+        "checkpoint",
+    ]
+    manifest = json.loads((coordinator.folder / "checkpoints" / "step-2" / "manifest.json").read_text())
+    assert [(file["name"], file["stage"]) for file in manifest["files"]] == [
+        ("block-000.pt", 0),
+        ("block-001.pt", 1),
+    ]
+    assert manifest["position"]["epoch"] == 1
+    assert manifest["blocks"] == [2, 2]
+    assert manifest["config"] == coordinator.config.digest()
+
+
+def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
+    first = start(run__epochs=500)
+    workers = first.started()
+    items = workers[0].expect("work")["items"]
+    play(first, workers, items[:1])
+    first.process.send_signal(signal.SIGTERM)
+    play(first, workers, items[1:])
+    finish(first, workers)
+    assert first.end()[0] == 143
+    (first.folder / "run.json").unlink()
+    second = start("--resume", "auto", run__epochs=500)
+    workers = second.workers()
+    for worker in workers:
+        worker.hello()
+    restore = workers[0].expect("start")["restore"]
+    manifest = json.loads((Path(restore["folder"]) / "manifest.json").read_text())
+    assert (restore["step"], restore["epoch"]) == (manifest["step"], manifest["epoch"])
+    for worker in workers:
+        worker.say("ready")
+    workers[0].expect("go")
+    agenda = ItemSequence(second.config, SIZES, manifest["position"])
+    items = workers[0].expect("work")["items"]
+    assert items == [agenda.next() for _ in items]
+
+
+def test_a_damaged_checkpoint_is_never_resumed_silently(start: Any) -> None:
+    first = start()
+    workers = first.started()
+    finish(first, workers)
+    assert first.end()[0] == 0
+    (first.folder / "checkpoints" / "step-2" / "block-001.pt").write_bytes(b"12346")
+    code, _, err = start("--resume", "auto").end()
+    assert code == 1
+    assert "block-001.pt" in err
+    assert "SHA-256" in err
+
+
+def test_a_wrong_peer_is_refused_with_both_values_and_ends_the_start(start: Any) -> None:
+    coordinator = start()
+    worker = coordinator.workers()[1]
+    worker.hello(version="9.9.9")
+    reason = worker.expect("refuse")["reason"]
+    assert "9.9.9" in reason
+    assert VERSION in reason
+    code, _, err = coordinator.end()
+    assert code == 2
+    assert "9.9.9" in err.splitlines()[-1]
+    assert coordinator.exit_json()["stage"] == 1
+
+
+def test_garbage_is_counted_and_harms_nobody(start: Any) -> None:
+    coordinator = start()
+    stranger = coordinator.socket()
+    frames = [b"", b"\xc1", b"\x81\xa4type\xa5hello", os.urandom(1000), msgpack.packb({"type": "go"})]
+    for frame in frames:
+        stranger.send(frame)
+    stranger.send_multipart([b"two", b"frames"])
+    workers = coordinator.started()
+    workers[0].socket.send(b"\x00")
+    finish(coordinator, workers)
+    assert coordinator.end()[0] == 0
+
+
+def test_raw_bytes_on_the_real_socket_neither_stall_nor_harm_the_coordinator(start: Any) -> None:
+    coordinator = start()
+    run = coordinator.run_json()
+    address = ("127.0.0.1", int(run["control"].rpartition(":")[2]))
+    draw = random.Random(0)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # of ZMTP 3.0
+    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    beginnings = [b"", b"GET / HTTP/1.1\r\n\r\n", greeting[:10], greeting, greeting + ready]
+    endings = [b"", b"\x02" + b"\xff" * 8, b"\x06" + b"\x7f" * 40]  # frames that claim to be of 2^64 bytes
+    workers = coordinator.started()
+    peers = []
+    for number in range(300):
+        content = draw.choice(beginnings) + draw.choice(endings) + draw.randbytes(draw.randrange(2000))
+        peer = socket.create_connection(address, LIMIT_S)
+        peer.sendall(content)
+        peers.append(peer)
+        if number % 2:
+            peer.close()
+        if number % 50 == 0:
+            begin = time.monotonic()
+            assert get(run["metrics"].removesuffix("metrics") + "healthz")[0] == 200
+            assert time.monotonic() - begin < LIMIT_S / 2
+    stranger = coordinator.socket()
+    for _ in range(200):
+        stranger.send(draw.randbytes(draw.randrange(300)))
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        text = get(run["metrics"])[1]
+        count = float(text.split('scpl_control_rejected_total{reason="garbage"} ')[1].split("\n")[0])
+        if count >= 200:  # frames inside the raw bytes count, too
+            break
+        assert time.monotonic() < deadline
+    finish(coordinator, workers)
+    assert coordinator.end()[0] == 0
+    for peer in peers:
+        peer.close()
+
+
+def test_metrics_and_health_are_served_while_the_run_goes_on(start: Any) -> None:
+    coordinator = start()
+    base = coordinator.run_json()["metrics"].removesuffix("/metrics")
+    assert get(base + "/healthz")[0] == 200
+    code, text = get(base + "/readyz")
+    assert code == 503
+    assert "0 of 2 workers" in text
+    stranger = coordinator.socket()
+    stranger.send(b"garbage")
+    workers = coordinator.started()
+    play(coordinator, workers, workers[0].expect("work")["items"][:1])
+    deadline = time.monotonic() + LIMIT_S
+    while 'scpl_loss{block="1",stage="1"} 0.30000000000000004' not in (text := get(base + "/metrics")[1]):
+        assert time.monotonic() < deadline, text
+    assert 'scpl_stage_up{stage="0"} 1.0' in text
+    assert 'scpl_control_rejected_total{reason="garbage"} 1.0' in text
+    assert get(base + "/readyz") == (200, "ok\n")
+    assert get(base + "/")[0] == 404
+
+
+def test_the_death_of_the_launcher_ends_the_run(start: Any) -> None:
+    coordinator = start()
+    workers = coordinator.started()
+    coordinator.close_stdin()
+    for worker in workers:
+        worker.expect("work") if worker.stage == 0 else None
+        worker.expect("abort")
+    coordinator.process.wait(LIMIT_S)
+    assert coordinator.process.returncode == 1
+    assert "launcher" in coordinator.exit_json()["reason"]
+
+
+def test_without_a_launcher_standard_input_does_not_matter(start: Any) -> None:
+    coordinator = start(launcher=False)
+    coordinator.close_stdin()
+    workers = coordinator.started()
+    finish(coordinator, workers)
+    assert coordinator.process.wait(LIMIT_S) == 0
+
+
+def test_a_worker_that_exits_is_reported_with_its_place(start: Any) -> None:
+    coordinator = start()
+    workers = coordinator.started()
+    workers[1].say("heartbeat", phase="backward", step=1, micro_batch=0)
+    workers[1].socket.close()
+    coordinator.process.stdin.write('not json\n{"event":"exited","rank":1,"code":-9}\n')
+    coordinator.process.stdin.flush()
+    code, _, err = coordinator.end()
+    assert code == 1
+    assert err.splitlines()[-1].startswith("  cause:      stage 1 (here, pid 1001) died without a report")
+    assert "SIGKILL" in err.splitlines()[-1]
+    found = coordinator.exit_json()
+    assert (found["stage"], found["rank"], found["pid"], found["host"]) == (1, 1, 1001, "here")
+    assert (found["phase"], found["step"], found["micro_batch"]) == ("backward", 1, 0)
+
+
+def test_a_vanished_connection_is_noticed_without_a_launcher(start: Any) -> None:
+    coordinator = start(launcher=False)
+    workers = coordinator.started()
+    workers[1].socket.close()
+    workers[0].expect("work")
+    workers[0].expect("abort")
+    code, _, err = coordinator.end()
+    assert code == 1
+    assert "its connection is gone" in err.splitlines()[-1]
+    assert coordinator.exit_json()["stage"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(start: Any, number: signal.Signals) -> None:
+    coordinator = start(run__epochs=5000)
+    workers = coordinator.started()
+    coordinator.process.send_signal(number)
+    finish(coordinator, workers)
+    code, out, _ = coordinator.end()
+    assert code == 128 + number
+    assert f"stopped by {number.name}" in out
+    assert len(list((coordinator.folder / "checkpoints").glob("step-*/manifest.json"))) == 1
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once(start: Any) -> None:
+    coordinator = start()
+    coordinator.run_json()
+    coordinator.process.stdin.write('{"event":"signal","number":15}\n')
+    coordinator.process.stdin.flush()
+    code, _, _ = coordinator.end()
+    assert code == 143
+    assert "before the first step" in coordinator.exit_json()["reason"]
+
+
+@pytest.mark.parametrize("section", ["control", "metrics"])
+def test_a_taken_port_is_a_usage_error_with_the_fix(start: Any, section: str) -> None:
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = start(**{f"{section}__port": port}).end()
+    assert code == 2
+    assert f"{section}.port = {port}" in err
+    assert f"-o {section}.port=0" in err
+
+
+def test_a_missing_worker_is_named_when_the_start_takes_too_long(start: Any) -> None:
+    coordinator = start(runtime__timeout_s=0.5, runtime__first_step_timeout_s=2.0)
+    code, _, err = coordinator.end()
+    assert code == 1
+    assert "no worker for stage 0, 1 within 0.5 s" in err.splitlines()[-1]
+
+
+def test_no_module_of_the_coordinator_imports_torch() -> None:
+    modules = (
+        "agenda config control coordinator events metrics progress recovery roster run_folder service tally"
+    )
+    imports = "; ".join(f"import scpl_dist.{name}" for name in modules.split())
+    code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,359 @@
+"""The launch scripts build commands that torchrun's own parser accepts, and they stop what they start."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from tests.support.programs import ROOT, find, need_root
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
+# Stands in for the interpreter where only a script's own work is tested: says what it got, ends on SIGTERM.
+INTERPRETER = """#!/bin/bash
+trap 'echo "stopped $GLOO_SOCKET_IFNAME $*"; exit 5' TERM
+echo "started $*"
+[[ -z $READY ]] || touch "$READY/$$"
+if [[ "$*" == *--node-rank\\ $FAILING_RANK* ]]; then
+    until [[ $(ls "$READY" | wc -l) -eq 3 ]]; do sleep 0.01; done
+    exit 7
+fi
+while :; do sleep 0.05; done
+"""
+
+
+def run(*command: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write(tmp_path / "config.toml", "[pipeline]\nstages = 3\n")
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path) -> Path:
+    return write(tmp_path / "interpreter", INTERPRETER)
+
+
+def torchrun_arguments(line: str) -> dict[str, object]:
+    """The parsed torchrun command of a dry run, with the environment it sets under "env"."""
+    words = shlex.split(line)
+    assert words[0] == "env"
+    start = next(index for index, word in enumerate(words) if word.endswith("python3"))
+    assert words[start + 1 : start + 3] == ["-m", "torch.distributed.run"]
+    parsed = vars(get_args_parser().parse_args(words[start + 3 :]))
+    return {**parsed, "env": dict(word.split("=", 1) for word in words[1:start])}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_is_clean_for_shellcheck(script: Path) -> None:
+    done = run(find("shellcheck", "apt-get install shellcheck"), script)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help_says_usage_interface_and_exit_or_stop(script: Path) -> None:
+    assert os.access(script, os.X_OK) == (script.suffix == ".sh")
+    done = run("bash", script, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert f"launch/{script.name}" in done.stdout
+    assert "launch/interface.sh" in done.stdout
+    assert "\nexit: " in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 110
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_call_without_arguments_fails_with_two_and_says_what_is_missing(script: Path) -> None:
+    done = run("bash", script, env={"SLURM_JOB_NODELIST": ""})
+    assert done.returncode == 2
+    assert done.stderr
+
+
+def test_node_option_without_a_value_is_refused() -> None:
+    done = run(LAUNCH / "node.sh", "--port")
+    assert (done.returncode, done.stderr) == (2, "node.sh: --port needs a value\n")
+
+
+def test_one_host_is_torchrun_over_loopback(config: Path) -> None:
+    done = run(LAUNCH / "one_host.sh", 3, "--dry-run", config, "-o", "run.seed=1")
+    assert done.returncode == 0, done.stderr
+    parsed = torchrun_arguments(done.stdout)
+    assert parsed["nnodes"] == "1"
+    assert parsed["nproc_per_node"] == "3"
+    assert parsed["master_addr"] == "127.0.0.1"
+    assert parsed["module"] is True
+    assert parsed["training_script"] == "scpl_dist"
+    control = ["-o", "control.host=127.0.0.1", "-o", "control.port=4711"]
+    assert parsed["training_script_args"] == ["worker", str(config), *control, "-o", "run.seed=1"]
+    variables = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    assert parsed["env"] == dict.fromkeys(variables, "lo")
+
+
+def test_node_passes_every_option_on(config: Path) -> None:
+    options = ["--nodes", "3", "--node-rank", "2", "--per-host", "4", "--master", "192.0.2.1"]
+    options += ["--port", "1111", "--control-port", "2222", "--join-timeout", "8"]
+    done = run(
+        LAUNCH / "node.sh", *options, "--interface", "lo", "--shutdown-timeout", 9, "--dry-run", config
+    )
+    assert done.returncode == 0, done.stderr
+    parsed = torchrun_arguments(done.stdout)
+    names = (
+        "nnodes",
+        "node_rank",
+        "nproc_per_node",
+        "master_addr",
+        "master_port",
+        "shutdown_timeout",
+        "rdzv_conf",
+    )
+    assert [parsed[name] for name in names] == ["3", 2, "4", "192.0.2.1", 1111, 9, "timeout=8"]
+    assert "control.host=192.0.2.1" in str(parsed["training_script_args"])
+    assert "control.port=2222" in str(parsed["training_script_args"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "two"], "--nodes = 'two' is no whole number"),
+        (["--nodes", "0"], "must be at least 1"),
+        (["--nodes", "2", "--node-rank", "2"], "ranks of 2 hosts are 0 to 1"),
+        (["--nodes", "2", "--master", "localhost"], "localhost is a loopback address"),
+        (["--master", "no-such-host.invalid"], "no-such-host.invalid does not resolve"),
+        (["--interface", "none7"], "--interface = none7"),
+        (["--what"], "unknown option --what"),
+        (["missing.toml"], "missing.toml is not readable"),
+    ],
+)
+def test_node_refuses_what_cannot_work_and_says_why(arguments: list[str], message: str, config: Path) -> None:
+    done = run(LAUNCH / "node.sh", *arguments, config)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.fixture
+def watched(config: Path, interpreter: Path) -> Iterator[subprocess.Popen[str]]:
+    """node.sh that watches its standard input, and its child, which has started."""
+    with subprocess.Popen(
+        [LAUNCH / "node.sh", "--watch-stdin", str(config)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHON": str(interpreter), "FAILING_RANK": "-"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("started -m torch.distributed.run")
+        yield process
+
+
+def stopped(process: subprocess.Popen[str]) -> str:
+    """What the child says at its end; node.sh returns the child's code."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert process.wait(30) == 5
+    return line
+
+
+def test_node_stops_its_child_when_standard_input_closes(watched: subprocess.Popen[str]) -> None:
+    assert watched.stdin is not None
+    watched.stdin.close()
+    assert stopped(watched).startswith("stopped lo")
+
+
+def test_node_passes_a_signal_on_and_returns_the_code_of_its_child(watched: subprocess.Popen[str]) -> None:
+    watched.send_signal(signal.SIGTERM)
+    assert stopped(watched).startswith("stopped")
+
+
+def test_hosts_dry_run_starts_one_node_on_each_host(config: Path, tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("# the cluster\nuser@192.0.2.1\n\n192.0.2.2 # second\n192.0.2.3\n")
+    from_file = run(LAUNCH / "hosts.sh", f"@{hostfile}", "--per-host", 2, "--dry-run", config)
+    as_list = run(
+        LAUNCH / "hosts.sh", "user@192.0.2.1,192.0.2.2,192.0.2.3", "--per-host", 2, "--dry-run", config
+    )
+    assert from_file.returncode == 0, from_file.stderr
+    assert from_file.stdout == as_list.stdout
+    lines = [shlex.split(line) for line in from_file.stdout.splitlines()]
+    assert [words[5] for words in lines] == ["user@192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    for rank, words in enumerate(lines):
+        assert words[:5] == ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
+        inner = shlex.split(words[6])
+        assert inner[inner.index("--node-rank") + 1] == str(rank)
+        assert inner[inner.index("--master") + 1] == "192.0.2.1"
+        assert inner[inner.index("--nodes") + 1] == "3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "give the list of hosts first"),
+        (["a b,c", "x"], "'a b' is no host name"),
+        (["-oProxyCommand=x", "x"], "give the list of hosts first"),
+        (["a,-oProxyCommand=x", "x"], "is no host name"),
+        (["@/no/such/file", "x"], "/no/such/file is not readable"),
+        (["a,b"], "give the configuration file"),
+        (["a,b", "--nodes", "2", "x"], "--nodes is set by the list"),
+    ],
+)
+def test_hosts_refuses_a_wrong_list(arguments: list[str], message: str) -> None:
+    done = run(LAUNCH / "hosts.sh", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.fixture
+def here_as_ssh(tmp_path: Path, interpreter: Path) -> dict[str, str]:
+    """An `ssh` that runs the command on this host, so that hosts.sh can be watched without a cluster."""
+    ssh = write(tmp_path / "ssh", '#!/bin/bash\nshift 4\nhost=$1\nshift\nexec bash -c "$*"\n')
+    return {"SSH": str(ssh), "PYTHON": str(interpreter), "FAILING_RANK": "-"}
+
+
+def test_hosts_stops_all_when_one_fails_and_names_it(
+    config: Path, here_as_ssh: dict[str, str], tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    environment = {**here_as_ssh, "FAILING_RANK": "1", "READY": str(ready)}
+    done = run(LAUNCH / "hosts.sh", "127.0.0.1,b,c", "--interface", "lo", config, env=environment)
+    assert done.returncode == 7
+    assert "hosts.sh: host b (rank 1) ended with code 7" in done.stderr
+    assert done.stdout.count("started") == 3
+    assert done.stdout.count("stopped lo") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_hosts_stops_all_hosts_on_a_signal(
+    config: Path, here_as_ssh: dict[str, str], number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [LAUNCH / "hosts.sh", "127.0.0.1,b", "--interface", "lo", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **here_as_ssh},
+    )
+    with process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[0] for _ in range(2)] == ["started"] * 2
+        process.send_signal(number)
+        assert process.stdout.read().count("stopped lo") == 2
+        assert process.wait(30) == 5
+
+
+def test_hosts_stops_the_remote_ends_when_it_is_killed(config: Path, here_as_ssh: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [LAUNCH / "hosts.sh", "127.0.0.1,b", "--interface", "lo", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **here_as_ssh},
+    )
+    with process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[0] for _ in range(2)] == ["started"] * 2
+        process.kill()
+        assert process.stdout.read().count("stopped lo") == 2
+
+
+def test_slurm_starts_one_node_on_each_node_of_the_allocation(config: Path, tmp_path: Path) -> None:
+    # Stand-ins with the calling conventions of Slurm: one task a node, each with its own SLURM_NODEID.
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    write(
+        tools / "scontrol",
+        '#!/bin/bash\n[[ "$*" == "show hostnames node[1-2]" ]] && printf "localhost\\nnode2\\n"\n',
+    )
+    write(
+        tools / "srun",
+        "#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\n"
+        'for rank in 0 1; do SLURM_NODEID=$rank "$@"; done\n',
+    )
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    options = ["--per-host", "2", "--interface", "lo", "--dry-run"]
+    done = run("bash", LAUNCH / "slurm.sbatch", *options, config, env=environment)
+    assert done.returncode == 0, done.stderr
+    parsed = [torchrun_arguments(line) for line in done.stdout.splitlines()]
+    assert [arguments["node_rank"] for arguments in parsed] == [0, 1]
+    assert {arguments["master_addr"] for arguments in parsed} == {"localhost"}
+    assert {arguments["nnodes"] for arguments in parsed} == {"2"}
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture
+def host_with_two_networks() -> Iterator[str]:
+    """A network namespace with the interfaces lo, fast (10.91.0.2/24) and slow (10.92.0.2/24)."""
+    find("ip", "apt-get install iproute2")
+    need_root()
+    name = f"scpl-{os.getpid()}"
+    ip("netns", "add", name)
+    try:
+        ip("-n", name, "link", "set", "lo", "up")
+        for interface, address in (("fast", "10.91.0.2/24"), ("slow", "10.92.0.2/24")):
+            ip("-n", name, "link", "add", interface, "type", "veth", "peer", f"{interface}-far")
+            ip("-n", name, "address", "add", address, "dev", interface)
+            for end in (interface, f"{interface}-far"):
+                ip("-n", name, "link", "set", end, "up")
+        yield name
+    finally:
+        ip("netns", "delete", name)
+
+
+@pytest.mark.parametrize(
+    ("address", "interface"),
+    [
+        ("10.91.0.7", "fast"),
+        ("10.92.0.7", "slow"),
+        ("10.92.0.2", "slow"),
+        ("127.0.0.1", "lo"),
+        ("127.0.1.1", "lo"),
+    ],
+)
+def test_interface_is_the_one_that_routes_to_the_address(
+    host_with_two_networks: str, address: str, interface: str
+) -> None:
+    done = run("ip", "netns", "exec", host_with_two_networks, LAUNCH / "interface.sh", address)
+    assert (done.stdout, done.stderr, done.returncode) == (f"{interface}\n", "", 0)
+
+
+def test_interface_says_when_there_is_no_route(host_with_two_networks: str) -> None:
+    done = run("ip", "netns", "exec", host_with_two_networks, LAUNCH / "interface.sh", "10.93.0.1")
+    assert done.returncode == 2
+    assert "no route to 10.93.0.1" in done.stderr
+
+
+def test_interpreter_of_the_tests_has_torchrun() -> None:
+    # The scripts start `PYTHON -m torch.distributed.run`; this is the same program as `torchrun`.
+    done = run(sys.executable, "-m", "torch.distributed.run", "--help")
+    assert done.returncode == 0
+    assert "--shutdown-timeout" in done.stdout

@@ -1,0 +1,335 @@
+"""Prometheus' checker judges configuration, rules and queries; Grafana's own types judge the dashboard."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from scpl_dist.coordinator.metrics import NAMES
+from tests.support.programs import ROOT, find, until_nothing
+
+PROMETHEUS = ROOT / "docker" / "prometheus"
+GRAFANA = ROOT / "docker" / "grafana"
+RULES = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"][0]["rules"]
+DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "scpl.json").read_text())
+# Series that Prometheus makes itself.
+BUILT_IN = {"up", "ALERTS"}
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = find("promtool", "apt-get install prometheus")
+    command = [program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def queries() -> list[str]:
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+
+
+def metrics_in(query: str) -> set[str]:
+    """Names of series in a query: what stands before a selector or a range, and all words of our prefix."""
+    return set(re.findall(r"\b(?:scpl_\w+|[A-Za-z_]\w*(?=\{))", query))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "rules.yml"),
+        ("test", "rules", "rules_test.yml"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_promtool_accepts(arguments: tuple[str, ...]) -> None:
+    done = promtool(*arguments[:2], PROMETHEUS / arguments[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_are_the_documented_set() -> None:
+    assert {rule["alert"] for rule in RULES} == {
+        "ScplCheckpointFailing",
+        "ScplCheckpointStale",
+        "ScplNoProgress",
+        "ScplNonFiniteLoss",
+        "ScplRestartLoop",
+        "ScplStageDown",
+        "ScplStageImbalance",
+        "ScplTargetMissing",
+    }
+    for rule in RULES:
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
+@pytest.mark.parametrize("broken", ["vector(0) > 1", "vector(1)"], ids=["never fires", "always fires"])
+def test_rule_tests_notice_an_alert_that_is_broken(alert: str, broken: str, tmp_path: Path) -> None:
+    rules = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
+    for rule in rules["groups"][0]["rules"]:
+        if rule["alert"] == alert:
+            rule["expr"] = broken
+            rule.pop("for", None)
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
+    shutil.copy(PROMETHEUS / "rules_test.yml", tmp_path)
+    done = promtool("test", "rules", tmp_path / "rules_test.yml")
+    assert done.returncode != 0
+    assert alert in done.stdout + done.stderr
+
+
+def test_every_metric_in_rules_and_dashboard_is_exported() -> None:
+    used = set[str]().union(*(metrics_in(query) for query in [*queries(), *(rule["expr"] for rule in RULES)]))
+    used |= metrics_in(DASHBOARD["templating"]["list"][0]["query"]["query"])
+    assert used - BUILT_IN <= set(NAMES)
+    assert len(used - BUILT_IN) > 20
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    for name, (kind, _, labels) in NAMES.items():
+        assert name.startswith("scpl_")
+        assert (kind == "counter") == name.endswith("_total")
+        assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|mib|percent)(_|$)", name)
+        assert len(labels) <= 3
+
+
+def test_every_query_of_the_dashboard_is_valid(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:query:{number}", "expr": query.replace("$__rate_interval", "1m")}
+        for number, query in enumerate(queries())
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = promtool("check", "rules", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules)} rules found" in done.stdout
+
+
+def test_every_query_is_about_the_chosen_coordinator() -> None:
+    variable = DASHBOARD["templating"]["list"][0]["name"]
+    for query in queries():
+        selectors = re.findall(r"\bscpl_\w+(\{[^}]*\})?", query)
+        assert all(f'instance="${variable}"' in selector for selector in selectors), query
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """What Grafana's types lose or change of our JSON; defaults that they add do not count."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            if key in theirs:
+                yield from differences(value, theirs[key], f"{path}.{key}")
+            else:
+                yield f"{path}.{key}"
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from differences(mine, other, f"{path}[{number}]")
+    elif ours != theirs:
+        yield path
+
+
+def through_grafana_types(dashboard: dict[str, Any]) -> list[str]:
+    register_default_plugins()
+    return list(differences(dashboard, json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))))
+
+
+def test_dashboard_survives_grafanas_own_types() -> None:
+    assert through_grafana_types(DASHBOARD) == []
+
+
+@pytest.mark.parametrize("place", ["panel", "options", "custom"])
+def test_a_key_that_grafana_does_not_know_is_noticed(place: str) -> None:
+    dashboard: dict[str, Any] = json.loads(json.dumps(DASHBOARD))
+    panel = next(panel for panel in dashboard["panels"] if panel["type"] == "timeseries")
+    custom = panel["fieldConfig"]["defaults"]["custom"]
+    {"panel": panel, "options": panel["options"], "custom": custom}[place]["showPoint"] = "never"
+    [lost] = through_grafana_types(dashboard)
+    assert lost.endswith(".showPoint")
+
+
+def test_panels_have_a_place_a_title_and_an_explanation() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["title"]
+        assert panel["type"] == "row" or panel["description"]
+    places = [panel["gridPos"] for panel in panels]
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    for one, other in combinations(places, 2):
+        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert apart_x or apart_y, (one, other)
+
+
+def test_table_of_stages_renames_every_column_that_it_asks_for() -> None:
+    [table] = [
+        panel for panel in DASHBOARD["panels"] if panel["title"] == "Stages" and panel["type"] == "table"
+    ]
+    names = table["transformations"][1]["options"]["renameByName"]
+    assert {f"Value #{target['refId']}" for target in table["targets"]} - set(names) == {"Value #A"}
+    overridden = {override["matcher"]["options"] for override in table["fieldConfig"]["overrides"]}
+    assert overridden <= set(names.values())
+    assert {"Busy", "Waiting", "Blocked", "Queue"} <= set(names.values())
+
+
+def test_provisioning_fits_dashboard_and_prometheus() -> None:
+    [source] = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    scrape = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == scrape["global"]["scrape_interval"]
+    uids = {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if "datasource" in panel}
+    uids |= {
+        target["datasource"]["uid"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])
+    }
+    assert uids == {source["uid"]}
+    [job] = scrape["scrape_configs"]
+    assert job["job_name"] == "scpl"  # the rules name it
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A Prometheus of our configuration that watches one coordinator every second."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self.target = target
+        self.port = free_port()
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+        path = folder / "prometheus.yml"
+        path.write_text(yaml.safe_dump(config))
+        command = [find("prometheus", "apt-get install prometheus"), f"--config.file={path}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{self.port}"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """The data of an answer of the HTTP API; None as long as it does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
+            response = connection.getresponse()
+            if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:  # it listens, and is still loading
+                return None
+            answer = json.loads(response.read())
+        except OSError:
+            assert self.process.poll() is None, "Prometheus ended"
+            return None
+        finally:
+            connection.close()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def values(self, query: str) -> dict[tuple[str, ...], float]:
+        """Labels of every series of an instant query, job and instance left out, and its value."""
+        data = self.ask("query", query=query)
+        result = data["result"] if data else []
+        return {
+            tuple(
+                value for key, value in sorted(row["metric"].items()) if key not in ("job", "instance")
+            ): float(row["value"][1])
+            for row in result
+        }
+
+
+@pytest.fixture
+def run_and_prometheus(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Server]]:
+    """A run of two stages that goes on until it is stopped, and a Prometheus that scrapes it."""
+    port = free_port()
+    command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(tmp_path / "run")]
+    for override in (f"metrics.port={port}", "run.epochs=500", "checkpoint.every_steps=5"):
+        command += ["-o", override]
+    server = Server(tmp_path, f"127.0.0.1:{port}")
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield run, server
+    finally:
+        for process in (run, server.process):
+            if process.poll() is None:
+                process.terminate()
+            process.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_prometheus_sees_a_run_from_its_start_to_its_end(
+    run_and_prometheus: tuple[subprocess.Popen[str], Server],
+) -> None:
+    run, server = run_and_prometheus
+    silent = {"scpl_restarts_total"}  # has a series only after a restart
+
+    def missing() -> set[str]:
+        assert run.poll() is None, run.communicate()[0]
+        return set(NAMES) - silent - {key[0] for key in server.values('{__name__=~"scpl_.+"}')}
+
+    until_nothing(missing)
+    until_nothing(lambda: not server.values("rate(scpl_samples_total[20s]) > 0"))
+    until_nothing(lambda: len(server.values("scpl_accuracy_ratio")) < 2)  # validation is ahead of test
+
+    # The values make sense.
+    assert server.values("up") == {("up",): 1}
+    assert set(server.values("scpl_stage_up").values()) == {1}
+    assert len(server.values("scpl_stage_up")) == 2
+    assert all(value > 0 for value in server.values("scpl_loss").values())
+    assert all(0 <= value <= 1 for value in server.values("scpl_accuracy_ratio").values())
+    assert len(server.values("scpl_accuracy_ratio")) == 2
+    assert server.values('rate(scpl_transport_sent_bytes_total{stage="0"}[20s])').popitem()[1] > 0
+    assert server.values('rate(scpl_transport_received_bytes_total{stage="1"}[20s])').popitem()[1] > 0
+    assert all(value > 2**20 for value in server.values("scpl_memory_peak_bytes").values())
+    assert all(
+        abs(value) < 60
+        for value in server.values("time() - scpl_stage_last_progress_timestamp_seconds").values()
+    )
+    assert server.values("time() - scpl_checkpoint_last_success_timestamp_seconds").popitem()[1] < 60
+    assert server.values("scpl_checkpoint_size_bytes").popitem()[1] > 1000
+    kinds = "busy", "waiting", "blocked"
+    spent = " + ".join(f"rate(scpl_stage_{kind}_seconds_total[20s])" for kind in kinds)
+    assert len(server.values(spent)) == 2
+    # A rate comes up to its value only when the series is as old as the window.
+    until_nothing(
+        lambda: {key: share for key, share in server.values(spent).items() if not 0.5 < share < 1.2}
+    )
+
+    # Every panel has something to show, and no rule is broken or fires.
+    for query in queries():
+        asked = (
+            query.replace("$__rate_interval", "20s")
+            .replace("[1m]", "[20s]")
+            .replace("$instance", server.target)
+        )
+        if not metrics_in(query) <= silent | {"ALERTS"}:
+            assert server.values(asked), asked
+    rules = server.ask("rules")["groups"][0]["rules"]
+    assert {rule["name"] for rule in rules} == {rule["alert"] for rule in RULES}
+    assert {rule["health"] for rule in rules} == {"ok"}
+    assert [alert for alert in server.ask("alerts")["alerts"] if alert["state"] == "firing"] == []
+
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143
+    until_nothing(lambda: server.values("up == 1"))
+
+    def unexpected() -> set[str]:
+        return {alert["labels"]["alertname"] for alert in server.ask("alerts")["alerts"]} ^ {
+            "ScplTargetMissing"
+        }
+
+    until_nothing(unexpected)

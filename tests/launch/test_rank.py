@@ -1,0 +1,46 @@
+"""What a worker says when its launch does not fit the configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import scpl_dist
+
+SEVERAL_HOSTS = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "message"),
+    [
+        ({}, [], "the environment has no 'RANK': a worker is started by torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "3"}, [], "pipeline.stages = 2: torchrun starts 3 processes"),
+        (SEVERAL_HOSTS, ["control.host=localhost"], "first host (torchrun has 10.0.0.1)"),
+        (
+            SEVERAL_HOSTS,
+            ["control.host=no-such-host.invalid", "control.insecure=true"],
+            "control.host = 'no-such-host.invalid': the name does not resolve",
+        ),
+    ],
+)
+def test_a_launch_that_cannot_work_ends_at_once_and_tells_torchrun_why(
+    environment: dict[str, str],
+    settings: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in SEVERAL_HOSTS:
+        monkeypatch.delenv(name, raising=False)
+    report = tmp_path / "error.json"
+    for name, value in {**environment, "TORCHELASTIC_ERROR_FILE": str(report)}.items():
+        monkeypatch.setenv(name, value)
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    overrides = [part for text in settings for part in ("-o", text)]
+    error = scpl_dist("worker", config, *overrides, "--run-dir", tmp_path / "run", code=2).stderr
+    assert message in error
+    assert message in json.loads(report.read_text())["message"]
+    assert not (tmp_path / "run").exists()

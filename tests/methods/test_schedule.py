@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from torch import nn
+
+from scpl_dist.methods import Method, resolve
+from scpl_dist.methods.base import LocalMethod
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.methods.schedule import Action, Kind, ScheduleError, StageSpec, live, picture, simulate
+from scpl_dist.run.config import load
+
+
+class Local(LocalMethod):
+    name = "local"
+
+    def __init__(self) -> None:
+        pass  # a schedule needs neither configuration nor model
+
+    def unit(self, index: int, block: nn.Module, before: object, after: object) -> TrainableBlock:
+        raise NotImplementedError
+
+
+def stream(stages: int, blocks_per_stage: int = 1, items: int = 5) -> list[list[Action]]:
+    places = [
+        StageSpec(k, stages, range(k * blocks_per_stage, (k + 1) * blocks_per_stage)) for k in range(stages)
+    ]
+    return [[action for _ in range(items) for action in Local().train(place, 1)] for place in places]
+
+
+def method(name: str, micro_batches: int = 1, **pipeline: object) -> Method:
+    values = {f"pipeline.{key}": value for key, value in pipeline.items()}
+    values |= {"run.method": name, "pipeline.micro_batches": micro_batches}
+    return resolve(name)(load(values=values), 16, 10)
+
+
+def programs(chosen: Method, stages: int, blocks: int = 1, items: int = 1) -> list[list[Action]]:
+    parts = chosen.config.pipeline.micro_batches
+    places = [StageSpec(k, stages, range(k * blocks, (k + 1) * blocks)) for k in range(stages)]
+    return [[action for _ in range(items) for action in chosen.train(place, parts)] for place in places]
+
+
+def texts(actions: Iterator[Action]) -> str:
+    return " ".join(map(str, actions))
+
+
+def test_local_methods_stream_without_a_bubble_after_filling() -> None:
+    assert picture(stream(3), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 F4 B4 B4 .  .",
+            "stage 1 .  F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 F4 B4 B4 .",
+            "stage 2 .  .  F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 F4 B4 B4",
+        ]
+    )
+
+
+def test_a_stage_updates_each_block_before_the_next_and_sends_before_its_last_backward() -> None:
+    first = Local().train(StageSpec(0, 2, range(2)), 1)
+    assert texts(first) == "LOAD.0 F0.0 LOSS0.0 B0.0 STEP0 F1.0 SEND_F.0 LOSS1.0 B1.0 STEP1"
+    last = Local().train(StageSpec(1, 2, range(2, 4)), 1)
+    assert texts(last) == "RECV_F.0 F2.0 LOSS2.0 B2.0 STEP2 F3.0 LOSS3.0 B3.0 STEP3"
+
+
+def test_replicas_add_up_gradients_while_the_next_block_computes() -> None:
+    first = Local().train(StageSpec(0, 2, range(3), replicas=2), 1)
+    assert texts(first) == (
+        "LOAD.0 F0.0 LOSS0.0 B0.0 SUM0 F1.0 LOSS1.0 B1.0 SUM1 STEP0 F2.0 SEND_F.0 LOSS2.0 B2.0 SUM2 STEP1 STEP2"
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("name", ["scpl", "early_exit", "al", "bp", "gpipe"])
+def test_each_update_of_replicas_follows_one_sum_of_complete_gradients(name: str, parts: int) -> None:
+    chosen = method(name, 1 if name in ("scpl", "bp") else parts)
+    parts = chosen.config.pipeline.micro_batches
+    for stage in range(2):
+        actions = list(chosen.train(StageSpec(stage, 2, range(2 * stage, 2 * stage + 2), replicas=3), parts))
+        for block in range(2 * stage, 2 * stage + 2):
+            own = [action.kind for action in actions if action.block == block]
+            assert own[-2:] == [Kind.SUM, Kind.STEP]
+            assert own.count(Kind.SUM) == own.count(Kind.STEP) == 1
+            assert own.count(Kind.BACKWARD) == parts
+
+
+def test_an_evaluation_goes_forward_and_predicts_at_the_last_block() -> None:
+    assert texts(Local().evaluate(StageSpec(0, 2, range(2)), 1)) == "LOAD.0 F0.0 F1.0 SEND_F.0"
+    assert texts(Local().evaluate(StageSpec(1, 2, range(2, 4)), 1)) == "RECV_F.0 F2.0 F3.0 PRED3.0 COUNT.0"
+
+
+@pytest.mark.parametrize(
+    ("stages", "blocks", "capacity"), [*itertools.product([1, 2, 5, 16], [1, 3], [1, 2, 4])]
+)
+def test_every_message_finds_its_receiver_for_any_size(stages: int, blocks: int, capacity: int) -> None:
+    timeline = simulate(stream(stages, blocks, items=6), capacity)
+    work = blocks * 6 * 3  # forward 1, backward 2
+    assert all(sum(end - start for start, end, _ in row) == work for row in timeline)
+    # Filling costs a stage's forward passes for each stage; after that nobody ever waits. With several blocks in a
+    # stage, its earlier blocks are updated before its output leaves.
+    fill = (stages - 1) * (3 * (blocks - 1) + 1)
+    assert max(end for row in timeline for _, end, _ in row) == work + fill
+
+
+def test_back_propagation_lets_one_stage_work_at_a_time() -> None:
+    assert picture(programs(method("bp"), 3, items=2), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 .  .  .  .  .  .  B0 B0 F1 .  .  .  .  .  .  B1 B1",
+            "stage 1 .  F0 .  .  .  B0 B0 .  .  .  F1 .  .  .  B1 B1 .  .",
+            "stage 2 .  .  F0 B0 B0 .  .  .  .  .  .  F1 B1 B1 .  .  .  .",
+        ]
+    )
+
+
+def test_gpipe_goes_forward_with_all_micro_batches_and_back_in_reverse() -> None:
+    assert picture(programs(method("gpipe", 4), 3), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 F1 F2 F3 .  .  .  .  .  .  B3 B3 B2 B2 B1 B1 B0 B0",
+            "stage 1 .  F0 F1 F2 F3 .  .  .  B3 B3 B2 B2 B1 B1 B0 B0 .  .",
+            "stage 2 .  .  F0 F1 F2 F3 B3 B3 B2 B2 B1 B1 B0 B0 .  .  .  .",
+        ]
+    )
+
+
+def test_recomputation_repeats_the_forward_before_each_backward() -> None:
+    assert picture(programs(method("gpipe", 3, recompute=True), 2), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 F1 F2 .  .  .  .  R2 B2 B2 R1 B1 B1 R0 B0 B0",
+            "stage 1 .  F0 F1 F2 R2 B2 B2 R1 B1 B1 R0 B0 B0 .  .  .",
+        ]
+    )
+
+
+def test_1f1b_alternates_after_filling_and_has_the_same_bubble() -> None:
+    assert picture(programs(method("gpipe", 4, schedule="1f1b"), 3), capacity=2) == "\n".join(
+        [
+            "stage 0 F0 F1 F2 .  .  .  .  B0 B0 F3 B1 B1 .  B2 B2 .  B3 B3",
+            "stage 1 .  F0 F1 .  .  B0 B0 F2 B1 B1 F3 B2 B2 .  B3 B3 .  .",
+            "stage 2 .  .  F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 .  .  .  .",
+        ]
+    )
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(
+    ("stages", "blocks", "parts", "capacity"),
+    [*itertools.product([1, 2, 3, 5, 8], [1, 2], [1, 2, 3, 8, 11], [1, 2, 4])],
+)
+def test_a_split_batch_passes_all_stages_with_the_known_bubble(
+    schedule: str, stages: int, blocks: int, parts: int, capacity: int
+) -> None:
+    rows = simulate(programs(method("gpipe", parts, schedule=schedule), stages, blocks), capacity)
+    work = blocks * parts * 3  # forward 1, backward 2
+    assert all(sum(end - start for start, end, _ in row) == work for row in rows)
+    bubble = (stages - 1) * blocks * 3
+    if schedule == "gpipe" or capacity > 1:
+        assert max(end for row in rows for _, end, _ in row) == work + bubble
+    for row in rows:
+        order = [action.micro_batch or 0 for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
+        assert order == sorted(order, reverse=schedule == "gpipe")
+        assert [action.kind for *_, action in row][-blocks:] == [Kind.STEP] * blocks
+
+
+@pytest.mark.parametrize(("stages", "parts"), [*itertools.product([1, 2, 4, 8], [1, 3, 8, 16])])
+def test_1f1b_keeps_as_many_micro_batches_as_stages_follow_and_gpipe_all(stages: int, parts: int) -> None:
+    one_by_one = programs(method("gpipe", parts, schedule="1f1b"), stages, blocks=2)
+    assert [live(program) for program in one_by_one] == [2 * min(parts, stages - k) for k in range(stages)]
+    assert {live(program) for program in programs(method("gpipe", parts), stages, blocks=2)} == {2 * parts}
+    assert {
+        live(program) for program in programs(method("gpipe", parts, recompute=True), stages, blocks=2)
+    } == {1}
+    assert {live(program) for program in programs(method("bp"), stages, blocks=2)} == {2}
+    assert {live(program) for program in programs(method("scpl"), stages, blocks=2)} == {1}
+
+
+def test_methods_refuse_what_they_cannot_do() -> None:
+    with pytest.raises(
+        ValueError, match=r"pipeline.micro_batches = 4: a contrastive loss compares .* use .* = 1"
+    ):
+        method("scpl", 4)
+    with pytest.raises(ValueError, match=r"pipeline.micro_batches = 4: .* run.method = \"gpipe\""):
+        method("bp", 4)
+    with pytest.raises(ValueError, match=r"pipeline.recompute = True: only run.method = 'gpipe' has it"):
+        method("scpl", recompute=True)
+
+
+def test_a_schedule_whose_stages_wait_for_each_other_is_refused() -> None:
+    wait = [Action.from_text("RECV_B.0"), Action.from_text("SEND_F.0")]
+    other = [Action.from_text("RECV_F.0"), Action.from_text("SEND_B.0")]
+    with pytest.raises(ScheduleError, match=r"deadlock: stage 0 at RECV_B.0, stage 1 at RECV_F.0"):
+        simulate([wait, other], capacity=2)
+
+
+def test_a_message_that_nobody_takes_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="never takes"):
+        simulate([[Action.from_text("SEND_F.0")], []], capacity=2)
+
+
+def test_messages_in_another_order_are_refused() -> None:
+    sends = [Action.from_text("SEND_F.0"), Action.from_text("SEND_F.1")]
+    takes = [Action.from_text("RECV_F.1"), Action.from_text("RECV_F.0")]
+    with pytest.raises(ScheduleError, match="meets"):
+        simulate([sends, takes], capacity=2)
+
+
+def test_a_full_channel_holds_the_sender_back() -> None:
+    sends = [Action.from_text(text) for text in ("SEND_F.0", "SEND_F.1", "SEND_F.2")]
+    takes = [Action.from_text(text) for text in ("F1.0", "RECV_F.0", "F1.0", "RECV_F.1", "RECV_F.2")]
+    [row, _] = simulate([sends, takes], capacity=1)
+    assert [start for start, _, _ in row] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_text_form_and_the_action_are_inverse(kind: Kind) -> None:
+    for block, micro_batch in itertools.product([None, 0, 12], [None, 0, 7]):
+        action = Action(kind, block, micro_batch)
+        assert Action.from_text(str(action)) == action
+
+
+def test_a_text_that_is_no_action_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'G1\.0' is no action"):
+        Action.from_text("G1.0")

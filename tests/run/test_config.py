@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scpl_dist.run.config import Config, load
+
+
+def test_the_resolved_file_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
+    config = load(
+        None, ["pipeline.partition=[1, 3]", "model.args.width=8", 'data.root="a b"', "optimizer.lr=3e-4"]
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert load(path) == config
+
+
+def test_overrides_win_over_the_file_and_values_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[run]\nseed = 1\nepochs = 2\n")
+    config = load(path, ["run.seed=3"], {"run.epochs": 4})
+    assert (config.run.seed, config.run.epochs) == (3, 4)
+
+
+def test_plain_text_needs_no_quotes() -> None:
+    assert load(None, ["run.method=bp"]).run.method == "bp"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pipeline.stagse=2", r"pipeline.stagse = 2: unknown key; keys of \[pipeline\] are stages"),
+        ("pipelin.stages=2", "unknown key; sections are run, model"),
+        ("pipeline.stages=0", "pipeline.stages = 0: input should be greater than 0"),
+        ("pipeline.stages=two", "pipeline.stages = 'two': input should be a valid integer"),
+        ("optimizer.lr=-0.1", "optimizer.lr = -0.1: input should be greater than 0"),
+        ("optimizer.lr=nan", "optimizer.lr = nan: input should be"),
+        ("data.augmentation=blur", "data.augmentation = 'blur': input should be 'none', 'basic' or 'strong'"),
+        ("pipeline.partition=[1, 2, 3]", "has 3 entries for pipeline.stages = 2"),
+        ("pipeline.partition=3", "pipeline.partition = 3: use"),
+        ("optimizer.end_lr=1.0", "the schedule can only fall"),
+        ("stages=2", "the key needs a section"),
+        ("pipeline.stages", "write -o section.key=value"),
+        ("metrics.port=70000", "metrics.port = 70000: input should be less than or equal to 65535"),
+    ],
+)
+def test_a_mistake_is_answered_with_key_value_and_fix(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(None, [override])
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        load(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\n")
+    with pytest.raises(ValueError, match=r"broken\.toml cannot be read as TOML"):
+        load(broken)
+
+
+def test_the_digest_covers_what_all_processes_share_and_nothing_else() -> None:
+    base = Config().digest()
+    assert load(None, ["run.seed=1"]).digest() != base
+    assert load(None, ["metrics.port=0", "control.port=5000"]).digest() == base

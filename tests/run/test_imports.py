@@ -1,0 +1,133 @@
+"""Users' functions are found by name, and a wrong name says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scpl_dist.run.imports import checked, load_object, name_of
+
+
+def write(folder: Path, text: str, name: str = "own.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_finds_functions_of_packages_and_of_files(tmp_path: Path) -> None:
+    import json
+
+    assert load_object("json:dumps", "model.name") is json.dumps
+    path = write(tmp_path, "def two():\n    return 2\n")
+    assert load_object(f"{path}:two", "model.name")() == 2
+
+
+def test_relative_paths_start_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "def three():\n    return 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_object("own.py:three", "model.name")() == 3
+
+
+def test_one_file_is_one_module(tmp_path: Path) -> None:
+    path = write(tmp_path, "class Item:\n    pass\n\ndef make():\n    return Item()\n")
+    assert isinstance(load_object(f"{path}:make", "a.b")(), load_object(f"{path}:Item", "a.b"))  # type: ignore[arg-type]
+
+
+def test_files_of_one_name_in_two_folders_are_two_modules(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        write(tmp_path / str(number), f"def value():\n    return {number}\n")
+    values = [load_object(f"{tmp_path / str(number)}/own.py:value", "a.b")() for number in (1, 2)]
+    assert values == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("json", "write package.module:function"),
+        (":dumps", "write package.module:function"),
+        ("json:", "write package.module:function"),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
+        ("json.missing:f", "there is no module 'json.missing'"),
+        ("json:no_such_name", "json has no 'no_such_name'; it has .*dumps"),
+        ("math:pi", "'pi' is float, give a function"),
+        ("nowhere/own.py:f", "there is no file .*nowhere/own.py"),
+    ],
+)
+def test_wrong_names_are_refused_with_key_and_fix(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"(?s)^model\.name = {name!r}: .*{says}"):
+        load_object(name, "model.name")
+
+
+def test_a_function_is_found_by_the_name_it_has(tmp_path: Path) -> None:
+    import json
+
+    assert name_of(json.dumps) == "json:dumps"
+    path = write(tmp_path, "def two():\n    return 2\n")
+    two = load_object(f"{path}:two", "model.name")
+    assert name_of(two) == f"{path}:two"
+    assert load_object(name_of(two), "model.name") is two
+
+
+def test_functions_that_other_processes_cannot_import_have_no_name() -> None:
+    def local() -> None:
+        pass
+
+    for function in (local, lambda: None):
+        with pytest.raises(
+            ValueError, match="other processes cannot import it; write it as a function at the top"
+        ):
+            name_of(function)
+
+
+def test_a_file_has_one_module_name_in_every_process(tmp_path: Path) -> None:
+    path = write(tmp_path, "def two():\n    return 2\n")
+    code = (
+        "from scpl_dist.run.imports import load_object; "
+        f"print(load_object({str(path) + ':two'!r}, 'a.b').__module__)"
+    )
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(number)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for number in (1, 2)
+    }
+    assert len(names) == 1
+
+
+def test_checked_functions_refuse_other_types_and_pass_everything_else_on() -> None:
+    def area(width: int, height: float = 2.0, *, names: list[str] | None = None) -> float:
+        if width < 0:
+            raise ValueError("own error")
+        return width * height
+
+    call = checked(area, "data.args")
+    assert call(3) == 6
+    assert call(3, height=1) == 3
+    with pytest.raises(ValueError, match=r"^data\.args\.height = 'x': input should be a valid number$"):
+        call(3, height="x")
+    with pytest.raises(ValueError, match=r"^data\.args\.names\.1 = 2: input should be a valid string$"):
+        call(3, names=["a", 2])
+    with pytest.raises(ValueError, match=r"^own error$"):
+        call(-1)
+
+
+def test_errors_inside_the_users_code_come_through(tmp_path: Path) -> None:
+    broken = write(tmp_path, "import no_such_dependency\n", "broken.py")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        load_object(f"{broken}:f", "model.name")
+    raising = write(tmp_path, "1 / 0\n", "raising.py")
+    for _ in range(2):  # a failed import leaves nothing half loaded behind
+        with pytest.raises(ZeroDivisionError):
+            load_object(f"{raising}:f", "model.name")

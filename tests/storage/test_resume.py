@@ -1,0 +1,112 @@
+"""Which checkpoint a run goes on from, with damaged files on a real file system."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for
+from scpl_dist.storage.resume import choose, verify
+
+
+def write(run_dir: Path, step: int) -> Path:
+    """A committed checkpoint of two parts."""
+    folder = folder_for(run_dir, step)
+    folder.mkdir(parents=True)
+    files = []
+    for block in range(2):
+        content = f"{step} {block}".encode() * 1000
+        (folder / f"block-00{block}.pt").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        files.append({"name": f"block-00{block}.pt", "bytes": len(content), "sha256": digest, "stage": block})
+    position = {"epoch": 0, "step": step, "batch": step}
+    return commit(folder, {"step": step, "epoch": 0, "position": position, "files": files}, keep=10)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Any] = {
+    "a flipped bit": lambda folder: flip(folder / "block-001.pt"),
+    "a cut file": lambda folder: (folder / "block-001.pt").write_bytes(b"1"),
+    "a missing file": lambda folder: (folder / "block-001.pt").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"step": 1, "fi'),
+    "an empty manifest": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "a manifest of something else": lambda folder: (folder / "manifest.json").write_text(
+        '{"files": [], "position": {}}'
+    ),
+    "files without names": lambda folder: (folder / "manifest.json").write_text(
+        '{"files": [1], "position": {}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
+    old, new = write(tmp_path, 1), write(tmp_path, 2)
+    DAMAGES[damage](new)
+    warnings: list[str] = []
+    chosen = choose(tmp_path, "auto", warnings.append)
+    assert chosen is not None
+    assert (chosen[0], chosen[1]["step"]) == (old, 1)
+    (warning,) = warnings
+    assert "step-2" in warning
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    for step in (9, 10, 2):
+        write(tmp_path, step)
+    folder_for(tmp_path, 11).mkdir()  # one that was never finished
+    chosen = choose(tmp_path, "auto", pytest.fail)
+    assert chosen is not None
+    assert chosen[0].name == "step-10"
+
+
+def test_without_a_whole_checkpoint_nothing_starts_silently(tmp_path: Path) -> None:
+    for step in (1, 2):
+        flip(write(tmp_path, step) / "block-000.pt")
+    with pytest.raises(CheckpointError, match=r"step-2.*block-000.*step-1.*block-000"):
+        choose(tmp_path, "auto", lambda text: None)
+
+
+def test_a_first_start_has_nothing_to_go_on_from(tmp_path: Path) -> None:
+    assert choose(tmp_path, "auto", pytest.fail) is None
+    write(tmp_path, 1)
+    assert choose(tmp_path, "never", pytest.fail) is None
+
+
+def test_a_folder_can_be_asked_for(tmp_path: Path) -> None:
+    first = write(tmp_path / "other", 1)
+    write(tmp_path / "other", 2)
+    run_dir = tmp_path / "new"
+    assert choose(run_dir, str(first), pytest.fail) == (first, verify(first))
+    chosen = choose(run_dir, str(tmp_path / "other"), pytest.fail)
+    assert chosen is not None
+    assert chosen[0].name == "step-2"
+    with pytest.raises(CheckpointError, match="none"):
+        choose(run_dir, str(tmp_path / "nowhere"), pytest.fail)
+
+
+def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    asked = write(tmp_path, 2)
+    flip(asked / "block-000.pt")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        choose(tmp_path, str(asked), pytest.fail)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][0]["name"] = "../../../etc/passwd"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="outside"):
+        verify(folder)

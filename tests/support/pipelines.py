@@ -1,0 +1,141 @@
+"""The real executor on several stages inside one process: a thread a stage, queues instead of a network.
+
+For questions about one step's gradients. Whole runs use real processes. Dropout draws from a generator that all threads
+share, so models with dropout take one stage here.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scpl_dist.coordinator.item_sequence import split
+from scpl_dist.data.loader import Loader
+from scpl_dist.data.source import DataSource
+from scpl_dist.methods import Method
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.methods.schedule import StageSpec
+from scpl_dist.run.layout import Layout
+from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.worker.executor import Executor
+from scpl_dist.worker.timer import PhaseTimer
+
+Lane = tuple[int, int]
+
+
+class QueueTransport(Transport):
+    """Lanes are queues of ``max_in_flight`` places."""
+
+    def __init__(self, stage: int, lanes: dict[Lane, queue.Queue[Envelope]]) -> None:
+        super().__init__(1)
+        self.stage = stage
+        self.lanes = lanes
+
+    def connect(self) -> None:
+        pass
+
+    def post(self, target: int, message: Envelope) -> None:
+        self.lanes[self.stage, target].put(message, timeout=20)
+
+    def wait_for_room(self, target: int) -> None:
+        pass  # `post` waits
+
+    def receive(self, source: int) -> Envelope:
+        return self.lanes[source, self.stage].get(timeout=20)
+
+    def queued(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class _Fixed(DataSource):
+    """One batch."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.classes = int(y.max()) + 1
+        self.sizes = {"train": len(y), "validation": len(y), "test": len(y)}
+        self.x, self.y = x, y
+
+    def batch(self, split: Any, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x[indices], self.y[indices]
+
+
+class _Recorder(torch.optim.SGD):
+    """An optimizer that remembers the gradients and changes nothing."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.gradients = [
+            p.grad.clone() if p.grad is not None else torch.zeros_like(p)
+            for p in self.param_groups[0]["params"]
+        ]
+
+
+def run(
+    method: Method, units: dict[int, TrainableBlock], held: list[range], x: Tensor, y: Tensor, parts: int = 1
+) -> dict[int, list[Tensor]]:
+    """One training step on the whole of `x`.
+
+    Args:
+        method: the method.
+        units: all units; their buffers change, their parameters do not.
+        held: the blocks of each stage.
+        x: inputs, batch first.
+        y: labels.
+        parts: micro-batches.
+
+    Returns:
+        Gradients of every parameter by block, in the order of ``unit.parameters()``.
+    """
+    lanes = {(a, b): queue.Queue[Envelope](2) for a in range(len(held)) for b in (a - 1, a + 1)}
+    recorders = {
+        block: _Recorder(list(unit.parameters())) for block, unit in units.items() if list(unit.parameters())
+    }
+    optimizers: dict[int, list[torch.optim.Optimizer]] = {k: [] for k in units} | {
+        k: [r] for k, r in recorders.items()
+    }
+    errors: list[BaseException] = []
+
+    def stage(number: int) -> None:
+        loader = Loader(_Fixed(x, y), seed=0, workers=0) if number == 0 else None
+        if loader is not None:
+            train = {"kind": "train", "sequence": 0, "step": 0, "epoch": 0, "lr": 1.0}
+            loader.put([train | {"micro_batches": split(0, len(y), parts)}, {"kind": "stop", "sequence": 1}])
+        place = StageSpec(number, len(held), held[number])
+        mine = {block: units[block] for block in place.blocks}
+        layout = Layout([1] * len(held))
+        links = Neighbours(QueueTransport(number, lanes), layout, layout.seats[number])
+        done: list[dict[str, Any]] = []
+        options: dict[str, Any] = {
+            "seed": 0,
+            "device": torch.device("cpu"),
+            "meter": PhaseTimer(),
+            "report": done.append,
+        }
+        try:
+            Executor(place, method, mine, optimizers, links, loader, run_dir=Path("unused"), **options).run()
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=stage, args=(number,)) for number in range(len(held))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads)
+    return {block: recorders[block].gradients if block in recorders else [] for block in units}

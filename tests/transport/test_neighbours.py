@@ -1,0 +1,108 @@
+"""Micro-batches on their way between stages with different numbers of replicas."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scpl_dist.run.layout import Layout, share
+from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport.neighbours import Neighbours
+
+Lanes = defaultdict[tuple[int, int], deque[Envelope]]
+
+
+class Lane(Transport):
+    """What is posted is received later, in order; an empty lane is an error instead of a wait."""
+
+    def __init__(self, rank: int, lanes: Lanes) -> None:
+        super().__init__(2)
+        self.rank = rank
+        self.lanes = lanes
+
+    def connect(self) -> None:
+        pass
+
+    def post(self, target: int, message: Envelope) -> None:
+        self.lanes[self.rank, target].append(message)
+
+    def receive(self, source: int) -> Envelope:
+        return self.lanes[source, self.rank].popleft()
+
+    def queued(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+def item(*sizes: int) -> dict[str, Any]:
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    parts = [[end - size, end] for end, size in zip(ends, sizes, strict=True)]
+    return {"kind": "train", "sequence": 3, "micro_batches": parts}
+
+
+def rows(size: int, views: int) -> dict[str, Any]:
+    """A carry whose values say which row of which micro-batch they belong to."""
+    return {
+        "image": torch.arange(size * views * 4.0).reshape(-1, 2, 2),
+        "more": (torch.arange(size * views), None),
+    }
+
+
+def part(value: Any, size: int, views: int, replicas: int, replica: int) -> Any:
+    begin, end = (views * edge for edge in share(size, replicas, replica))
+    return {"image": value["image"][begin:end], "more": (value["more"][0][begin:end], None)}
+
+
+def equal(one: Any, other: Any) -> bool:
+    return torch.equal(one["image"], other["image"]) and torch.equal(one["more"][0], other["more"][0])
+
+
+REPLICAS = st.lists(st.integers(1, 5), min_size=3, max_size=3)
+
+
+@given(REPLICAS, st.integers(0, 20), st.integers(0, 20), st.integers(1, 2))
+def test_every_worker_gets_its_rows_whatever_the_numbers(
+    replicas: list[int], one: int, other: int, views: int
+) -> None:
+    layout, lanes = Layout(replicas), Lanes(deque)
+    links = [Neighbours(Lane(seat.rank, lanes), layout, seat) for seat in layout.seats]
+    sizes = [max(replicas) + one, max(replicas) + other]
+    train, marker = item(*sizes), {"kind": "epoch", "sequence": 4}
+    for stage in (0, 1):
+        for rank in layout.ranks(stage):
+            for m, size in enumerate(sizes):
+                own = part(rows(size, views), size, views, replicas[stage], layout.seats[rank].replica)
+                links[rank].post(stage + 1, train, m, own)
+            links[rank].pass_on(marker)
+        for rank in layout.ranks(stage + 1):
+            first: Envelope | None = links[rank].next()
+            assert first is not None
+            assert (first.item, first.micro_batch) == (train, 0)
+            for m, size in enumerate(sizes):
+                wanted = part(rows(size, views), size, views, replicas[stage + 1], layout.seats[rank].replica)
+                assert equal(links[rank].receive(stage, train, m, first if m == 0 else None), wanted)
+            assert links[rank].next().item == marker
+    for m, size in enumerate(sizes):  # and back
+        for rank in layout.ranks(2):
+            links[rank].post(
+                1, train, m, part(rows(size, views), size, views, replicas[2], layout.seats[rank].replica)
+            )
+        for rank in layout.ranks(1):
+            wanted = part(rows(size, views), size, views, replicas[1], layout.seats[rank].replica)
+            assert equal(links[rank].receive(2, train, m), wanted)
+    assert not any(lanes.values()), "a message was not received"
+
+
+def test_one_worker_a_stage_gets_the_very_tensors() -> None:
+    layout, lanes = Layout([1, 1]), Lanes(deque)
+    first, second = (Neighbours(Lane(seat.rank, lanes), layout, seat) for seat in layout.seats)
+    sent: Tensor = torch.ones(3, 2)
+    first.post(1, item(3), 0, (sent, sent))
+    assert second.receive(0, item(3), 0)[0] is sent

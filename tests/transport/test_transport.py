@@ -1,0 +1,303 @@
+"""The transport between real processes."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from scpl_dist.run.errors import Aborted, PeerLost
+from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport.c10d import C10dTransport
+from scpl_dist.transport.parcel import open_parcel, pack
+from scpl_dist.transport.rpc import RpcTransport
+from scpl_dist.transport.select import choose
+from scpl_dist.transport.tensors import narrow, nbytes, widen
+
+CPU = torch.device("cpu")
+Body = Callable[[Transport, "mp.SimpleQueue[Any]"], None]
+
+
+def connected(kind: str, rank: int) -> Transport:
+    transport: Transport
+    if kind == "rpc":
+        transport = RpcTransport(rank, 2, "generation", max_in_flight=2, device=CPU)
+    else:
+        wire_dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+        transport = C10dTransport("gloo", rank, 2, max_in_flight=2, device=CPU, wire_dtype=wire_dtype)
+    transport.connect()
+    return transport
+
+
+def start(rank: int, port: int, kind: str, body: Body, results: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TP_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    transport = connected(kind, rank)
+    body(transport, results)
+    transport.close()
+    results.close()
+    results.join_thread()  # os._exit would cut off what the queue's thread has not sent yet
+    os._exit(0)
+
+
+class Pair:
+    """Two processes, each with one end of a transport."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.context = mp.get_context("spawn")
+        self.results = self.context.Queue()
+        self.processes: list[Any] = []
+
+    def run(self, first: Body, second: Body) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for rank, body in enumerate((first, second)):
+            process = self.context.Process(target=start, args=(rank, port, self.kind, body, self.results))
+            process.start()
+            self.processes.append(process)
+
+    def result(self) -> Any:
+        return self.results.get(timeout=30)
+
+
+@pytest.fixture(params=["rpc", "gloo"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair(request.param)
+    yield made
+    for process in made.processes:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            pytest.fail(f"process {process.pid} did not end")
+        process.close()
+
+
+def payload(number: int) -> Any:
+    """A pytree whose size varies from message to message; one tensor is not contiguous, one is empty."""
+    generator = torch.Generator().manual_seed(number)
+    rows = 1 + 997 * number % 301
+    image = (
+        torch.rand(rows, 8, 4, generator=generator).to(memory_format=torch.contiguous_format).transpose(1, 2)
+    )
+    return (image, {"labels": torch.arange(rows), "none": torch.empty(0)})
+
+
+COUNT = 120
+
+
+def send_many(transport: Transport, results: Any) -> None:
+    for number in range(COUNT):
+        transport.wait_for_room(1)
+        transport.post(1, Envelope({"sequence": number}, number % 3, payload(number)))
+    transport.wait_for_room(1)
+    answer = transport.receive(1)
+    results.put(("sent", transport.bytes_sent, answer.item["took"]))
+
+
+def receive_many(transport: Transport, results: Any) -> None:
+    good = 0
+    most = 0
+    for number in range(COUNT):
+        most = max(most, transport.queued())
+        message = transport.receive(0)
+        image, extra = message.payload
+        wanted, wanted_extra = payload(number)
+        good += (
+            message.item == {"sequence": number}
+            and message.micro_batch == number % 3
+            and torch.equal(image, wanted)
+            and image.stride() == wanted.stride()
+            and torch.equal(extra["labels"], wanted_extra["labels"])
+            and extra["none"].shape == (0,)
+        )
+    transport.post(0, Envelope({"took": good}))
+    results.put(("received", transport.bytes_received, most))
+    transport.wait_for_room(0)
+    transport_idle(transport)
+
+
+def transport_idle(transport: Transport) -> None:
+    """Take nothing for a while: wait for a stage that does not exist."""
+    threading.Timer(1.0, transport.abort, [Aborted("enough")]).start()
+    with pytest.raises((PeerLost, Aborted)):
+        transport.receive(99)
+
+
+def test_messages_arrive_in_order_with_values_and_strides_and_within_the_credit(pair: Pair) -> None:
+    pair.run(send_many, receive_many)
+    results = dict[str, tuple[int, int]]()
+    for _ in range(2):
+        name, count, value = pair.result()
+        results[name] = (count, value)
+    assert results["sent"][1] == COUNT
+    assert results["received"][1] <= 2
+    expected = [narrow(payload(number), torch.float32)[0] for number in range(COUNT)]
+    assert results["sent"][0] == results["received"][0] == sum(map(nbytes, expected))
+
+
+def overfill(transport: Transport, results: Any) -> None:
+    for number in range(2):
+        transport.wait_for_room(1)
+        transport.post(1, Envelope({"sequence": number}))
+    waiter = threading.Timer(0.5, transport.abort, [Aborted("the test is over")])
+    waiter.start()
+    try:
+        transport.wait_for_room(1)
+    except Aborted as error:
+        results.put(str(error))
+
+
+def test_a_full_lane_holds_the_sender_until_it_is_aborted(pair: Pair) -> None:
+    pair.run(overfill, take_nothing_until_told)
+    assert pair.result() == "the test is over"
+
+
+def take_nothing_until_told(transport: Transport, results: Any) -> None:
+    transport_idle(transport)
+
+
+def die(transport: Transport, results: Any) -> None:
+    transport.receive(0)
+    os._exit(9)
+
+
+def outlive(transport: Transport, results: Any) -> None:
+    try:
+        for number in range(100):
+            transport.wait_for_room(1)
+            transport.post(1, Envelope({"sequence": number}, 0, torch.ones(1000)))
+    except PeerLost as error:
+        results.put(error.peer)
+
+
+def test_a_dead_neighbour_is_named_and_not_waited_for(pair: Pair) -> None:
+    pair.run(outlive, die)
+    assert pair.result() == 1
+
+
+def test_an_abort_ends_a_wait_from_another_thread() -> None:
+    transport = RpcTransport(0, 1, "generation", 2, CPU)
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def wait() -> None:
+        try:
+            transport.receive(1)
+        except Aborted as error:
+            ended.put(str(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    transport.abort(Aborted("stop"))
+    thread.join(10)
+    assert ended.get_nowait() == "stop"
+
+
+def test_numbers_restore_the_order_of_calls_that_overtake_each_other() -> None:
+    transport = RpcTransport(1, 2, "generation", 4, CPU)
+    for number in (2, 0, 3, 1):  # as RPC's threads may deliver them
+        transport.accept(0, number, Envelope({"sequence": number}))
+    assert [transport.receive(0).item["sequence"] for _ in range(4)] == [0, 1, 2, 3]
+
+
+def strided() -> list[torch.Tensor]:
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    return [
+        base,
+        base.transpose(0, 2),
+        base.permute(1, 2, 0),
+        base[:, 1],  # has gaps
+        base[:1].expand(5, 3, 4),  # overlaps
+        torch.empty(0, 3),
+        torch.tensor(7),
+        torch.tensor([True, False]),
+        base.to(torch.bfloat16).t() if base.dim() == 2 else base.to(torch.bfloat16),
+        torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(strided())))
+def test_a_parcel_keeps_values_dtype_and_strides_of_dense_tensors(number: int) -> None:
+    tensor = strided()[number]
+    sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
+    arrived = open_parcel(sent.header, CPU)
+    for target, source in zip(arrived.tensors, sent.tensors, strict=True):
+        target.copy_(source)
+    message = arrived.message
+    assert (message.item, message.micro_batch, message.payload["a"][1]) == ({"kind": "train"}, 3, None)
+    for copy in (message.payload["a"][0], message.payload["b"][0]):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
+        dense = tensor.clone(memory_format=torch.preserve_format)
+        assert copy.stride() == (tensor.stride() if dense.stride() == tensor.stride() else dense.stride())
+
+
+def test_what_cannot_travel_is_named() -> None:
+    with pytest.raises(ValueError, match="a block gives a set, which cannot travel"):
+        pack(Envelope({}, 0, {1, 2}))
+
+
+def test_narrow_takes_bits_from_float32_only_and_widen_gives_the_type_back() -> None:
+    third = torch.tensor([1 / 3])
+    payload = (third, torch.tensor([1 << 40]), third.double())
+    sent, wide = narrow(payload, torch.bfloat16)
+    assert [tensor.dtype for tensor in sent] == [torch.bfloat16, torch.int64, torch.float64]
+    back = widen(sent, wide)
+    assert back[0].dtype is torch.float32
+    assert back[0].item() == third.bfloat16().item() != third.item()
+    assert torch.equal(back[1], payload[1])
+    assert narrow(payload, torch.float32) == (payload, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255], torch.uint8),
+        ([0, 256], torch.int16),
+        ([-1, 7], torch.int16),
+        ([-(1 << 15) - 1], torch.int32),
+        ([1 << 31], torch.int64),
+        ([], torch.int64),
+    ],
+)
+def test_integers_travel_in_the_smallest_type_and_lose_nothing(values: list[int], dtype: torch.dtype) -> None:
+    labels = torch.tensor(values, dtype=torch.int64)
+    sent, wide = narrow({"labels": labels}, torch.float32)
+    assert sent["labels"].dtype is dtype
+    back = widen(sent, wide)["labels"]
+    assert back.dtype is torch.int64
+    assert torch.equal(back, labels)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "places", "chosen"),
+    [
+        ("auto", [("a", "cpu"), ("b", "cpu")], "rpc"),
+        ("auto", [("a", "cuda:0"), ("b", "cpu")], "rpc"),
+        ("auto", [("a", "cuda:0"), ("a", "cuda:0")], "rpc"),
+        ("auto", [("a", "cuda:0"), ("b", "cuda:0")], "nccl"),
+        ("gloo", [("a", "cuda:0"), ("b", "cuda:0")], "gloo"),
+        ("rpc", [("a", "cuda:0"), ("b", "cuda:0")], "rpc"),
+        ("nccl", [("a", "cpu"), ("b", "cuda:0")], "not every worker is on a GPU"),
+        ("nccl", [("a", "cuda:0"), ("a", "cuda:0")], "some workers share a GPU"),
+    ],
+)
+def test_all_stages_choose_the_same_transport(
+    wanted: str, places: list[tuple[str, str]], chosen: str
+) -> None:
+    endpoints = [{"host": host, "device": device} for host, device in places]
+    if " " in chosen:
+        with pytest.raises(ValueError, match=chosen):
+            choose(wanted, endpoints)
+    else:
+        assert choose(wanted, endpoints) == chosen
