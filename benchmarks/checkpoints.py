@@ -75,15 +75,15 @@ def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> No
     source = data.resolve(settings)
     plan = Plan.plan(settings, source.classes, source.example())
     carry, labels = source.batch("train", 0, torch.arange(settings.data.batch_size))
-    for place in plan.places:
-        units = plan.units(place.blocks)
-        optimizers = {index: make_optimizers(unit, settings) for index, unit in units.items()}
+    for place in plan.specs:
+        trainables = plan.trainables(place.blocks)
+        optimizers = {index: make_optimizers(trainable, settings) for index, trainable in trainables.items()}
         steps, copies = [], []
         for _ in range(repeats):
             begin, after = time.thread_time(), carry
-            for index, unit in units.items():
-                before, after = after, unit(after)
-                torch.autograd.backward(list(unit.losses(before, after, labels).values()))
+            for index, trainable in trainables.items():
+                before, after = after, trainable(after)
+                torch.autograd.backward(list(trainable.losses(before, after, labels).values()))
                 for optimizer in optimizers[index]:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -93,7 +93,9 @@ def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> No
         with tempfile.TemporaryDirectory() as folder:
             for number in range(repeats):
                 begin = time.thread_time()
-                state = {index: state_of(unit, optimizers[index]) for index, unit in units.items()}
+                state = {
+                    index: state_of(trainable, optimizers[index]) for index, trainable in trainables.items()
+                }
                 writer.submit({"sequence": number, "step": number}, Path(folder, str(number)), state)
                 copies.append(time.thread_time() - begin)
                 writer.drain()

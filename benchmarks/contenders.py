@@ -120,14 +120,14 @@ def _plan(values: dict[str, Any]) -> tuple[Config, data.DataSource, Plan]:
 def _plain_scpl(values: dict[str, Any], results: Any) -> None:
     torch.set_num_threads(1)
     config, source, plan = _plan(values)
-    units = plan.units(range(len(plan.parameters)))
-    optimizers = {index: make_optimizers(unit, config) for index, unit in units.items()}
+    trainables = plan.trainables(range(len(plan.parameters)))
+    optimizers = {index: make_optimizers(trainable, config) for index, trainable in trainables.items()}
     times = []
     for indices in _batches(config, source):
         x, labels = source.batch("train", 0, indices)
-        for index, unit in units.items():
-            output = unit(x)
-            loss = torch.stack(list(unit.losses(x, output, labels).values())).sum()
+        for index, trainable in trainables.items():
+            output = trainable(x)
+            loss = torch.stack(list(trainable.losses(x, output, labels).values())).sum()
             torch.autograd.backward(loss)
             loss.item()
             for optimizer in optimizers[index]:
@@ -143,8 +143,8 @@ class _WithPredictor(nn.Module):
 
     def __init__(self, plan: Plan, held: range) -> None:
         super().__init__()
-        units = plan.units(held)
-        self.blocks = nn.Sequential(*(unit.block for unit in units.values()))
+        trainables = plan.trainables(held)
+        self.blocks = nn.Sequential(*(trainable.block for trainable in trainables.values()))
         self.predictor: nn.Module | None = None
         if held[-1] == len(plan.parameters) - 1:
             self.predictor = Predictor(self.blocks[-1], plan.shapes[-1], plan.classes)
@@ -182,11 +182,11 @@ def _torch_gpipe(rank: int, port: int, values: dict[str, Any], micro_batches: in
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     config, source, plan = _plan(values | {"pipeline.stages": 2})
-    part = _WithPredictor(plan, plan.places[rank].blocks)
+    part = _WithPredictor(plan, plan.specs[rank].blocks)
     optimizer = torch.optim.Adam(part.parameters(), fused=True)
     rows = config.data.batch_size // micro_batches
     x, labels = source.batch("train", 0, torch.arange(rows))
-    entering = x if rank == 0 else _WithPredictor(plan, plan.places[0].blocks)(x).detach().requires_grad_()
+    entering = x if rank == 0 else _WithPredictor(plan, plan.specs[0].blocks)(x).detach().requires_grad_()
     leaving = part(entering)
     device = torch.device("cpu")
     stage = PipelineStage(part, rank, 2, device, input_args=(entering,), output_args=(leaving,))

@@ -41,11 +41,11 @@ def load(run_dir: Path, name: str | None = None) -> tuple[Plan, DataSource, dict
     folder = checkpoints.find(run_dir, name)
     source = data.resolve(configuration)
     plan = Plan.plan(configuration, source.classes, source.example())
-    units = plan.units(range(len(plan.parameters)))
-    for index, unit in units.items():
-        restore(unit, (), read_part(folder, index) | {"optimizers": []})
-        unit.eval()
-    return plan, source, units
+    trainables = plan.trainables(range(len(plan.parameters)))
+    for index, trainable in trainables.items():
+        restore(trainable, (), read_part(folder, index) | {"optimizers": []})
+        trainable.eval()
+    return plan, source, trainables
 
 
 def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dict[str, Any]:
@@ -57,22 +57,22 @@ def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dic
     Returns:
         ``{"split", "accuracy", "correct", "total"}``.
     """
-    plan, source, units = load(run_dir, name)
+    plan, source, trainables = load(run_dir, name)
     if split not in source.sizes:
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
     device, size, batch = torch.device("cpu"), source.sizes[split], plan.config.data.batch_size
     loader, alone = Loader(source, plan.config.run.seed, workers=0), Layout([1])
     counts: list[dict[str, Any]] = []
     stage = Executor(
-        StageSpec(0, 1, range(len(units))),
+        StageSpec(0, 1, range(len(trainables))),
         plan.method,
-        units,
+        trainables,
         {},
-        Neighbours(RpcTransport(0, 1, "", 1, device), alone, alone.seats[0]),
+        Neighbours(RpcTransport(0, 1, "", 1, device), alone, alone.workers[0]),
         loader,
         seed=plan.config.run.seed,
         device=device,
-        meter=PhaseTimer(),
+        timer=PhaseTimer(),
         report=counts.append,
         run_dir=run_dir,
     )
@@ -104,10 +104,10 @@ def export(run_dir: Path, target: Path, name: str | None = None) -> int:
     """
     from safetensors.torch import save_file
 
-    plan, _, units = load(run_dir, name)
+    plan, _, trainables = load(run_dir, name)
     tensors: dict[str, torch.Tensor] = {}
-    for index, unit in units.items():
-        for prefix, module in ((f"blocks.{index}", unit.block), (f"heads.{index}", unit.heads)):
+    for index, trainable in trainables.items():
+        for prefix, module in ((f"blocks.{index}", trainable.block), (f"heads.{index}", trainable.heads)):
             for key, tensor in module.state_dict().items():
                 tensors[f"{prefix}.{key}"] = tensor.detach().clone().contiguous()
     save_file(tensors, target, metadata={"model": plan.config.model.name, "method": plan.config.run.method})

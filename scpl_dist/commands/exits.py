@@ -75,25 +75,25 @@ def evaluate(
     Raises:
         ValueError: a threshold or block that means nothing, or no block but the last can answer.
     """
-    plan, source, units = load(run_dir, checkpoint)
+    plan, source, trainables = load(run_dir, checkpoint)
     if split not in source.sizes or not source.sizes[split]:
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
     if threshold is not None and not threshold > 0:
         raise ValueError(f"--exit-threshold {threshold}: give the probability to leave with, such as 0.9")
-    if block is not None and not 0 <= block < len(units):
-        raise ValueError(f"--block {block}: the model has the blocks 0 to {len(units) - 1}")
-    left, correct = [0] * len(units), [0] * len(units)
+    if block is not None and not 0 <= block < len(trainables):
+        raise ValueError(f"--block {block}: the model has the blocks 0 to {len(trainables) - 1}")
+    left, correct = [0] * len(trainables), [0] * len(trainables)
     indices = torch.arange(source.sizes[split])
     for part in torch.split(indices, plan.config.data.batch_size):
         inputs, labels = source.batch(cast(Split, split), 0, part)
         carry = plan.method.carry(inputs, labels)
-        _pass(plan.method, units, carry, labels, threshold, block, left, correct)
+        _pass(plan.method, trainables, carry, labels, threshold, block, left, correct)
     return Exits(sum(left), left, correct)
 
 
 def _pass(
     method: Method,
-    units: dict[int, TrainableBlock],
+    trainables: dict[int, TrainableBlock],
     carry: Carry,
     labels: Tensor,
     threshold: float | None,
@@ -103,12 +103,12 @@ def _pass(
 ) -> None:
     """One batch; counts go into `left` and `correct`."""
     able = False
-    for index, unit in units.items():
-        carry = unit(carry)
+    for index, trainable in trainables.items():
+        carry = trainable(carry)
         if only is not None and index < only:
             continue
-        last = index == len(units) - 1
-        probabilities = method.probabilities(units, index, carry)
+        last = index == len(trainables) - 1
+        probabilities = method.probabilities(trainables, index, carry)
         if probabilities is None:
             if only == index:
                 raise _unable(method, f"--block {only}")

@@ -251,7 +251,7 @@ class Coordinator:
         self.tally = Results(self.agenda, self.config.pipeline.stages, self._resume)
         self.state, self._since = "preparing", now
         start = Start(generation=self.generation, data=self.data.model_dump(), restore=self._restore)
-        endpoints = [self.members[seat.rank].hello.endpoint for seat in self.layout.seats]
+        endpoints = [self.members[worker_id.rank].hello.endpoint for worker_id in self.layout.workers]
         self._send(start.model_copy(update={"endpoints": endpoints, "folder": self._folder}))
 
     def _go(self, now: float) -> None:

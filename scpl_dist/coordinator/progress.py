@@ -90,15 +90,17 @@ class Progress:
         table = Table(box=None, pad_edge=False)
         for name in ("stage", "step", "loss", "busy", "waiting", "blocked", "queue", "phase"):
             table.add_column(name, justify="left" if name == "phase" else "right")
-        for seat in sorted(self._coordinator.layout.seats, key=lambda seat: (seat.stage, seat.replica)):
-            member = self._coordinator.members.get(seat.rank)
+        for worker_id in sorted(
+            self._coordinator.layout.workers, key=lambda worker_id: (worker_id.stage, worker_id.replica)
+        ):
+            member = self._coordinator.members.get(worker_id.rank)
             if member is None:
-                table.add_row(seat.label, "", "", "", "", "", "", "not here yet")
+                table.add_row(worker_id.label, "", "", "", "", "", "", "not here yet")
                 continue
-            shares = self._shares.setdefault(seat.rank, Shares()).update(member.stats, now)
+            shares = self._shares.setdefault(worker_id.rank, Shares()).update(member.stats, now)
             cells = [f"{share:.0%}" for share in shares] if shares else ["", "", ""]
             loss = f"{sum(member.losses.values()):.4f}" if member.losses else ""
-            row = [seat.label, str(member.step), loss, *cells, str(member.stats.queue), member.phase]
+            row = [worker_id.label, str(member.step), loss, *cells, str(member.stats.queue), member.phase]
             table.add_row(*row)
         return Group(table, Text(self.status(now)))
 

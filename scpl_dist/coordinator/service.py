@@ -132,7 +132,7 @@ class Service:
             raise
         folder.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, chosen[0] if chosen else None)
-        self._logs = {seat.file: folder.log_size(seat.file) for seat in config.layout.seats}
+        self._logs = {worker_id.file: folder.log_size(worker_id.file) for worker_id in config.layout.workers}
         self._progress = Progress(self.coordinator)
         run = {
             "generation": generation,
@@ -299,7 +299,7 @@ class Service:
         failure = outcome.failure
         if failure is not None and failure.cause == "died" and failure.rank is not None:
             # Whoever died before it could report may have left its reason in the log.
-            name = self.config.layout.seats[failure.rank].file
+            name = self.config.layout.workers[failure.rank].file
             words = self.folder.last_words(name, self._logs[name])
             outcome = replace(outcome, failure=replace(failure, traceback=words))
         try:
@@ -308,7 +308,7 @@ class Service:
             print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
         if outcome.failure is not None:
             rank = outcome.failure.rank
-            file = None if rank is None else self.config.layout.seats[rank].file
+            file = None if rank is None else self.config.layout.workers[rank].file
             text = failure_text(outcome.failure, self.folder.log, file)
             if self._may_restart:
                 text = text.replace("The run failed.", "This start of the run failed.", 1)

@@ -45,7 +45,7 @@ def late(
     """
     patience = max(config.runtime.timeout_s, config.runtime.first_step_timeout_s)
     if state == "gathering" and waited >= config.runtime.timeout_s:
-        missing = [seat.label for seat in config.layout.seats if seat.rank not in members]
+        missing = [worker_id.label for worker_id in config.layout.workers if worker_id.rank not in members]
         text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
         return Failure(
             "missing", text, "start all workers, and check that they reach the coordinator's address"
@@ -172,7 +172,7 @@ class Suspects:
         member = members.get(rank)
         if member is None:
             text = f"the worker of rank {rank} ended before it joined the run ({how})"
-            return Failure("died", text, DEAD, stage=self.layout.seats[rank].stage, rank=rank)
+            return Failure("died", text, DEAD, stage=self.layout.workers[rank].stage, rank=rank)
         place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
         who = f"{member.name} ({member.hello.host}, pid {member.hello.pid})"
         if "exited" in texts:

@@ -101,7 +101,7 @@ def _work(
 ) -> tuple[int, str]:
     rank, world_size = _ranks(config)
     if log_to_folder and run_dir is not None:
-        redirect_output(run_dir / "log" / f"{config.layout.seats[rank].file}.log")
+        redirect_output(run_dir / "log" / f"{config.layout.workers[rank].file}.log")
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
     fixed = config.model_copy(update={"control": config.control.fixed()})

@@ -64,12 +64,12 @@ class AssociatedUnit(TrainableBlock):
             return {"data": data}
         return {"data": data, "code": self.heads["encoder"](carry["code"])}
 
-    def seen(self, before: Carry, after: Carry) -> dict[str, Tensor]:
+    def embed(self, before: Carry, after: Carry) -> dict[str, Tensor]:
         """Bridge and decoder with what each should give."""
         back = {"back": self.heads["decoder"](after["code"]), "entered": before["code"]}
         return back | {"bridged": self.predict(after), "code": after["code"].detach()}
 
-    def terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def loss_terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """``associated`` and ``autoencoder``."""
         return {
             "associated": functional.mse_loss(seen["bridged"], seen["code"]),
@@ -88,7 +88,7 @@ class AssociatedUnit(TrainableBlock):
         code: Tensor = self.heads["decoder"](answer)
         return code
 
-    def paths(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """The data's path and the label's path, with an optimizer each."""
         return [
             {"params": [*self.block.parameters(), *self.heads["bridge"].parameters()]},
@@ -108,31 +108,31 @@ class AssociatedLearning(LocalMethod):
         """Data and one-hot labels."""
         return {"data": inputs, "code": functional.one_hot(labels, self.classes).float()}
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
+    def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """All blocks have the same heads; the first one's code is the label."""
         first = index == 0
         width = feature(block, after).shape[1:].numel()
         entering = self.classes if first else self.config.al.code
         return AssociatedUnit(block, width, entering, self.config.al, first)
 
-    def evaluate(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
+    def evaluate(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Forward through all stages and back through their decoders; the first stage counts."""
         for m in range(micro_batches):
-            yield from forward(place, m)
-            if place.last:
-                yield Action(Kind.PREDICT, place.blocks[-1], m)
+            yield from forward(spec, m)
+            if spec.last:
+                yield Action(Kind.PREDICT, spec.blocks[-1], m)
             else:
                 yield Action(Kind.RECV_B, micro_batch=m)
-            for block in reversed(place.blocks):
+            for block in reversed(spec.blocks):
                 yield Action(Kind.DECODE, block, m)
-            yield Action(Kind.COUNT if place.first else Kind.SEND_B, micro_batch=m)
+            yield Action(Kind.COUNT if spec.first else Kind.SEND_B, micro_batch=m)
 
-    def probabilities(self, units: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
+    def probabilities(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
         """The shortcut: over the bridge of `block`, and back through the decoders before it.
 
         The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are.
         """
-        answer = units[block].predict(carry)
+        answer = trainables[block].predict(carry)
         for index in range(block, -1, -1):
-            answer = units[index].decode(answer)
+            answer = trainables[index].decode(answer)
         return torch.clamp(answer, 0, 1)

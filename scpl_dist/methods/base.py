@@ -47,7 +47,7 @@ class Method(ABC):
         self.classes = classes
 
     @abstractmethod
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
+    def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """Block ``index`` with its heads.
 
         Args:
@@ -58,22 +58,24 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
+    def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Actions of one stage for one training step."""
 
-    def evaluate(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
+    def evaluate(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Actions of one stage for one batch of an evaluation: forward only, prediction at the last block."""
         for m in range(micro_batches):
-            yield from forward(place, m)
-            if place.last:
-                yield Action(Kind.PREDICT, place.blocks[-1], m)
+            yield from forward(spec, m)
+            if spec.last:
+                yield Action(Kind.PREDICT, spec.blocks[-1], m)
                 yield Action(Kind.COUNT, micro_batch=m)
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         """What the first unit is given for a batch."""
         return inputs
 
-    def probabilities(self, units: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor | None:
+    def probabilities(
+        self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry
+    ) -> Tensor | None:
         """Class probabilities (N, classes) of an answer from `block`; None if it cannot give one.
 
         Args:
@@ -82,17 +84,19 @@ class Method(ABC):
             carry: its output.
         """
         scores = (
-            units[block].predict(carry) if block == self.num_blocks - 1 else units[block].local_scores(carry)
+            trainables[block].predict(carry)
+            if block == self.num_blocks - 1
+            else trainables[block].local_scores(carry)
         )
         return None if scores is None else scores.softmax(1)
 
 
-def forward(place: StageSpec, m: int) -> Iterator[Action]:
+def forward(spec: StageSpec, m: int) -> Iterator[Action]:
     """Micro-batch `m` through the blocks of a stage."""
-    yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
-    for block in place.blocks:
+    yield Action(Kind.LOAD if spec.first else Kind.RECV_F, micro_batch=m)
+    for block in spec.blocks:
         yield Action(Kind.FORWARD, block, m)
-    if not place.last:
+    if not spec.last:
         yield Action(Kind.SEND_F, micro_batch=m)
 
 
@@ -113,20 +117,20 @@ class LocalMethod(Method):
 
     local = True
 
-    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
+    def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """See the class."""
-        lag = int(place.replicas > 1)  # blocks whose sums are awaited while the next one computes
+        lag = int(spec.replicas > 1)  # blocks whose sums are awaited while the next one computes
         behind: list[int] = []
         for m in range(micro_batches):
-            yield Action(Kind.LOAD if place.first else Kind.RECV_F, micro_batch=m)
-            for block in place.blocks:
+            yield Action(Kind.LOAD if spec.first else Kind.RECV_F, micro_batch=m)
+            for block in spec.blocks:
                 yield Action(Kind.FORWARD, block, m)
-                if block == place.blocks[-1] and not place.last:
+                if block == spec.blocks[-1] and not spec.last:
                     yield Action(Kind.SEND_F, micro_batch=m)
                 yield Action(Kind.LOSS, block, m)
                 yield Action(Kind.BACKWARD, block, m)
                 if m == micro_batches - 1:
-                    if place.replicas > 1:
+                    if spec.replicas > 1:
                         yield Action(Kind.SUM, block)
                     behind.append(block)
                     if len(behind) > lag:

@@ -37,7 +37,7 @@ class TrainableBlock(nn.Module):
         """Output of the block, which is the carry of the next unit."""
         return self.block(carry)
 
-    def seen(self, before: Carry, after: Carry) -> Any:
+    def embed(self, before: Carry, after: Carry) -> Any:
         """What the objective sees of the samples: a pytree of tensors (N, ...), each row from its own sample alone.
 
         Args:
@@ -46,8 +46,8 @@ class TrainableBlock(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
-    def terms(self, seen: Any, labels: Tensor) -> dict[str, Tensor]:
-        """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `seen`.
+    def loss_terms(self, seen: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `embed`.
 
         Args:
             seen: of all samples of the micro-batch, also those of other replicas.
@@ -56,8 +56,8 @@ class TrainableBlock(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
     def losses(self, before: Carry, after: Carry, labels: Tensor) -> dict[str, Tensor]:
-        """`terms` where one unit has the whole micro-batch."""
-        return self.terms(self.seen(before, after), labels)
+        """`loss_terms` where one block has the whole micro-batch."""
+        return self.loss_terms(self.embed(before, after), labels)
 
     def predict(self, after: Carry) -> Tensor:
         """The answer of this block from its output: class scores (N, classes), or a code that `decode` turns back."""
@@ -74,7 +74,7 @@ class TrainableBlock(nn.Module):
     def updated(self) -> None:
         """Called after each update, with all micro-batches of the step behind."""
 
-    def paths(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups: one Adam is made for each that is not empty.
 
         ``params`` holds the parameters; ``lr_scale`` may hold a factor on the learning rate.
@@ -94,22 +94,22 @@ def floating(carry: Carry) -> list[Tensor]:
     ]
 
 
-def make_optimizers(unit: TrainableBlock, config: Config) -> list[torch.optim.Optimizer]:
+def make_optimizers(trainable: TrainableBlock, config: Config) -> list[torch.optim.Optimizer]:
     """One Adam for each path of the unit (betas 0.9 and 0.999, eps 1e-8, no weight decay), as published.
 
     The fused kernel updates all parameters of a unit in one pass over memory; the update is Adam's all the same.
     """
     return [
         torch.optim.Adam([path], lr=config.optimizer.lr, fused=True)
-        for path in unit.paths()
+        for path in trainable.parameter_groups()
         if path["params"]
     ]
 
 
 def seed_operators(seed: int, block: int, step: int, micro_batch: int, replica: int = 0) -> None:
     """Let dropout in one block draw from (seed, block, step, micro-batch, replica), whatever ran before it."""
-    place = (block, step, micro_batch, replica) if replica else (block, step, micro_batch)
-    number = seeds.derive(seed, "dropout", *place)
+    spec = (block, step, micro_batch, replica) if replica else (block, step, micro_batch)
+    number = seeds.derive(seed, "dropout", *spec)
     # Not torch.manual_seed: without a GPU it formats a stack and queues a call for later, each time, without end.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -25,11 +25,11 @@ from scpl_dist.methods.schedule import Action, Kind, StageSpec
 class LinkUnit(TrainableBlock):
     """A block of a chain; the last one has the predictor and the only loss."""
 
-    def seen(self, before: Carry, after: Carry) -> Tensor:
+    def embed(self, before: Carry, after: Carry) -> Tensor:
         """Class scores (N, classes)."""
         return self.predict(after)
 
-    def terms(self, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def loss_terms(self, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """``classifier``: cross-entropy whose gradient goes through all blocks."""
         return {"classifier": functional.cross_entropy(seen, labels)}
 
@@ -46,37 +46,37 @@ class BackPropagation(Method):
     local = False
     whole = 'the method bp takes a batch as a whole, its pipelined form is run.method = "gpipe"'
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
+    def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """A predictor for the last block, nothing for the others."""
         last = index == self.num_blocks - 1
         return LinkUnit(block, {"predictor": Predictor(block, after, self.classes)} if last else {})
 
-    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
+    def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Forward, backward, update."""
         for m in range(micro_batches):
-            yield from forward(place, m)
-            yield from backward(place, m)
-        yield from update(place)
+            yield from forward(spec, m)
+            yield from backward(spec, m)
+        yield from update(spec)
 
 
-def backward(place: StageSpec, m: int, recompute: bool = False) -> Iterator[Action]:
+def backward(spec: StageSpec, m: int, recompute: bool = False) -> Iterator[Action]:
     """Its gradients back, from the loss or from the stage behind."""
-    if not place.last:
+    if not spec.last:
         yield Action(Kind.RECV_B, micro_batch=m)
-    for block in reversed(place.blocks):
+    for block in reversed(spec.blocks):
         if recompute:
             yield Action(Kind.RECOMPUTE, block, m)
-        if place.last and block == place.blocks[-1]:
+        if spec.last and block == spec.blocks[-1]:
             yield Action(Kind.LOSS, block, m)
         yield Action(Kind.BACKWARD, block, m)
-    if not place.first:
+    if not spec.first:
         yield Action(Kind.SEND_B, micro_batch=m)
 
 
-def update(place: StageSpec) -> Iterator[Action]:
+def update(spec: StageSpec) -> Iterator[Action]:
     """All blocks of a stage, after its gradients have left."""
-    if place.replicas > 1:
-        for block in place.blocks:
+    if spec.replicas > 1:
+        for block in spec.blocks:
             yield Action(Kind.SUM, block)
-    for block in place.blocks:
+    for block in spec.blocks:
         yield Action(Kind.STEP, block)

@@ -51,25 +51,25 @@ class GPipe(BackPropagation):
                 "and pipeline.deferred_batch_norm = true keeps them for the whole batch; use one of the two"
             )
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
+    def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """As in back-propagation, with other BatchNorm modules if statistics are deferred."""
-        unit = super().unit(index, block, before, after)
+        trainable = super().trainable(index, block, before, after)
         if not self.config.pipeline.deferred_batch_norm:
-            return unit
-        return DeferredUnit(deferred(block), dict(unit.heads.items()))
+            return trainable
+        return DeferredUnit(deferred(block), dict(trainable.heads.items()))
 
-    def train(self, place: StageSpec, micro_batches: int) -> Iterator[Action]:
+    def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Backward passes in reverse order, or each as soon as the stage behind can have sent it."""
         again = self.config.pipeline.recompute
         if self.config.pipeline.schedule == "gpipe":
             ahead, order = micro_batches, reversed(range(micro_batches))
         else:
-            ahead, order = min(place.stages - 1 - place.stage, micro_batches), iter(range(micro_batches))
+            ahead, order = min(spec.stages - 1 - spec.stage, micro_batches), iter(range(micro_batches))
         for m in range(ahead):
-            yield from forward(place, m)
+            yield from forward(spec, m)
         for m in range(ahead, micro_batches):
-            yield from forward(place, m)
-            yield from backward(place, next(order), again)
+            yield from forward(spec, m)
+            yield from backward(spec, next(order), again)
         for m in order:
-            yield from backward(place, m, again)
-        yield from update(place)
+            yield from backward(spec, m, again)
+        yield from update(spec)

@@ -39,13 +39,13 @@ class Objective:
 
     Attributes:
         heads: modules that train with the block.
-        seen: (heads, feature (N, ...)) to a pytree of tensors (N, ...), sample by sample.
-        terms: (what is seen of all samples, labels (N,)) to scalars by name; their sum is minimised.
+        embed: (heads, feature (N, ...)) to a pytree of tensors (N, ...), sample by sample.
+        loss_terms: (what is seen of all samples, labels (N,)) to scalars by name; their sum is minimised.
     """
 
     heads: Mapping[str, nn.Module]
-    seen: Callable[[Heads, Tensor], Any]
-    terms: Callable[[Any, Tensor], dict[str, Tensor]]
+    embed: Callable[[Heads, Tensor], Any]
+    loss_terms: Callable[[Any, Tensor], dict[str, Tensor]]
 
 
 def make(name: str, settings: config.Loss, block: nn.Module, output: Any, classes: int) -> Objective:

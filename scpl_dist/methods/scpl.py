@@ -27,17 +27,17 @@ class LocalUnit(TrainableBlock):
         )
         self.objective = objective
 
-    def seen(self, before: Carry, after: Carry) -> dict[str, Any]:
+    def embed(self, before: Carry, after: Carry) -> dict[str, Any]:
         """What the objective sees, and the class scores where there is a predictor."""
         features = feature(self.block, after)
-        seen = {"objective": self.objective.seen(self.heads, features)}
+        seen = {"objective": self.objective.embed(self.heads, features)}
         if "predictor" in self.heads:
             seen["scores"] = self.heads["predictor"](features.detach())
         return seen
 
-    def terms(self, seen: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+    def loss_terms(self, seen: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
         """The terms of the objective, and ``classifier`` where there is a predictor."""
-        terms = self.objective.terms(seen["objective"], labels)
+        terms = self.objective.loss_terms(seen["objective"], labels)
         if "scores" in seen:
             terms["classifier"] = functional.cross_entropy(seen["scores"], labels)
         return terms
@@ -67,7 +67,7 @@ class Scpl(LocalMethod):
         """Name of the local objective."""
         return self.config.loss.name
 
-    def unit(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
+    def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""
         objective = objectives.make(self.objective, self.config.loss, block, after, self.classes)
         predictor: Predictor | None = None

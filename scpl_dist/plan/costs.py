@@ -47,29 +47,29 @@ def measure(plan: Plan, source: DataSource) -> list[float]:
         carry = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), plan.method.carry(inputs, labels))
         seconds: list[float] = []
         for index in range(len(plan.parameters)):
-            units = plan.units([index])
-            place_units(units, device)
-            unit = units[index].train()
-            best = min(_step(plan, index, unit, carry, labels.to(device)) for _ in range(REPEATS + 1))
+            trainables = plan.trainables([index])
+            place_units(trainables, device)
+            trainable = trainables[index].train()
+            best = min(_step(plan, index, trainable, carry, labels.to(device)) for _ in range(REPEATS + 1))
             seconds.append(best)
             with torch.no_grad():
-                carry = detached(unit(carry))
+                carry = detached(trainable(carry))
         return seconds
     finally:
         torch.set_num_threads(threads)
 
 
-def _step(plan: Plan, index: int, unit: TrainableBlock, carry: Any, labels: Tensor) -> float:
-    optimizers = make_optimizers(unit, plan.config)
+def _step(plan: Plan, index: int, trainable: TrainableBlock, carry: Any, labels: Tensor) -> float:
+    optimizers = make_optimizers(trainable, plan.config)
     local = plan.method.local
     if not local and index > 0:
         carry = pytree.tree_map_only(
             Tensor, lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), carry
         )
     begin = _now(labels.device)
-    after = unit(carry)
+    after = trainable(carry)
     if local or index == len(plan.parameters) - 1:
-        terms = unit.losses(carry, after, labels)
+        terms = trainable.losses(carry, after, labels)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
     else:
         reached = [leaf for leaf in floating(after) if leaf.requires_grad]

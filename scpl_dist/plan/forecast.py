@@ -105,7 +105,7 @@ def forecast(assembly: Plan, source: DataSource) -> Forecast:
         _cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent)
         for stages in range(1, len(seconds) + 1)
     ]
-    present = [len(place.blocks) for place in assembly.places]
+    present = [len(spec.blocks) for spec in assembly.specs]
     return Forecast(
         assembly, seconds, sent, cuts, _cut(present, assembly.config.layout.replicas, seconds, sent)
     )

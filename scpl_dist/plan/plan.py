@@ -41,7 +41,7 @@ class Plan:
     shapes: list[Any]
     parameters: list[int]
     head_parameters: list[int]
-    places: list[StageSpec]
+    specs: list[StageSpec]
     method: methods.Method
 
     @classmethod
@@ -59,44 +59,44 @@ class Plan:
         method_type = methods.resolve(config.run.method)
         blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
-        places = _places(config, parameters)
+        specs = _places(config, parameters)
         method = method_type(config, len(blocks), classes)
         shapes = [example, *outputs]
         heads = [
-            _head_parameters(method.unit, *args)
+            _head_parameters(method.trainable, *args)
             for args in zip(range(len(blocks)), blocks, shapes, outputs, strict=False)
         ]
-        return cls(config, classes, shapes, parameters, heads, places, method)
+        return cls(config, classes, shapes, parameters, heads, specs, method)
 
-    def units(self, blocks: Iterable[int]) -> dict[int, TrainableBlock]:
+    def trainables(self, blocks: Iterable[int]) -> dict[int, TrainableBlock]:
         """Build blocks with their heads; weights are drawn from (seed, block)."""
         wanted = list(blocks)
         config = self.config
         modules = models.build(config.model.name, config.model.args, self.classes, config.run.seed, wanted)
-        units: dict[int, TrainableBlock] = {}
+        trainables: dict[int, TrainableBlock] = {}
         for index, module in zip(wanted, modules, strict=True):
             with seeded(config.run.seed, "heads", index):
-                units[index] = self.method.unit(index, module, self.shapes[index], self.shapes[index + 1])
-        return units
+                trainables[index] = self.method.trainable(
+                    index, module, self.shapes[index], self.shapes[index + 1]
+                )
+        return trainables
 
     def table(self) -> str:
         """The stages as text: blocks, parameters, and the size of what one sample sends on."""
         replicas = self.config.layout.replicas
         several = max(replicas) > 1
         rows = ["stage  blocks  parameters  " + ("replicas  " if several else "") + "output of a sample"]
-        for place in self.places:
-            count = sum(self.parameters[block] for block in place.blocks)
-            blocks = (
-                f"{place.blocks[0]}-{place.blocks[-1]}" if len(place.blocks) > 1 else str(place.blocks[0])
-            )
+        for spec in self.specs:
+            count = sum(self.parameters[block] for block in spec.blocks)
+            blocks = f"{spec.blocks[0]}-{spec.blocks[-1]}" if len(spec.blocks) > 1 else str(spec.blocks[0])
             leaves = [
                 leaf
-                for leaf in pytree.tree_leaves(self.shapes[place.blocks[-1] + 1])
+                for leaf in pytree.tree_leaves(self.shapes[spec.blocks[-1] + 1])
                 if isinstance(leaf, Tensor)
             ]
             shapes = " ".join("x".join(map(str, leaf.shape[1:])) for leaf in leaves)
-            number = f"{replicas[place.stage]:8}  " if several else ""
-            rows.append(f"{place.stage:5}  {blocks:>6}  {count:10,}  {number}{shapes}")
+            number = f"{replicas[spec.stage]:8}  " if several else ""
+            rows.append(f"{spec.stage:5}  {blocks:>6}  {count:10,}  {number}{shapes}")
         return "\n".join(rows)
 
 
@@ -104,12 +104,12 @@ def _head_parameters(make: Callable[..., TrainableBlock], *args: Any) -> int:
     """Parameters of a block's heads, made without storage where that is possible."""
     try:
         with torch.device("meta"):
-            unit = make(*args)
+            trainable = make(*args)
     except ValueError:
         raise
     except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
-        unit = make(*args)
-    return sum(parameter.numel() for parameter in unit.heads.parameters())
+        trainable = make(*args)
+    return sum(parameter.numel() for parameter in trainable.heads.parameters())
 
 
 def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
@@ -165,7 +165,7 @@ def imagine(description: Any) -> Any:
     return [imagine(part) for part in description["list"]]
 
 
-def place_units(units: dict[int, TrainableBlock], device: torch.device) -> None:
+def place_units(trainables: dict[int, TrainableBlock], device: torch.device) -> None:
     """Move units to the device they compute on."""
-    for unit in units.values():
-        unit.to(device)
+    for trainable in trainables.values():
+        trainable.to(device)

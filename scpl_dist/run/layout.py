@@ -76,7 +76,7 @@ class Layout:
             for stage, count in enumerate(self.replicas)
             if replica < count
         ]
-        self.seats = [
+        self.workers = [
             WorkerId(rank, stage, replica, self.replicas[stage])
             for rank, (stage, replica) in enumerate(places)
         ]
@@ -90,7 +90,7 @@ class Layout:
     @property
     def world(self) -> int:
         """Number of workers."""
-        return len(self.seats)
+        return len(self.workers)
 
     def rank(self, stage: int, replica: int) -> int:
         """Rank of a worker; -1 if the run has no such one."""
@@ -118,7 +118,7 @@ class Layout:
         """
         found = []
         for sender, receiver in itertools.product(self.ranks(source), self.ranks(target)):
-            theirs, mine = self.seats[sender], self.seats[receiver]
+            theirs, mine = self.workers[sender], self.workers[receiver]
             has, wants = (
                 share(size, theirs.replicas, theirs.replica),
                 share(size, mine.replicas, mine.replica),

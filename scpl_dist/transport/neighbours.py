@@ -34,18 +34,18 @@ class Neighbours:
         seat: this one.
     """
 
-    def __init__(self, transport: Transport, layout: Layout, seat: WorkerId) -> None:
+    def __init__(self, transport: Transport, layout: Layout, worker_id: WorkerId) -> None:
         self.transport = transport
         self._layout = layout
-        self._seat = seat
+        self._worker_id = worker_id
         self._routes: dict[tuple[int, int, int], list[Route]] = {}
-        stages = (seat.stage - 1, seat.stage + 1)
+        stages = (worker_id.stage - 1, worker_id.stage + 1)
         self._ranks = {stage: layout.ranks(stage) if 0 <= stage < layout.stages else [] for stage in stages}
-        self._lead = layout.lead(seat.stage - 1, seat) if seat.stage else None
-        self._led = [rank for rank in self._ranks[seat.stage + 1] if self._leads(rank)]
+        self._lead = layout.lead(worker_id.stage - 1, worker_id) if worker_id.stage else None
+        self._led = [rank for rank in self._ranks[worker_id.stage + 1] if self._leads(rank)]
 
     def _leads(self, rank: int) -> bool:
-        return self._layout.lead(self._seat.stage, self._layout.seats[rank]) == self._seat.rank
+        return self._layout.lead(self._worker_id.stage, self._layout.workers[rank]) == self._worker_id.rank
 
     def next(self) -> Envelope:
         """The first message of the next item, from the stage before.
@@ -84,10 +84,10 @@ class Neighbours:
         Raises:
             PeerLost: a neighbour is gone.
         """
-        routes = self._of_micro_batch(self._seat.stage, stage, item, micro_batch)
-        mine = [route for route in routes if route.sender == self._seat.rank]
+        routes = self._of_micro_batch(self._worker_id.stage, stage, item, micro_batch)
+        mine = [route for route in routes if route.sender == self._worker_id.rank]
         first, last = item["micro_batches"][micro_batch]
-        start, end = share(last - first, self._seat.replicas, self._seat.replica)
+        start, end = share(last - first, self._worker_id.replicas, self._worker_id.replica)
         for route in mine:
             part = (
                 payload
@@ -112,8 +112,8 @@ class Neighbours:
             PeerLost: a neighbour is gone.
         """
         parts = []
-        for route in self._of_micro_batch(stage, self._seat.stage, item, micro_batch):
-            if route.receiver == self._seat.rank:
+        for route in self._of_micro_batch(stage, self._worker_id.stage, item, micro_batch):
+            if route.receiver == self._worker_id.rank:
                 announced = first is not None and route.sender == self._lead
                 message = first if announced else self.transport.receive(route.sender)
                 assert message is not None

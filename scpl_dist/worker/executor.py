@@ -61,31 +61,31 @@ class Executor:
 
     def __init__(
         self,
-        place: StageSpec,
+        spec: StageSpec,
         method: Method,
-        units: dict[int, TrainableBlock],
+        trainables: dict[int, TrainableBlock],
         optimizers: dict[int, list[torch.optim.Optimizer]],
         links: Neighbours,
         loader: Loader | None,
         *,
         seed: int,
         device: torch.device,
-        meter: PhaseTimer,
+        timer: PhaseTimer,
         report: Report,
         run_dir: Path,
         writer: CheckpointWriter | None = None,
         replicas: Replicas | None = None,
         replica: int = 0,
     ) -> None:
-        self.place = place
+        self.spec = spec
         self.method = method
-        self.units = units
+        self.trainables = trainables
         self.optimizers = optimizers
         self.links = links
         self.loader = loader
         self.seed = seed
         self.device = device
-        self.meter = meter
+        self.timer = timer
         self.report = report
         self.run_dir = run_dir
         self.writer = writer
@@ -121,7 +121,7 @@ class Executor:
         """
         while True:
             item, batches, received = self._next()
-            self.meter.begin(item)
+            self.timer.begin(item)
             kind = item["kind"]
             details: dict[str, Any] = {}
             if kind in ("train", "evaluate"):
@@ -131,18 +131,18 @@ class Executor:
                 if kind == "checkpoint":
                     self._checkpoint(item)
                 elif kind == "stop" and self.writer is not None:
-                    self.meter.enter("checkpoint")
+                    self.timer.enter("checkpoint")
                     self.writer.drain()
             self._done(item, details)
             if kind == "stop":
-                self.meter.enter("idle")
+                self.timer.enter("idle")
                 return
 
     def stats(self) -> dict[str, Any]:
         """Cumulative figures of this stage, see the control plane's ``stats``."""
         transport = self.links.transport
         return {
-            **self.meter.stats(),
+            **self.timer.stats(),
             "queue": transport.queued() if self.loader is None else self.loader.queued(),
             "bytes_sent": transport.bytes_sent,
             "bytes_received": transport.bytes_received,
@@ -152,7 +152,7 @@ class Executor:
     # Items ------------------------------------------------------------------------------------------------------
 
     def _next(self) -> tuple[dict[str, Any], Iterator[Batch], Envelope | None]:
-        self.meter.enter("receive")
+        self.timer.enter("receive")
         if self.loader is not None:
             item, batches = self.loader.next()
             return item, batches, None
@@ -160,10 +160,10 @@ class Executor:
         return message.item, iter(()), message
 
     def _pass_on(self, marker: dict[str, Any]) -> None:
-        if not self.place.last:
-            self.meter.enter("room")
-            self.links.wait_for_room(self.place.stage + 1)
-            self.meter.enter("send")
+        if not self.spec.last:
+            self.timer.enter("room")
+            self.links.wait_for_room(self.spec.stage + 1)
+            self.timer.enter("send")
             self.links.pass_on(marker)
 
     def _compute(
@@ -172,15 +172,15 @@ class Executor:
         training = item["kind"] == "train"
         if training is not self._training:
             self._training = training
-            for unit in self.units.values():
-                unit.train(training)
+            for trainable in self.trainables.values():
+                trainable.train(training)
         work = ItemInProgress(item, batches, received, training)
         program = self._program(training, len(work.sizes))
         work.again = {action.block for action in program if action.kind is Kind.RECOMPUTE}
         with torch.set_grad_enabled(training):
             for action in program:
                 if action.micro_batch is not None:
-                    self.meter.micro_batch = action.micro_batch
+                    self.timer.micro_batch = action.micro_batch
                 self._handlers[action.kind](work, action)
         if training:
             return {"losses": work.losses, "samples": sum(work.sizes)}
@@ -195,16 +195,18 @@ class Executor:
         key = (training, micro_batches)
         if key not in self._programs:
             actions = self.method.train if training else self.method.evaluate
-            self._programs[key] = tuple(actions(self.place, micro_batches))
+            self._programs[key] = tuple(actions(self.spec, micro_batches))
         return self._programs[key]
 
     def _checkpoint(self, item: dict[str, Any]) -> None:
         """Copy the state as it is here in the stream; the writer reports when it is on disk."""
-        self.meter.enter("checkpoint")
+        self.timer.enter("checkpoint")
         if self.writer is None:
             return
         folder = checkpoints.folder_for(self.run_dir, item["step"], item.get("unique", ""))
-        state = {block: state_of(unit, self.optimizers[block]) for block, unit in self.units.items()}
+        state = {
+            block: state_of(trainable, self.optimizers[block]) for block, trainable in self.trainables.items()
+        }
         self.writer.submit(item, folder, state)
 
     def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
@@ -212,8 +214,8 @@ class Executor:
             "type": "done",
             "sequence": item["sequence"],
             "kind": item["kind"],
-            "step": self.meter.step,
-            "epoch": self.meter.epoch,
+            "step": self.timer.step,
+            "epoch": self.timer.epoch,
             "losses": None,
             "samples": 0,
             "correct": None,
@@ -226,7 +228,7 @@ class Executor:
     # Actions ----------------------------------------------------------------------------------------------------
 
     def _load(self, work: ItemInProgress, action: Action) -> None:
-        self.meter.enter("data")
+        self.timer.enter("data")
         inputs, labels = next(work.batches)
         if self.device.type != "cpu":
             inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
@@ -234,9 +236,9 @@ class Executor:
 
     def _receive_forward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
-        self.meter.enter("receive")
+        self.timer.enter("receive")
         first, work.received = work.received, None
-        carry, labels = self.links.receive(self.place.stage - 1, work.item, action.micro_batch, first)
+        carry, labels = self.links.receive(self.spec.stage - 1, work.item, action.micro_batch, first)
         self._start(work, action, carry, labels)
 
     def _start(self, work: ItemInProgress, action: Action, carry: Carry, labels: Tensor) -> None:
@@ -246,12 +248,12 @@ class Executor:
 
     def _forward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        if block == self.place.blocks[-1] and not self.place.last:
+        if block == self.spec.blocks[-1] and not self.spec.last:
             # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
             # and never between the sending and the backward pass.
-            self.meter.enter("room")
-            self.links.wait_for_room(self.place.stage + 1)
-        self.meter.enter("forward" if work.training else "evaluate")
+            self.timer.enter("room")
+            self.links.wait_for_room(self.spec.stage + 1)
+        self.timer.enter("forward" if work.training else "evaluate")
         before = flow.carry
         if work.training:
             # Every block's input is a leaf of its own graph, also inside a stage: gradients are summed in the same
@@ -259,7 +261,7 @@ class Executor:
             flow.before[block] = before = self._leaves(before, block)
             self._seed_operators(work, block, micro_batch)
         with torch.set_grad_enabled(work.training and block not in work.again):
-            after = self.units[block](before)
+            after = self.trainables[block](before)
         if work.training and block not in work.again:
             flow.after[block] = after
         flow.carry = detached(after)
@@ -276,29 +278,29 @@ class Executor:
 
     def _recompute(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        self.meter.enter("forward")
+        self.timer.enter("forward")
         self._seed_operators(work, block, micro_batch)
         # Running statistics have seen this micro-batch already: let it update copies.
-        copies = {name: buffer.clone() for name, buffer in self.units[block].named_buffers()}
-        flow.after[block] = functional_call(self.units[block], copies, (flow.before[block],))
+        copies = {name: buffer.clone() for name, buffer in self.trainables[block].named_buffers()}
+        flow.after[block] = functional_call(self.trainables[block], copies, (flow.before[block],))
 
     def _send_forward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows[action.micro_batch]
-        self.meter.enter("send")
-        self.links.post(self.place.stage + 1, work.item, action.micro_batch, (flow.carry, flow.labels))
+        self.timer.enter("send")
+        self.links.post(self.spec.stage + 1, work.item, action.micro_batch, (flow.carry, flow.labels))
 
     def _loss(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        self.meter.enter("loss")
-        seen, labels = self.units[block].seen(flow.before[block], flow.after[block]), flow.labels
+        self.timer.enter("loss")
+        seen, labels = self.trainables[block].embed(flow.before[block], flow.after[block]), flow.labels
         if self.replicas is not None:
             seen, labels = self.replicas.gather(seen, labels, work.sizes[micro_batch])
-        flow.losses[block] = self.units[block].terms(seen, labels)
+        flow.losses[block] = self.trainables[block].loss_terms(seen, labels)
 
     def _backward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
-        self.meter.enter("backward")
+        self.timer.enter("backward")
         # The graph is used up here, and so are the tensors that it holds.
         before, after = flow.before.pop(block), flow.after.pop(block)
         terms = flow.losses.pop(block, None)
@@ -331,51 +333,51 @@ class Executor:
 
     def _send_backward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
-        self.meter.enter("room")
-        self.links.wait_for_room(self.place.stage - 1)
-        self.meter.enter("send")
+        self.timer.enter("room")
+        self.links.wait_for_room(self.spec.stage - 1)
+        self.timer.enter("send")
         back = work.flows.pop(action.micro_batch).back  # the last that is done with it
-        self.links.post(self.place.stage - 1, work.item, action.micro_batch, back)
+        self.links.post(self.spec.stage - 1, work.item, action.micro_batch, back)
 
     def _receive_backward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
-        self.meter.enter("receive")
-        back = self.links.receive(self.place.stage + 1, work.item, action.micro_batch)
+        self.timer.enter("receive")
+        back = self.links.receive(self.spec.stage + 1, work.item, action.micro_batch)
         work.flows[action.micro_batch].back = back
 
     def _sum(self, work: ItemInProgress, action: Action) -> None:
         assert action.block is not None
         assert self.replicas is not None
-        self.meter.enter("send")
-        self._sums[action.block] = self.replicas.sum_gradients(self.units[action.block].parameters())
+        self.timer.enter("send")
+        self._sums[action.block] = self.replicas.sum_gradients(self.trainables[action.block].parameters())
 
     def _step(self, work: ItemInProgress, action: Action) -> None:
         assert action.block is not None
         if action.block in self._sums:
-            self.meter.enter("sync")
+            self.timer.enter("sync")
             self._sums.pop(action.block).finish()
-        self.meter.enter("optimizer")
+        self.timer.enter("optimizer")
         for optimizer in self.optimizers[action.block]:
             for group in optimizer.param_groups:
                 group["lr"] = work.item["lr"] * group.get("lr_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.units[action.block].updated()
+        self.trainables[action.block].updated()
 
     def _predict(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
-        self.meter.enter("evaluate")
-        flow.back = [self.units[block].predict(flow.carry)]
+        self.timer.enter("evaluate")
+        flow.back = [self.trainables[block].predict(flow.carry)]
 
     def _decode(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
-        self.meter.enter("evaluate")
-        flow.back = [self.units[block].decode(flow.back[0])]
+        self.timer.enter("evaluate")
+        flow.back = [self.trainables[block].decode(flow.back[0])]
 
     def _count(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows.pop(action.micro_batch)
-        self.meter.enter("evaluate")
+        self.timer.enter("evaluate")
         correct = (flow.back[0].argmax(1) == flow.labels).sum()
         work.correct = correct if work.correct is None else work.correct + correct
         work.total += len(flow.labels)

@@ -44,22 +44,22 @@ class Replicas:
         meter: told of waits for the others.
     """
 
-    def __init__(self, group: Any, layout: Layout, seat: WorkerId, meter: PhaseTimer) -> None:
+    def __init__(self, group: Any, layout: Layout, worker_id: WorkerId, timer: PhaseTimer) -> None:
         self._group = group
-        self._seat = seat
-        self._meter = meter
+        self._worker_id = worker_id
+        self._timer = timer
         # gloo works on CPUs; only replicas that share a GPU have it for tensors of one.
         self._by_cpu = dist.get_backend(group) == "gloo"
-        others = [rank for rank in layout.ranks(seat.stage) if rank != seat.rank]
+        others = [rank for rank in layout.ranks(worker_id.stage) if rank != worker_id.rank]
         self._other = others[0] if len(others) == 1 else None
 
     @classmethod
     def join(
         cls,
         layout: Layout,
-        seat: WorkerId,
+        worker_id: WorkerId,
         endpoints: Sequence[Mapping[str, Any]],
-        meter: PhaseTimer,
+        timer: PhaseTimer,
         timeout_s: float,
     ) -> Replicas | None:
         """Make the groups of all stages; every worker of the run has to call this, after its transport is connected.
@@ -78,7 +78,7 @@ class Replicas:
             return None
         if not dist.is_initialized():
             limit = timedelta(seconds=timeout_s)
-            dist.init_process_group("gloo", rank=seat.rank, world_size=layout.world, timeout=limit)
+            dist.init_process_group("gloo", rank=worker_id.rank, world_size=layout.world, timeout=limit)
         own = None
         for stage in range(layout.stages):
             ranks = layout.ranks(stage)
@@ -86,8 +86,8 @@ class Replicas:
                 places = {(endpoints[rank]["host"], endpoints[rank]["device"]) for rank in ranks}
                 apart = len(places) == len(ranks) and all(device.startswith("cuda") for _, device in places)
                 group = dist.new_group(ranks, backend="nccl" if apart else "gloo", timeout=_FOREVER)
-                own = group if stage == seat.stage else own
-        return None if own is None else cls(own, layout, seat, meter)
+                own = group if stage == worker_id.stage else own
+        return None if own is None else cls(own, layout, worker_id, timer)
 
     def gather(self, seen: Any, labels: Tensor, size: int) -> tuple[Any, Tensor]:
         """What all replicas see of a micro-batch, in the order of its samples, and their labels.
@@ -97,8 +97,10 @@ class Replicas:
             labels: of the own samples.
             size: samples of the micro-batch.
         """
-        parts = [share(size, self._seat.replicas, replica) for replica in range(self._seat.replicas)]
-        begin, end = parts[self._seat.replica]
+        parts = [
+            share(size, self._worker_id.replicas, replica) for replica in range(self._worker_id.replicas)
+        ]
+        begin, end = parts[self._worker_id.replica]
         views = len(labels) // (end - begin)
         counts = [views * (end - begin) for begin, end in parts]
         with self._waiting():
@@ -117,14 +119,14 @@ class Replicas:
 
     def _statistics(self, own: Tensor) -> Tensor:
         with self._waiting():
-            return self._gathered(own, [1] * self._seat.replicas, True)
+            return self._gathered(own, [1] * self._worker_id.replicas, True)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        before = self._meter.phase
-        self._meter.enter("sync")
+        before = self._timer.phase
+        self._timer.enter("sync")
         yield
-        self._meter.enter(before)
+        self._timer.enter(before)
 
     # Collectives ------------------------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Replicas:
         if summed:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
             self.add_up(gradient)()
-        own: Tensor = torch.split(gradient, counts)[self._seat.replica]
+        own: Tensor = torch.split(gradient, counts)[self._worker_id.replica]
         return own
 
     def add_up(self, *tensors: Tensor) -> Callable[[], None]:

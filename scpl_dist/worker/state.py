@@ -11,24 +11,26 @@ from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.storage.checkpoints import CheckpointError
 
 
-def state_of(unit: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+def state_of(trainable: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
     """Weights, heads and optimizer state of one block; the tensors are those in use, not copies."""
     return {
-        "block": unit.block.state_dict(),
-        "heads": unit.heads.state_dict(),
+        "block": trainable.block.state_dict(),
+        "heads": trainable.heads.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
 
 
-def restore(unit: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]) -> None:
+def restore(
+    trainable: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]
+) -> None:
     """Put a block's state back.
 
     Raises:
         CheckpointError: the state belongs to another model.
     """
     try:
-        unit.block.load_state_dict(state["block"])
-        unit.heads.load_state_dict(state["heads"])
+        trainable.block.load_state_dict(state["block"])
+        trainable.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     except (RuntimeError, KeyError, ValueError) as error:

@@ -87,11 +87,11 @@ class Worker:
         self.config = config
         self.run_dir = run_dir
         self.layout = config.layout
-        self.seat = self.layout.seats[rank]
-        self.name = f"stage {self.seat.label}"
+        self.worker_id = self.layout.workers[rank]
+        self.name = f"stage {self.worker_id.label}"
         self.device = _device(config)
         trap = self._trap = Trap.from_environment("worker", rank, run_dir) if run_dir else None
-        self.meter = PhaseTimer() if trap is None else FaultyTimer(trap)
+        self.timer = PhaseTimer() if trap is None else FaultyTimer(trap)
         self._stacks: Stacks | None = None
         self._writer: CheckpointWriter | None = None
         self.reason = ""
@@ -113,7 +113,7 @@ class Worker:
         except ValueError as error:  # the coordinator shall hear it, or all others would wait for this stage
             self._problem = SetupError(str(error))
             interface, address = network.loopback(), "127.0.0.1"
-        self._meeting = ReachabilityCheck(address, interface, self.name, str(self.device))
+        self._reachability = ReachabilityCheck(address, interface, self.name, str(self.device))
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -158,15 +158,15 @@ class Worker:
 
     def _source(self, channel: Channel) -> Any:
         """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
-        if self.seat.stage != 0:
+        if self.worker_id.stage != 0:
             return None
         from scpl_dist import data
 
-        self.meter.enter("data")
+        self.timer.enter("data")
         source = data.resolve(self.config)
         example = describe(source.example())
         description = {"classes": source.classes, "sizes": dict(source.sizes), "input": example}
-        if self.seat.first:
+        if self.worker_id.first:
             channel.send({"type": "described", "data": description})
         return source
 
@@ -174,55 +174,59 @@ class Worker:
         if self._problem is not None:
             raise self._problem
         source = self._source(channel)
-        self.meter.enter("idle")
+        self.timer.enter("idle")
         start = self._expect("start")
-        self.meter.enter("starting")
+        self.timer.enter("starting")
         run_dir = self._shared_folder(start)
-        self._stacks = Stacks(run_dir / "log" / f"{self.seat.file}.stacks", self.config.runtime.timeout_s)
-        self.meter.on_item = self._stacks.rearm
-        self._meeting.visit(self.seat.rank, start["endpoints"], self.config.runtime.timeout_s / 3)
+        self._stacks = Stacks(
+            run_dir / "log" / f"{self.worker_id.file}.stacks", self.config.runtime.timeout_s
+        )
+        self.timer.on_item = self._stacks.rearm
+        self._reachability.visit(self.worker_id.rank, start["endpoints"], self.config.runtime.timeout_s / 3)
         plan = Plan.plan(self.config, start["data"]["classes"], imagine(start["data"]["input"]))
-        place = plan.places[self.seat.stage]
-        units = plan.units(place.blocks)
+        place = plan.specs[self.worker_id.stage]
+        trainables = plan.trainables(place.blocks)
         if source is not None and not start.get("restore"):
-            source.prepare(units[0].block)
-        place_units(units, self.device)
-        optimizers = {index: make_optimizers(unit, self.config) for index, unit in units.items()}
+            source.prepare(trainables[0].block)
+        place_units(trainables, self.device)
+        optimizers = {
+            index: make_optimizers(trainable, self.config) for index, trainable in trainables.items()
+        }
         if start.get("restore"):
             folder = Path(start["restore"]["folder"])
-            for index, unit in units.items():
-                restore(unit, optimizers[index], read_part(folder, index, self.device))
+            for index, trainable in trainables.items():
+                restore(trainable, optimizers[index], read_part(folder, index, self.device))
         transport = self._connected(start)
-        replicas = self._replicas(start, units)
+        replicas = self._replicas(start, trainables)
         if source is not None:
             seed, threads = self.config.run.seed, self.config.data.workers
-            self._loader = Loader(source, seed, threads, self.seat.replica, self.seat.replicas)
-        if self.seat.first:
+            self._loader = Loader(source, seed, threads, self.worker_id.replica, self.worker_id.replicas)
+        if self.worker_id.first:
             self._writer = CheckpointWriter(
                 channel.send, self._write_failed, self._trap.spring if self._trap else None
             )
         self._executor = Executor(
             place,
             plan.method,
-            units,
+            trainables,
             optimizers,
-            Neighbours(transport, self.layout, self.seat),
+            Neighbours(transport, self.layout, self.worker_id),
             self._loader,
             seed=self.config.run.seed,
             device=self.device,
-            meter=self.meter,
+            timer=self.timer,
             report=channel.send,
             run_dir=run_dir,
             writer=self._writer,
             replicas=replicas,
-            replica=self.seat.replica,
+            replica=self.worker_id.replica,
         )
         if self._ended is not None:
             raise self._ended
-        self.meter.enter("idle")
+        self.timer.enter("idle")
         channel.send({"type": "ready"})
         self._expect("go")
-        self._meeting.close()
+        self._reachability.close()
         self._executor.run()
         channel.send({"type": "left"})
         self._expect("close")
@@ -230,7 +234,7 @@ class Worker:
     def _connected(self, start: dict[str, Any]) -> Transport:
         try:
             transport = connectable(
-                self.config, self.seat.rank, start["generation"], self.device, start["endpoints"]
+                self.config, self.worker_id.rank, start["generation"], self.device, start["endpoints"]
             )
         except ValueError as error:
             raise SetupError(str(error)) from None
@@ -239,12 +243,12 @@ class Worker:
         self._transport = transport
         return transport
 
-    def _replicas(self, start: dict[str, Any], units: dict[int, TrainableBlock]) -> Replicas | None:
+    def _replicas(self, start: dict[str, Any], trainables: dict[int, TrainableBlock]) -> Replicas | None:
         limit = self.config.runtime.first_step_timeout_s
-        replicas = Replicas.join(self.layout, self.seat, start["endpoints"], self.meter, limit)
+        replicas = Replicas.join(self.layout, self.worker_id, start["endpoints"], self.timer, limit)
         if replicas is not None:
-            for unit in units.values():
-                replicas.share_statistics(unit)
+            for trainable in trainables.values():
+                replicas.share_statistics(trainable)
         return replicas
 
     def _shared_folder(self, start: dict[str, Any]) -> Path:
@@ -275,14 +279,14 @@ class Worker:
             "version": VERSION,
             "torch": torch.__version__,
             "config": self.config.digest(),
-            "stage": self.seat.stage,
-            "replica": self.seat.replica,
+            "stage": self.worker_id.stage,
+            "replica": self.worker_id.replica,
             "stages": self.layout.stages,
-            "rank": self.seat.rank,
+            "rank": self.worker_id.rank,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": _device_name(self.device),
-            "endpoint": self._meeting.endpoint,
+            "endpoint": self._reachability.endpoint,
         }
 
     def _snapshot(self) -> dict[str, Any]:
@@ -290,8 +294,8 @@ class Worker:
         if self._stop_signal is not None and self._channel is not None:
             number, self._stop_signal = self._stop_signal, None
             self._channel.send({"type": "stop_requested", "signal": number})
-        stats = self.meter.stats() if self._executor is None else self._executor.stats()
-        return {**self.meter.position(), "stats": stats}
+        stats = self.timer.stats() if self._executor is None else self._executor.stats()
+        return {**self.timer.position(), "stats": stats}
 
     def _on_message(self, message: dict[str, Any]) -> None:
         """Called by the control thread."""
@@ -331,9 +335,9 @@ class Worker:
             "message": text[:2000],
             "traceback": traceback.format_exc()[-8000:],
             "peer": error.peer if isinstance(error, PeerLost | Unreached) else None,
-            "phase": self.meter.phase,
-            "step": self.meter.step,
-            "micro_batch": self.meter.micro_batch,
+            "phase": self.timer.phase,
+            "step": self.timer.step,
+            "micro_batch": self.timer.micro_batch,
         }
 
     # Ends -------------------------------------------------------------------------------------------------------

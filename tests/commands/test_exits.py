@@ -19,21 +19,24 @@ def saved(folder: Path, **values: object) -> Path:
     config = load(values={"data.augmentation": "none", **values})
     source = data.resolve(config)
     plan = Plan.plan(config, source.classes, source.example())
-    units = plan.units(range(4))
+    trainables = plan.trainables(range(4))
     inputs, labels = source.batch("train", 0, torch.arange(128))
     for _ in range(4):
         carry = plan.method.carry(inputs, labels)
-        for unit in units.values():
-            after = unit.train()(carry)
-            torch.autograd.backward(torch.stack(list(unit.losses(carry, after, labels).values())).sum())
-            torch.optim.Adam(unit.parameters(), lr=3e-3).step()
-            unit.zero_grad()
+        for trainable in trainables.values():
+            after = trainable.train()(carry)
+            torch.autograd.backward(torch.stack(list(trainable.losses(carry, after, labels).values())).sum())
+            torch.optim.Adam(trainable.parameters(), lr=3e-3).step()
+            trainable.zero_grad()
             carry = torch.utils._pytree.tree_map(torch.Tensor.detach, after)
     folder.mkdir()
     (folder / "config.toml").write_text(config.to_toml())
     target = checkpoints.folder_for(folder, 8)
     target.mkdir(parents=True)
-    files = [write_part(target / part_name(block), state_of(unit, ())) for block, unit in units.items()]
+    files = [
+        write_part(target / part_name(block), state_of(trainable, ()))
+        for block, trainable in trainables.items()
+    ]
     checkpoints.commit(target, {"step": 8, "files": files}, keep=1)
     return folder
 
@@ -58,18 +61,18 @@ def test_all_leave_at_the_first_block_at_a_tiny_threshold(early: Path) -> None:
 
 
 def test_samples_leave_at_the_first_block_that_is_sure_and_the_table_says_so(early: Path) -> None:
-    plan, source, units = evaluate.load(early)
+    plan, source, trainables = evaluate.load(early)
     carry, labels = source.batch("test", 0, torch.arange(source.sizes["test"]))
     with torch.no_grad():
-        first = plan.method.probabilities(units, 0, units[0](carry))
+        first = plan.method.probabilities(trainables, 0, trainables[0](carry))
     assert first is not None
     threshold = float(first.max(1).values.median())
     found = exits.evaluate(early, threshold=threshold)
     depth, right = torch.full((len(labels),), -1), torch.zeros(len(labels), dtype=torch.bool)
     with torch.no_grad():
-        for block, unit in units.items():
-            carry = unit(carry)
-            probabilities = plan.method.probabilities(units, block, carry)
+        for block, trainable in trainables.items():
+            carry = trainable(carry)
+            probabilities = plan.method.probabilities(trainables, block, carry)
             assert probabilities is not None
             sure, answer = probabilities.max(1)
             leaving = (depth < 0) & ((sure >= threshold) | (block == 3))

@@ -56,11 +56,11 @@ class Run:
     def event(self, event: Event) -> None:
         self.commands += self.coordinator.handle(event, self.now)
 
-    def tell(self, seat: tuple[int, int], message: Message) -> None:
-        self.event(Received(b"peer%d.%d" % seat, message))
+    def tell(self, worker_id: tuple[int, int], message: Message) -> None:
+        self.event(Received(b"peer%d.%d" % worker_id, message))
 
-    def hello(self, seat: tuple[int, int], **changes: Any) -> None:
-        rank = SEATS.index(seat)
+    def hello(self, worker_id: tuple[int, int], **changes: Any) -> None:
+        rank = SEATS.index(worker_id)
         fields: dict[str, Any] = {
             "protocol": PROTOCOL,
             "version": VERSION,
@@ -69,20 +69,20 @@ class Run:
             "rank": rank,
         }
         fields |= {
-            "stage": seat[0],
-            "replica": seat[1],
+            "stage": worker_id[0],
+            "replica": worker_id[1],
             "config": self.config.digest(),
             "host": f"host{rank}",
         }
         fields |= {"pid": 100 + rank, "device": "cpu", "endpoint": {"rank": rank}}
-        fields |= {"data": Dataset(classes=10, sizes=SIZES) if seat == (0, 0) else None}
-        self.tell(seat, Hello(**fields | changes))
+        fields |= {"data": Dataset(classes=10, sizes=SIZES) if worker_id == (0, 0) else None}
+        self.tell(worker_id, Hello(**fields | changes))
 
     def start(self) -> Run:
-        for seat in reversed(SEATS):
-            self.hello(seat)
-        for seat in SEATS:
-            self.tell(seat, Ready(stage=seat[0], replica=seat[1], blocks=1 + seat[0]))
+        for worker_id in reversed(SEATS):
+            self.hello(worker_id)
+        for worker_id in SEATS:
+            self.tell(worker_id, Ready(stage=worker_id[0], replica=worker_id[1], blocks=1 + worker_id[0]))
         return self
 
     def sent(self, kind: type[Message]) -> list[Send]:
@@ -91,21 +91,29 @@ class Run:
     def items(self) -> list[dict[str, Any]]:
         return [item for send in self.sent(Work) for item in send.message.items]  # type: ignore[attr-defined]
 
-    def done(self, seat: tuple[int, int]) -> None:
-        item = self.items()[self.finished[seat]]
-        self.finished[seat] += 1
-        fields: dict[str, Any] = {"stage": seat[0], "replica": seat[1], "sequence": item["sequence"]}
+    def done(self, worker_id: tuple[int, int]) -> None:
+        item = self.items()[self.finished[worker_id]]
+        self.finished[worker_id] += 1
+        fields: dict[str, Any] = {
+            "stage": worker_id[0],
+            "replica": worker_id[1],
+            "sequence": item["sequence"],
+        }
         fields |= {"kind": item["kind"], "epoch": item.get("epoch", 0), "step": item.get("step", 0)}
         if item["kind"] == "train":
             samples = item["micro_batches"][-1][1] - item["micro_batches"][0][0]
-            fields |= {"samples": samples, "losses": {str(seat[0]): {"local": 1.0 + seat[0]}}}
-        elif item["kind"] == "evaluate" and seat[0] == 2:
+            fields |= {"samples": samples, "losses": {str(worker_id[0]): {"local": 1.0 + worker_id[0]}}}
+        elif item["kind"] == "evaluate" and worker_id[0] == 2:
             begin, end = item["micro_batches"][0]
-            fields |= {"split": item["split"], "correct": 1 + seat[1], "total": (end - begin) // 2}
-        stats = Stats(busy=2.0, bytes_sent=10, queue=seat[1], peak_memory=5 + seat[1], begun=item["sequence"])
-        self.tell(seat, Done(**fields | {"stats": stats}))
-        if item["kind"] == "checkpoint" and seat[1] == 0:
-            self.tell(seat, Written(stage=seat[0], sequence=item["sequence"], files=[], seconds=1.0))
+            fields |= {"split": item["split"], "correct": 1 + worker_id[1], "total": (end - begin) // 2}
+        stats = Stats(
+            busy=2.0, bytes_sent=10, queue=worker_id[1], peak_memory=5 + worker_id[1], begun=item["sequence"]
+        )
+        self.tell(worker_id, Done(**fields | {"stats": stats}))
+        if item["kind"] == "checkpoint" and worker_id[1] == 0:
+            self.tell(
+                worker_id, Written(stage=worker_id[0], sequence=item["sequence"], files=[], seconds=1.0)
+            )
 
     def play(self, epochs: int = 3) -> Run:
         while (
@@ -113,8 +121,8 @@ class Run:
             and self.items()[self.finished[0, 0]].get("epoch", 0) < epochs
         ):
             self.now += 1.0
-            for seat in SEATS:
-                self.done(seat)
+            for worker_id in SEATS:
+                self.done(worker_id)
             for commit in [command for command in self.commands if isinstance(command, Commit)]:
                 self.event(Committed(commit.step, 0, 0.0))
         return self
@@ -128,8 +136,8 @@ class Run:
 
 def test_a_run_waits_for_all_workers_and_tells_each_where_the_others_are() -> None:
     run = Run()
-    for seat in SEATS[:4]:
-        run.hello(seat)
+    for worker_id in SEATS[:4]:
+        run.hello(worker_id)
     assert not run.sent(Start)
     run.hello(SEATS[4])
     (start,) = run.sent(Start)
@@ -157,10 +165,10 @@ def test_a_whole_run_counts_every_step_and_sample_once_and_adds_up_the_answers()
 def test_both_workers_of_stage_0_get_the_same_items_at_the_pace_of_the_slower_one() -> None:
     run = Run().start()
     first = len(run.items())
-    for seat, grown in (((0, 0), False), ((0, 1), True)):
+    for worker_id, grown in (((0, 0), False), ((0, 1), True)):
         for _ in range(first):
             run.now += 1.0
-            run.done(seat)
+            run.done(worker_id)
         assert (len(run.items()) > first) is grown
     assert {frozenset(send.peers) for send in run.sent(Work)} == {frozenset((b"peer0.0", b"peer0.1"))}
 
@@ -168,10 +176,10 @@ def test_both_workers_of_stage_0_get_the_same_items_at_the_pace_of_the_slower_on
 def test_a_checkpoint_needs_one_part_of_each_stage_and_the_marker_to_have_passed_all() -> None:
     run = Run().start()
     while run.items()[run.finished[0, 0]]["kind"] != "checkpoint":
-        for seat in SEATS:
-            run.done(seat)
-    for seat in SEATS[:4]:
-        run.done(seat)
+        for worker_id in SEATS:
+            run.done(worker_id)
+    for worker_id in SEATS[:4]:
+        run.done(worker_id)
     assert not [command for command in run.commands if isinstance(command, Commit)]
     run.done(SEATS[4])
     assert [command.step for command in run.commands if isinstance(command, Commit)] == [2]
@@ -185,11 +193,11 @@ def test_a_checkpoint_needs_one_part_of_each_stage_and_the_marker_to_have_passed
     ],
 )
 def test_a_worker_without_a_place_is_refused(
-    seat: tuple[int, int], changes: dict[str, Any], reason: str
+    worker_id: tuple[int, int], changes: dict[str, Any], reason: str
 ) -> None:
     run = Run()
     run.hello((2, 0))
-    run.hello(seat, **changes)
+    run.hello(worker_id, **changes)
     (refusal,) = [
         send.message for send in run.commands if isinstance(send, Send) and send.message.type == "refuse"
     ]

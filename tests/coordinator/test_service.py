@@ -449,12 +449,3 @@ def test_a_missing_worker_is_named_when_the_start_takes_too_long(start: Any) -> 
     code, _, err = coordinator.end()
     assert code == 1
     assert "no worker for stage 0, 1 within 0.5 s" in err.splitlines()[-1]
-
-
-def test_no_module_of_the_coordinator_imports_torch() -> None:
-    modules = (
-        "agenda config control coordinator events metrics progress recovery roster run_folder service tally"
-    )
-    imports = "; ".join(f"import scpl_dist.{name}" for name in modules.split())
-    code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

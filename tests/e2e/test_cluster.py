@@ -93,7 +93,7 @@ def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(
     assert losses == expected.losses
     scpl_dist("export", run, tmp_path / "out.safetensors")
     exported = load_file(tmp_path / "out.safetensors")
-    for name, tensor in reference.tensors(expected.units).items():
+    for name, tensor in reference.tensors(expected.trainables).items():
         assert torch.equal(exported[name], tensor), name
 
 

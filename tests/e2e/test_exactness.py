@@ -73,7 +73,7 @@ def check(method: str, stages: int, expected: dict[str, reference.Reference], fo
     else:  # the same without another process to wait for
         evaluate.export(run, folder / "out.safetensors")
     exported = load_file(folder / "out.safetensors")
-    tensors = reference.tensors(wanted.units)
+    tensors = reference.tensors(wanted.trainables)
     assert exported.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(exported[name], tensor), name

@@ -29,8 +29,8 @@ def plan(model: str, method: str, parts: int, stages: int, **args: object) -> Pl
 
 def gradients(model: str, method: str, parts: int, stages: int, **args: object) -> list[Tensor]:
     made = plan(model, method, parts, stages, **args)
-    units = made.units(range(len(made.parameters)))
-    found = run(made.method, units, [place.blocks for place in made.places], WORDS, LABELS, parts)
+    trainables = made.trainables(range(len(made.parameters)))
+    found = run(made.method, trainables, [spec.blocks for spec in made.specs], WORDS, LABELS, parts)
     return [gradient for block in found.values() for gradient in block]
 
 
@@ -48,15 +48,15 @@ def test_texts_have_the_same_gradients_on_any_number_of_stages(
 
 def test_they_are_the_gradients_of_one_graph_through_all_blocks() -> None:
     made = plan("lstm_tiny", "bp", 1, 3)
-    units = made.units(range(3))
+    trainables = made.trainables(range(3))
     carry: object = WORDS
-    for unit in units.values():
-        carry = unit.train()(carry)
-    torch.autograd.backward(functional.cross_entropy(units[2].predict(carry), LABELS))
+    for trainable in trainables.values():
+        carry = trainable.train()(carry)
+    torch.autograd.backward(functional.cross_entropy(trainables[2].predict(carry), LABELS))
     wanted = [
         torch.zeros_like(p) if p.grad is None else p.grad
-        for unit in units.values()
-        for p in unit.parameters()
+        for trainable in trainables.values()
+        for p in trainable.parameters()
     ]
     for mine, theirs in zip(gradients("lstm_tiny", "bp", 1, 3), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-7)

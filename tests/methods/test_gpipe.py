@@ -61,12 +61,14 @@ def ours(
     config = load(values=values | {"run.method": "gpipe", "pipeline.micro_batches": PARTS})
     method = resolve("gpipe")(config, len(modules), CLASSES)
     shape = torch.empty(2, WIDTH, device="meta")
-    units = {k: method.unit(k, copy.deepcopy(block), shape, shape) for k, block in enumerate(modules)}
-    head = units[len(modules) - 1].heads["predictor"]
+    trainables = {
+        k: method.trainable(k, copy.deepcopy(block), shape, shape) for k, block in enumerate(modules)
+    }
+    head = trainables[len(modules) - 1].heads["predictor"]
     for mine, given in zip(head.parameters(), predictor.parameters(), strict=True):
         mine.data.copy_(given)
     held = [range(1), range(1, len(modules))] if stages == 2 else [range(len(modules))]
-    return units, run(method, units, held, x, y, PARTS)
+    return trainables, run(method, trainables, held, x, y, PARTS)
 
 
 def test_gradients_equal_those_of_torch(tmp_path: Path) -> None:
@@ -102,11 +104,13 @@ def test_recomputation_changes_no_bit_even_with_dropout_and_batch_norm() -> None
     modules, predictor, x, y = problem()
     for k in range(3):
         modules[k] = nn.Sequential(modules[k], nn.BatchNorm1d(WIDTH), nn.Dropout(0.5))
-    units, kept = ours(modules, predictor, x, y, stages=1)
+    trainables, kept = ours(modules, predictor, x, y, stages=1)
     others, again = ours(modules, predictor, x, y, stages=1, recompute=True)
     for block in range(3):
         assert all(map(torch.equal, kept[block], again[block]))
-        assert all(map(torch.equal, units[block].state_dict().values(), others[block].state_dict().values()))
+        assert all(
+            map(torch.equal, trainables[block].state_dict().values(), others[block].state_dict().values())
+        )
 
 
 def test_deferred_batch_norm_has_the_running_statistics_of_the_whole_batch() -> None:
@@ -114,8 +118,8 @@ def test_deferred_batch_norm_has_the_running_statistics_of_the_whole_batch() -> 
     norm = nn.BatchNorm1d(WIDTH)
     whole = copy.deepcopy(norm)
     whole(x)
-    units, _ = ours([norm, nn.Tanh()], predictor, x, y, deferred_batch_norm=True, recompute=True)
-    state = units[0].block.state_dict()
+    trainables, _ = ours([norm, nn.Tanh()], predictor, x, y, deferred_batch_norm=True, recompute=True)
+    state = trainables[0].block.state_dict()
     assert list(state) == list(whole.state_dict())
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)

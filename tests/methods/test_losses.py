@@ -15,18 +15,20 @@ from scpl_dist.methods.losses import supcon
 def naive(features: torch.Tensor, labels: torch.Tensor, temperature: float, extra: int) -> float:
     """The loss with plain Python numbers; `extra` is what the divisor adds to the number of positives."""
     rows = features.double().tolist()
-    unit = []
+    trainable = []
     for row in rows:
         length = max(math.sqrt(sum(value * value for value in row)), 1e-12)
-        unit.append([value / length for value in row])
+        trainable.append([value / length for value in row])
     total = 0.0
-    for i in range(len(unit)):
-        scores = [sum(a * b for a, b in zip(unit[i], other, strict=True)) / temperature for other in unit]
-        normaliser = math.log(sum(math.exp(scores[a]) for a in range(len(unit)) if a != i))
-        positives = [p for p in range(len(unit)) if p != i and labels[p] == labels[i]]
+    for i in range(len(trainable)):
+        scores = [
+            sum(a * b for a, b in zip(trainable[i], other, strict=True)) / temperature for other in trainable
+        ]
+        normaliser = math.log(sum(math.exp(scores[a]) for a in range(len(trainable)) if a != i))
+        positives = [p for p in range(len(trainable)) if p != i and labels[p] == labels[i]]
         if positives:
             total += sum(scores[p] - normaliser for p in positives) / (len(positives) + extra)
-    return -total / len(unit)
+    return -total / len(trainable)
 
 
 def batch(size: int, classes: int, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,10 +26,10 @@ class Block(nn.Module):
         return output
 
 
-def unit(method: str, index: int = 0, **loss: object) -> TrainableBlock:
+def trainable(method: str, index: int = 0, **loss: object) -> TrainableBlock:
     torch.manual_seed(0)
     config = load(values={"run.method": method} | {f"loss.{key}": value for key, value in loss.items()})
-    return resolve(method)(config, 2, CLASSES).unit(
+    return resolve(method)(config, 2, CLASSES).trainable(
         index, Block(), torch.empty(2, 3, 5, 5, device="meta"), IMAGE
     )
 
@@ -57,11 +57,11 @@ def trained(made: TrainableBlock, terms: list[str]) -> set[str]:
 def test_an_objective_trains_its_block_and_the_predictor_never_does(
     name: str, terms: list[str], heads: set[str]
 ) -> None:
-    assert trained(unit("scpl", name=name), terms) == heads | {"block"}
-    last = unit("scpl", index=1, name=name)
+    assert trained(trainable("scpl", name=name), terms) == heads | {"block"}
+    last = trainable("scpl", index=1, name=name)
     assert trained(last, terms) == heads | {"block"}
     assert trained(last, ["classifier"]) == {"predictor"}
-    watched = unit("scpl", name=name, local_predictors=True)
+    watched = trainable("scpl", name=name, local_predictors=True)
     assert trained(watched, ["classifier"]) == {"predictor"}
     assert watched.local_scores(watched(torch.randn(2, 3, 5, 5))) is not None
 
@@ -73,7 +73,7 @@ def test_local_scores_exist_where_a_classifier_is_trained() -> None:
         ("scpl", "ce", True),
         ("early_exit", "supcon", True),
     ):
-        made = unit(method, name=loss)
+        made = trainable(method, name=loss)
         scores = made.local_scores(made(x))
         assert (scores is not None) == able
         assert scores is None or scores.shape == (2, CLASSES)
@@ -86,10 +86,10 @@ def layers(made: TrainableBlock) -> list[type]:
 
 
 def test_early_exit_has_the_published_classifier() -> None:
-    assert layers(unit("early_exit")) == [nn.Flatten, nn.Linear, nn.Sigmoid, nn.Linear]
-    assert layers(unit("early_exit", classifier="l")) == [nn.Flatten, nn.Linear]
+    assert layers(trainable("early_exit")) == [nn.Flatten, nn.Linear, nn.Sigmoid, nn.Linear]
+    assert layers(trainable("early_exit", classifier="l")) == [nn.Flatten, nn.Linear]
     with pytest.raises(ValueError, match=r"loss.classifier = 'x'"):
-        unit("early_exit", classifier="x")
+        trainable("early_exit", classifier="x")
 
 
 def test_similarity_matching_is_the_mean_squared_difference_of_correlations() -> None:
@@ -122,7 +122,7 @@ def test_deinforeg_is_the_published_formula() -> None:
 @pytest.mark.parametrize("name", ["supcon", "predsim", "deinforeg"])
 def test_equal_features_and_single_samples_give_finite_gradients(name: str) -> None:
     for x in (torch.zeros(6, 3, 5, 5), torch.zeros(1, 3, 5, 5)):
-        made = unit("scpl", name=name)
+        made = trainable("scpl", name=name)
         made.block.load_state_dict({name: torch.zeros_like(p) for name, p in made.block.state_dict().items()})
         terms = made.losses(x, made(x), torch.zeros(len(x), dtype=torch.int64))
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
@@ -143,17 +143,17 @@ def test_a_loss_of_ones_own_is_found_by_file_and_by_entry_point(
 ) -> None:
     file = tmp_path / "own.py"
     file.write_text(OWN)
-    assert trained(unit("scpl", name=f"{file}:pull", args={"factor": 2.0}), ["local"]) == {
+    assert trained(trainable("scpl", name=f"{file}:pull", args={"factor": 2.0}), ["local"]) == {
         "projector",
         "block",
     }
     with pytest.raises(ValueError, match=r"returned \(12, 1024\), return a tensor without dimensions"):
-        trained(unit("scpl", name=f"{file}:wrong"), ["local"])
+        trained(trainable("scpl", name=f"{file}:wrong"), ["local"])
     with pytest.raises(ValueError, match=r"loss.args = {'weight': 1}"):
-        unit("scpl", name=f"{file}:pull", args={"weight": 1})
+        trainable("scpl", name=f"{file}:pull", args={"weight": 1})
     with pytest.raises(ValueError, match=r"loss.name = 'pull': unknown; use supcon"):
-        unit("scpl", name="pull")
+        trainable("scpl", name="pull")
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("pull", "own:pull", objectives.ENTRY_POINTS)
     monkeypatch.setattr(objectives, "entry_points", lambda group: EntryPoints([point]).select(group=group))
-    assert trained(unit("scpl", name="pull"), ["local"]) == {"projector", "block"}
+    assert trained(trainable("scpl", name="pull"), ["local"]) == {"projector", "block"}

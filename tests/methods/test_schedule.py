@@ -19,15 +19,15 @@ class Local(LocalMethod):
     def __init__(self) -> None:
         pass  # a schedule needs neither configuration nor model
 
-    def unit(self, index: int, block: nn.Module, before: object, after: object) -> TrainableBlock:
+    def trainable(self, index: int, block: nn.Module, before: object, after: object) -> TrainableBlock:
         raise NotImplementedError
 
 
 def stream(stages: int, blocks_per_stage: int = 1, items: int = 5) -> list[list[Action]]:
-    places = [
+    specs = [
         StageSpec(k, stages, range(k * blocks_per_stage, (k + 1) * blocks_per_stage)) for k in range(stages)
     ]
-    return [[action for _ in range(items) for action in Local().train(place, 1)] for place in places]
+    return [[action for _ in range(items) for action in Local().train(spec, 1)] for spec in specs]
 
 
 def method(name: str, micro_batches: int = 1, **pipeline: object) -> Method:
@@ -38,8 +38,8 @@ def method(name: str, micro_batches: int = 1, **pipeline: object) -> Method:
 
 def programs(chosen: Method, stages: int, blocks: int = 1, items: int = 1) -> list[list[Action]]:
     parts = chosen.config.pipeline.micro_batches
-    places = [StageSpec(k, stages, range(k * blocks, (k + 1) * blocks)) for k in range(stages)]
-    return [[action for _ in range(items) for action in chosen.train(place, parts)] for place in places]
+    specs = [StageSpec(k, stages, range(k * blocks, (k + 1) * blocks)) for k in range(stages)]
+    return [[action for _ in range(items) for action in chosen.train(spec, parts)] for spec in specs]
 
 
 def texts(actions: Iterator[Action]) -> str:

@@ -31,7 +31,7 @@ def test_a_heavy_block_gets_a_stage_of_its_own(method: str, tmp_path: Path) -> N
     }
     plan = preflight(load(values=values))
     assert plan.config.pipeline.partition == [1, 3]
-    assert [place.blocks for place in plan.places] == [range(1), range(1, 4)]
+    assert [spec.blocks for spec in plan.specs] == [range(1), range(1, 4)]
     assert (
         preflight(load(values=values | {"pipeline.partition": "uniform"})).config.pipeline.partition
         == "uniform"

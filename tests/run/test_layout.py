@@ -14,13 +14,13 @@ REPLICAS = st.lists(st.integers(1, 5), min_size=2, max_size=4)
 
 
 def places(layout: Layout) -> list[tuple[int, int]]:
-    return [(seat.stage, seat.replica) for seat in layout.seats]
+    return [(worker_id.stage, worker_id.replica) for worker_id in layout.workers]
 
 
 def test_with_equal_numbers_rank_r_is_stage_r_modulo_the_stages() -> None:
     layout = Layout([2, 2, 2])
     assert places(layout) == [(rank % 3, rank // 3) for rank in range(6)]
-    assert [seat.label for seat in Layout([1, 2]).seats] == ["0", "1.0", "1.1"]
+    assert [worker_id.label for worker_id in Layout([1, 2]).workers] == ["0", "1.0", "1.1"]
 
 
 def test_stages_may_have_workers_of_different_numbers() -> None:
@@ -62,4 +62,4 @@ def test_every_sample_takes_one_route_and_every_receiver_hears_from_its_lead(
         assert len({(route.sender, route.receiver) for route in routes}) == len(routes)
     downstream = {(route.sender, route.receiver) for route in layout.routes(0, 1, size)}
     for receiver in layout.ranks(1):
-        assert (layout.lead(0, layout.seats[receiver]), receiver) in downstream
+        assert (layout.lead(0, layout.workers[receiver]), receiver) in downstream

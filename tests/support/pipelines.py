@@ -84,7 +84,12 @@ class _Recorder(torch.optim.SGD):
 
 
 def run(
-    method: Method, units: dict[int, TrainableBlock], held: list[range], x: Tensor, y: Tensor, parts: int = 1
+    method: Method,
+    trainables: dict[int, TrainableBlock],
+    held: list[range],
+    x: Tensor,
+    y: Tensor,
+    parts: int = 1,
 ) -> dict[int, list[Tensor]]:
     """One training step on the whole of `x`.
 
@@ -101,9 +106,11 @@ def run(
     """
     lanes = {(a, b): queue.Queue[Envelope](2) for a in range(len(held)) for b in (a - 1, a + 1)}
     recorders = {
-        block: _Recorder(list(unit.parameters())) for block, unit in units.items() if list(unit.parameters())
+        block: _Recorder(list(trainable.parameters()))
+        for block, trainable in trainables.items()
+        if list(trainable.parameters())
     }
-    optimizers: dict[int, list[torch.optim.Optimizer]] = {k: [] for k in units} | {
+    optimizers: dict[int, list[torch.optim.Optimizer]] = {k: [] for k in trainables} | {
         k: [r] for k, r in recorders.items()
     }
     errors: list[BaseException] = []
@@ -113,10 +120,10 @@ def run(
         if loader is not None:
             train = {"kind": "train", "sequence": 0, "step": 0, "epoch": 0, "lr": 1.0}
             loader.put([train | {"micro_batches": split(0, len(y), parts)}, {"kind": "stop", "sequence": 1}])
-        place = StageSpec(number, len(held), held[number])
-        mine = {block: units[block] for block in place.blocks}
+        spec = StageSpec(number, len(held), held[number])
+        mine = {block: trainables[block] for block in spec.blocks}
         layout = Layout([1] * len(held))
-        links = Neighbours(QueueTransport(number, lanes), layout, layout.seats[number])
+        links = Neighbours(QueueTransport(number, lanes), layout, layout.workers[number])
         done: list[dict[str, Any]] = []
         options: dict[str, Any] = {
             "seed": 0,
@@ -125,7 +132,7 @@ def run(
             "report": done.append,
         }
         try:
-            Executor(place, method, mine, optimizers, links, loader, run_dir=Path("unused"), **options).run()
+            Executor(spec, method, mine, optimizers, links, loader, run_dir=Path("unused"), **options).run()
         except BaseException as error:
             errors.append(error)
             raise
@@ -138,4 +145,4 @@ def run(
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads)
-    return {block: recorders[block].gradients if block in recorders else [] for block in units}
+    return {block: recorders[block].gradients if block in recorders else [] for block in trainables}

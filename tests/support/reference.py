@@ -32,7 +32,7 @@ class Reference:
 
     losses: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
     accuracy: list[float] = field(default_factory=list)
-    units: dict[int, TrainableBlock] = field(default_factory=dict)
+    trainables: dict[int, TrainableBlock] = field(default_factory=dict)
 
 
 def train(config: Config) -> Reference:
@@ -40,10 +40,12 @@ def train(config: Config) -> Reference:
     torch.set_num_threads(config.runtime.threads)
     source = data.resolve(config)
     plan = Plan.plan(config, source.classes, source.example())
-    result = Reference(units=plan.units(range(len(plan.parameters))))
+    result = Reference(trainables=plan.trainables(range(len(plan.parameters))))
     adams: Adams = {
-        block: [torch.optim.Adam([path], fused=True) for path in unit.paths() if path["params"]]
-        for block, unit in result.units.items()
+        block: [
+            torch.optim.Adam([path], fused=True) for path in trainable.parameter_groups() if path["params"]
+        ]
+        for block, trainable in result.trainables.items()
     }
     size = source.sizes["train"]
     steps_per_epoch = math.ceil(size / config.data.batch_size)
@@ -56,8 +58,8 @@ def train(config: Config) -> Reference:
         for indices in torch.split(loader.permutation(config.run.seed, epoch, size), config.data.batch_size):
             for optimizer in itertools.chain.from_iterable(adams.values()):
                 optimizer.param_groups[0]["lr"] = lr * optimizer.param_groups[0].get("lr_scale", 1.0)
-            for unit in result.units.values():
-                unit.train()
+            for trainable in result.trainables.values():
+                trainable.train()
             if plan.method.local:
                 _local_step(plan, result, adams, step, source.batch("train", epoch, indices))
             else:
@@ -65,7 +67,7 @@ def train(config: Config) -> Reference:
                 parts = [source.batch("train", epoch, indices[a:b]) for a, b in cuts]
                 _end_to_end_step(plan, result, adams, step, parts)
             step += 1
-        result.accuracy.append(evaluate(plan, source, result.units))
+        result.accuracy.append(evaluate(plan, source, result.trainables))
     return result
 
 
@@ -77,10 +79,10 @@ def _local_step(plan: Plan, result: Reference, adams: Adams, step: int, batch: B
     """One block after the other; the gradient of a block ends at its input."""
     labels = batch[1]
     x = plan.method.carry(*batch)
-    for block, unit in result.units.items():
+    for block, trainable in result.trainables.items():
         torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, 0))
-        output = unit(x)
-        terms = unit.losses(x, output, labels)
+        output = trainable(x)
+        terms = trainable.losses(x, output, labels)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         _update(adams[block])
         result.losses[step, block] = {name: term.item() for name, term in terms.items()}
@@ -89,14 +91,17 @@ def _local_step(plan: Plan, result: Reference, adams: Adams, step: int, batch: B
 
 def _end_to_end_step(plan: Plan, result: Reference, adams: Adams, step: int, parts: list[Batch]) -> None:
     """All micro-batches forward through one graph, backward in the order of the schedule, then one update."""
-    units, total = result.units, sum(len(labels) for _, labels in parts)
+    trainables, total = result.trainables, sum(len(labels) for _, labels in parts)
     losses: list[tuple[Tensor, float]] = []
     for m, (x, labels) in enumerate(parts):
-        for block, unit in units.items():
+        for block, trainable in trainables.items():
             torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, m))
-            x = unit(x)
+            x = trainable(x)
         losses.append(
-            (functional.cross_entropy(units[len(units) - 1].predict(x), labels), len(labels) / total)
+            (
+                functional.cross_entropy(trainables[len(trainables) - 1].predict(x), labels),
+                len(labels) / total,
+            )
         )
     order = losses if plan.config.pipeline.schedule == "1f1b" else losses[::-1]
     noted = 0.0
@@ -105,7 +110,7 @@ def _end_to_end_step(plan: Plan, result: Reference, adams: Adams, step: int, par
         noted += weight * loss.item()
     for optimizers in adams.values():
         _update(optimizers)
-    result.losses[step, len(units) - 1] = {"classifier": noted}
+    result.losses[step, len(trainables) - 1] = {"classifier": noted}
 
 
 def _update(optimizers: list[torch.optim.Optimizer]) -> None:
@@ -115,29 +120,29 @@ def _update(optimizers: list[torch.optim.Optimizer]) -> None:
 
 
 @torch.no_grad()
-def evaluate(plan: Plan, source: data.DataSource, units: dict[int, TrainableBlock]) -> float:
+def evaluate(plan: Plan, source: data.DataSource, trainables: dict[int, TrainableBlock]) -> float:
     """Test accuracy: through all blocks, and back through the decoders if the method has some."""
     correct = 0
-    for unit in units.values():
-        unit.eval()
+    for trainable in trainables.values():
+        trainable.eval()
     for indices in torch.split(torch.arange(source.sizes["test"]), plan.config.data.batch_size):
         x, labels = source.batch("test", 0, indices)
         carry = plan.method.carry(x, labels)
-        for unit in units.values():
-            carry = unit(carry)
-        answer = units[len(units) - 1].predict(carry)
+        for trainable in trainables.values():
+            carry = trainable(carry)
+        answer = trainables[len(trainables) - 1].predict(carry)
         if plan.config.run.method == "al":
-            for unit in reversed(units.values()):
-                answer = unit.decode(answer)
+            for trainable in reversed(trainables.values()):
+                answer = trainable.decode(answer)
         correct += int((answer.argmax(1) == labels).sum())
     return correct / source.sizes["test"]
 
 
-def tensors(units: dict[int, TrainableBlock]) -> dict[str, Tensor]:
+def tensors(trainables: dict[int, TrainableBlock]) -> dict[str, Tensor]:
     """Weights under the names of an export."""
     return {
         f"{part}.{block}.{name}": tensor
-        for block, unit in units.items()
-        for part, module in (("blocks", unit.block), ("heads", unit.heads))
+        for block, trainable in trainables.items()
+        for part, module in (("blocks", trainable.block), ("heads", trainable.heads))
         for name, tensor in module.state_dict().items()
     }

@@ -72,13 +72,13 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
     replicas: list[int], one: int, other: int, views: int
 ) -> None:
     layout, lanes = Layout(replicas), Lanes(deque)
-    links = [Neighbours(Lane(seat.rank, lanes), layout, seat) for seat in layout.seats]
+    links = [Neighbours(Lane(worker_id.rank, lanes), layout, worker_id) for worker_id in layout.workers]
     sizes = [max(replicas) + one, max(replicas) + other]
     train, marker = item(*sizes), {"kind": "epoch", "sequence": 4}
     for stage in (0, 1):
         for rank in layout.ranks(stage):
             for m, size in enumerate(sizes):
-                own = part(rows(size, views), size, views, replicas[stage], layout.seats[rank].replica)
+                own = part(rows(size, views), size, views, replicas[stage], layout.workers[rank].replica)
                 links[rank].post(stage + 1, train, m, own)
             links[rank].pass_on(marker)
         for rank in layout.ranks(stage + 1):
@@ -86,23 +86,27 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
             assert first is not None
             assert (first.item, first.micro_batch) == (train, 0)
             for m, size in enumerate(sizes):
-                wanted = part(rows(size, views), size, views, replicas[stage + 1], layout.seats[rank].replica)
+                wanted = part(
+                    rows(size, views), size, views, replicas[stage + 1], layout.workers[rank].replica
+                )
                 assert equal(links[rank].receive(stage, train, m, first if m == 0 else None), wanted)
             assert links[rank].next().item == marker
     for m, size in enumerate(sizes):  # and back
         for rank in layout.ranks(2):
             links[rank].post(
-                1, train, m, part(rows(size, views), size, views, replicas[2], layout.seats[rank].replica)
+                1, train, m, part(rows(size, views), size, views, replicas[2], layout.workers[rank].replica)
             )
         for rank in layout.ranks(1):
-            wanted = part(rows(size, views), size, views, replicas[1], layout.seats[rank].replica)
+            wanted = part(rows(size, views), size, views, replicas[1], layout.workers[rank].replica)
             assert equal(links[rank].receive(2, train, m), wanted)
     assert not any(lanes.values()), "a message was not received"
 
 
 def test_one_worker_a_stage_gets_the_very_tensors() -> None:
     layout, lanes = Layout([1, 1]), Lanes(deque)
-    first, second = (Neighbours(Lane(seat.rank, lanes), layout, seat) for seat in layout.seats)
+    first, second = (
+        Neighbours(Lane(worker_id.rank, lanes), layout, worker_id) for worker_id in layout.workers
+    )
     sent: Tensor = torch.ones(3, 2)
     first.post(1, item(3), 0, (sent, sent))
     assert second.receive(0, item(3), 0)[0] is sent

@@ -38,7 +38,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(SIZE, 3, 6, 6, generator=generator), torch.tensor([0, 1, 0, 2, 1, 0, 2, 1])
 
 
-def unit(loss: str) -> LocalUnit:
+def trainable(loss: str) -> LocalUnit:
     """A block with BatchNorm in it and in its projector."""
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
@@ -49,13 +49,13 @@ def unit(loss: str) -> LocalUnit:
 
 def step(loss: str, replicas: Replicas | None, begin: int, end: int) -> dict[str, Any]:
     """Loss, gradients and running averages after one step on these samples."""
-    one, (x, y) = unit(loss), batch()
+    one, (x, y) = trainable(loss), batch()
     if replicas is not None:
         replicas.share_statistics(one)
-    seen, labels = one.seen(x[begin:end], one(x[begin:end])), y[begin:end]
+    seen, labels = one.embed(x[begin:end], one(x[begin:end])), y[begin:end]
     if replicas is not None:
         seen, labels = replicas.gather(seen, labels, SIZE)
-    total = torch.stack(list(one.terms(seen, labels).values())).sum()
+    total = torch.stack(list(one.loss_terms(seen, labels).values())).sum()
     torch.autograd.backward(total)
     if replicas is not None:
         replicas.sum_gradients(one.parameters()).finish()
@@ -94,15 +94,15 @@ def partly_used(replicas: Replicas, replica: int) -> list[Tensor | None]:
 def worker(rank: int, port: int, results: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    layout, meter = Layout([REPLICAS]), PhaseTimer()
-    seat = layout.seats[rank]
-    replicas = Replicas.join(layout, seat, [{"host": "here", "device": "cpu"}] * REPLICAS, meter, 60)
+    layout, timer = Layout([REPLICAS]), PhaseTimer()
+    worker_id = layout.workers[rank]
+    replicas = Replicas.join(layout, worker_id, [{"host": "here", "device": "cpu"}] * REPLICAS, timer, 60)
     assert replicas is not None
-    begin, end = share(SIZE, REPLICAS, seat.replica)
+    begin, end = share(SIZE, REPLICAS, worker_id.replica)
     found: dict[str, Any] = {loss: step(loss, replicas, begin, end) for loss in LOSSES}
     found |= {f"norm {momentum}": norm(replicas, momentum, begin, end) for momentum in (0.1, None)}
     found["partly used"] = partly_used(replicas, rank)
-    found["waited"] = meter.stats()["waiting"] > 0 and meter.phase == "starting"
+    found["waited"] = timer.stats()["waiting"] > 0 and timer.phase == "starting"
     # As arrays: a tensor would need its process to stay alive.
     results.put((rank, pytree.tree_map_only(Tensor, lambda tensor: tensor.numpy(), found)))
     if rank == 2:
@@ -193,5 +193,5 @@ def test_a_dead_replica_ends_the_wait_of_the_others(found: list[tuple[int, Any]]
 
 def test_a_stage_of_one_worker_has_no_replicas() -> None:
     layout = Layout([1, 1])
-    assert Replicas.join(layout, layout.seats[0], [], PhaseTimer(), 1) is None
+    assert Replicas.join(layout, layout.workers[0], [], PhaseTimer(), 1) is None
     assert not dist.is_initialized()
