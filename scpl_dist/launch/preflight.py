@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run.config import Config
@@ -12,9 +12,10 @@ from scpl_dist.run.network import resolve
 
 if TYPE_CHECKING:
     from scpl_dist.data import DataSource
+    from scpl_dist.plan.plan import Plan
 
 
-def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Any:
+def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
     """Find the user's mistakes before any process starts, and decide what is decided once for all processes.
 
     Args:

@@ -186,7 +186,7 @@ def test_a_checkpoint_needs_one_part_of_each_stage_and_the_marker_to_have_passed
 
 
 @pytest.mark.parametrize(
-    ("seat", "changes", "reason"),
+    ("worker_id", "changes", "reason"),
     [
         ((2, 1), {"stage": 1, "replica": 1}, "stage 1 replica 1 does not exist"),
         ((2, 1), {"replica": 0}, "stage 2 is taken by rank 2"),

@@ -44,7 +44,7 @@ FILES = {
 
 def package(name: str) -> str:
     """Such as "worker" of "scpl_dist.worker.timer"."""
-    return (name.split(".") + [""])[1]
+    return [*name.split("."), ""][1]
 
 
 IMPORTS = {name: imports(path) for name, path in FILES.items()}

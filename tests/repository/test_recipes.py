@@ -25,7 +25,7 @@ def test_a_dry_run_accepts_the_recipe_without_data(name: str, tmp_path: Path) ->
     plan = preflight(config, absent=missing.append)
     assert len(missing) == 1
     assert re.search("data.root = .*(missing|there is no)", missing[0])
-    assert len(plan.places) == 4
+    assert len(plan.specs) == 4
     assert plan.head_parameters[-1] > 0
 
 

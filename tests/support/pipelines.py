@@ -128,7 +128,7 @@ def run(
         options: dict[str, Any] = {
             "seed": 0,
             "device": torch.device("cpu"),
-            "meter": PhaseTimer(),
+            "timer": PhaseTimer(),
             "report": done.append,
         }
         try:
