@@ -55,9 +55,8 @@ def train(
         ValueError: a setting, the blocks or the data cannot be used; nothing was started.
         RunFailed: the run failed or was stopped.
     """
-    from scpl_dist.launch import local, preflight
+    from scpl_dist.launch import local
     from scpl_dist.run import config, imports
-    from scpl_dist.storage.run_folder import RunFolder
 
     values: dict[str, Any] = dict(settings or {})
     if blocks is not None:
@@ -66,9 +65,7 @@ def train(
         values["data.name"] = data if isinstance(data, str) else imports.name_of(data)
     values.setdefault("metrics.port", 0)
     configuration = config.load(values=values)
-    configuration = preflight.preflight(configuration).config
-    folder = RunFolder.create(run_dir, configuration)
-    code = local.launch(configuration, folder)
+    code, folder = local.train(configuration, run_dir)
     if code != 0:
         raise RunFailed(code, folder.read("exit.json") or {})
     return {**(folder.read("result.json") or {}), "run_dir": str(folder.path)}

@@ -10,10 +10,11 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from scpl_dist.launch.child import leave as _leave
 from scpl_dist.run import config as configuration
 
 app = typer.Typer(
@@ -53,23 +54,25 @@ def train(
 ) -> None:
     """Train on this machine, one process a stage."""
     from scpl_dist.storage.resume import require_same_model
-    from scpl_dist.storage.run_folder import RunFolder
 
     if resume != "never":
         config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
     if resume == "auto" and run_dir is not None:
         require_same_model(settings, run_dir)
-    from scpl_dist.launch import local, preflight  # torch comes with them: a mistyped key is answered before
-
-    plan = preflight.preflight(settings, absent=_without_data if dry_run else None)
-    settings = plan.config
     if dry_run:
-        print(settings.to_toml())
+        from scpl_dist.launch.preflight import (
+            preflight,  # torch comes with it: a mistyped key is answered before
+        )
+
+        plan = preflight(settings, absent=_without_data)
+        print(plan.config.to_toml())
         print(plan.table())
         return
-    folder = RunFolder.create(run_dir, settings, resume=resume != "never")
-    _leave(local.launch(settings, folder, resume))
+    from scpl_dist.launch import local
+
+    code, _ = local.train(settings, run_dir, resume)
+    _leave(code)
 
 
 @app.command()
@@ -190,17 +193,16 @@ def worker(
         str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")
     ] = None,
     no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Rank 0 starts none.")] = False,
-    log_to_folder: Annotated[bool, typer.Option("--log-to-folder", help="Write output to RUN/log.")] = False,
     resume: Resume = "never",
 ) -> None:
-    """Be the stage of this rank; started by torchrun or by the local launcher. Rank 0 starts the coordinator."""
+    """Be the stage of this rank; started by torchrun. Rank 0 starts the coordinator."""
     # While a worker loads, SIGINT ends it as SIGTERM does: an exit code would look like a failure to the coordinator.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings = configuration.load(config, override or [])
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer's ordinary end is worth no warning
     from scpl_dist.launch import rank
 
-    _leave(rank.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))
+    _leave(rank.main(settings, run_dir, control, not no_coordinator, resume))
 
 
 @app.command()
@@ -211,7 +213,7 @@ def coordinator(
     from scpl_dist.coordinator import service
 
     settings = configuration.load(config, override or [])
-    _leave(service.serve(settings, run_dir, resume))
+    _leave(service.alone(settings, run_dir, resume))
 
 
 @app.command()
@@ -303,15 +305,9 @@ def checkpoint_verify(run_dir: RunFolderArgument) -> None:
     _leave(resume.report(run_dir))
 
 
-def _leave(code: int) -> NoReturn:
-    """End at once: no thread or library of a finished run may keep the process, and children die with it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def main() -> None:
     """Entry point."""
+    from scpl_dist.run.errors import PreflightError
     from scpl_dist.storage.checkpoints import CheckpointError
 
     try:
@@ -319,6 +315,6 @@ def main() -> None:
     except ValueError as error:
         print(f"scpl-dist: {error}", file=sys.stderr)
         sys.exit(2)
-    except CheckpointError as error:
+    except (CheckpointError, PreflightError) as error:
         print(f"scpl-dist: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The coordinator's process: ``python -m scpl_dist.coordinator.service CONFIG --run-dir DIR --generation ID``.
+"""The coordinator's process.
 
     workers --ROUTER--.                        .-- messages to workers
     launcher --stdin--+-> events -> Coordinator -> commands -+-- run folder, checkpoints
@@ -10,7 +10,6 @@ imports no torch, and nothing here waits for a peer.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
@@ -22,6 +21,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -79,7 +79,7 @@ class Service:
         generation: unique name of this start.
         resume: "never", "auto" or a folder, see `scpl_dist.storage.resume.choose`.
         restarts: earlier starts of this run by what ended them.
-        launcher: whether a launcher is at the other end of standard input.
+        launched: whether a launcher is at the other end of standard input.
         may_restart: whether the launcher may start the run again after a failure.
 
     Raises:
@@ -93,7 +93,7 @@ class Service:
         generation: str,
         resume: str = "never",
         restarts: Counter[str] | None = None,
-        launcher: bool = False,
+        launched: bool = False,
         may_restart: bool = False,
     ) -> None:
         self.config = config
@@ -116,7 +116,7 @@ class Service:
         )
         self._lock = threading.Lock()
         self._signals: deque[int] = deque()
-        self._launcher = Launcher(sys.stdin.fileno()) if launcher else None
+        self._launcher = Launcher(0) if launched else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         allowed = keys.load_server(config.control.keys)
         self._router, self.control, self._gate = router(
@@ -318,16 +318,10 @@ class Service:
         return outcome.code
 
 
-def serve(config: Config, run_dir: Path | None, resume: str) -> int:
+def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     """Run the service on its own, without a launcher: the workers come when they come.
 
-    Args:
-        config: the run; with ``control.port = 0`` the port is the one that workers expect.
-        run_dir: run folder; None makes one.
-        resume: "never", "auto" or a folder.
-
-    Returns:
-        The exit code of the run.
+    With ``control.port = 0`` the port is the one that workers expect. Returns the exit code of the run.
 
     Raises:
         ValueError: the folder cannot be used.
@@ -335,46 +329,40 @@ def serve(config: Config, run_dir: Path | None, resume: str) -> int:
     fixed = config.model_copy(update={"control": config.control.fixed()})
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
     folder.remove("run.json", "exit.json", "result.json")
-    command = [str(folder.path / "config.toml"), "--run-dir", str(folder.path)]
-    return main([*command, "--generation", uuid.uuid4().hex, "--resume", resume])
+    return serve(str(folder.path), uuid.uuid4().hex, resume)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the service; returns the exit code of the run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scpl_dist.coordinator.service", description="The coordinator of a run."
-    )
-    parser.add_argument("config", type=Path, help="TOML file of the run")
-    parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--generation", required=True, help="unique name of this start of the run")
-    parser.add_argument("--resume", default="never", help="never, auto, or a checkpoint's or run's folder")
-    parser.add_argument("--restarted", action="append", default=[], help="what ended an earlier start")
-    parser.add_argument("--launcher", action="store_true", help="a launcher speaks on standard input")
-    parser.add_argument("--may-restart", action="store_true", help="the launcher may start the run again")
-    options = parser.parse_args(arguments)
+def serve(
+    run_dir: str,
+    generation: str,
+    resume: str = "never",
+    restarted: Sequence[str] = (),
+    launched: bool = False,
+    may_restart: bool = False,
+) -> int:
+    """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration.
+
+    Args:
+        run_dir: the run's folder.
+        generation: unique name of this start of the run.
+        resume: "never", "auto" or the folder of a checkpoint or run.
+        restarted: what ended each earlier start of this run.
+        launched: whether a launcher is at the other end of standard input.
+        may_restart: whether the launcher may start the run again after a failure.
+
+    Returns:
+        The exit code of the run.
+    """
     try:
-        config = configuration.load(options.config)
-        folder = RunFolder(options.run_dir)
-        restarts = Counter(options.restarted)
-        service = Service(
-            config,
-            folder,
-            options.generation,
-            options.resume,
-            restarts,
-            options.launcher,
-            options.may_restart,
-        )
+        config = configuration.load(Path(run_dir, "config.toml"))
+        folder = RunFolder(Path(run_dir))
+        service = Service(config, folder, generation, resume, Counter(restarted), launched, may_restart)
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         code, cause = (1, "checkpoint") if isinstance(error, CheckpointError) else (2, "config")
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
-            RunFolder(options.run_dir).fail(code, str(error), cause)
+            RunFolder(Path(run_dir)).fail(code, str(error), cause)
         return code
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, service.on_signal)
     return service.run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

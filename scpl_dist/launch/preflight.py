@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run.config import Config
@@ -59,6 +62,21 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     _check_port("metrics", config.metrics.host, config.metrics.port)
     _check_port("control", config.control.host, config.control.port)
     return assembly
+
+
+def answer(config: dict[str, Any]) -> int:
+    """`preflight` in a process of its own; the answer goes to standard input, which is a socket of the launcher."""
+    try:
+        found: dict[str, Any] = {
+            "config": preflight(Config.model_validate(config)).config.model_dump(mode="json")
+        }
+    except ValueError as error:
+        found = {"mistake": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        found = {"raised": f"{type(error).__name__}: {error}"}
+    os.write(0, json.dumps(found).encode())
+    return 0
 
 
 def _measured(config: Config, source: DataSource) -> Config:

@@ -19,7 +19,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Aborted", "Message", "PeerLost", "Transport"]
+__all__ = ["Envelope", "Store", "Transport"]
+
+
+Store = Any
+"""A `torch.distributed.Store`, which torch exports without a type."""
 
 
 @dataclass(slots=True)
@@ -56,8 +60,8 @@ class Transport(ABC):
         self._ended: Exception | None = None
 
     @abstractmethod
-    def connect(self) -> None:
-        """Join the neighbours; returns when messages can be posted."""
+    def connect(self, store: Store) -> None:
+        """Join the other workers by their common store; returns when messages can be posted."""
 
     @abstractmethod
     def post(self, target: int, message: Envelope) -> None:

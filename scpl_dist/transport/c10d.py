@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scpl_dist.run.errors import Aborted, PeerLost
-from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.parcel import Parcel, open_parcel, pack
 from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
 
@@ -79,10 +79,10 @@ class C10dTransport(Transport):
         self._arrived: dict[int, deque[tuple[Envelope, Any]]] = {}
         self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, Parcel | None, Any]]] = {}
 
-    def connect(self) -> None:
+    def connect(self, store: Store) -> None:
         """Join all workers."""
         limit = timedelta(seconds=self.timeout_s)
-        dist.init_process_group("gloo", rank=self.rank, world_size=self.world, timeout=limit)
+        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world, timeout=limit)
         groups: dict[tuple[int, int], Any] = {}
         if self.backend == "nccl":
             for one, other in self.links:  # all processes make all groups, in the same order

@@ -22,7 +22,8 @@ from torch.futures import Future
 from torch.utils import _pytree as pytree
 
 from scpl_dist.run.errors import Aborted, PeerLost
-from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport import Envelope, Store, Transport
+from scpl_dist.transport.rendezvous import offer
 from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
 
 # Two neighbours deliver and two answer at a time; more threads only fight for the interpreter lock.
@@ -87,7 +88,7 @@ class RpcTransport(Transport):
         self._taken: dict[int, int] = {}
         self._posted: dict[int, int] = {}
 
-    def connect(self) -> None:
+    def connect(self, store: Store) -> None:
         """Join all workers. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
         global _transport
         _transport = self
@@ -96,6 +97,7 @@ class RpcTransport(Transport):
             # Not "shm": its thread polls without a pause and takes the processor from the stages of the same host.
             # Large tensors of a host still go from memory to memory, through the channel "cma".
             _transports=["uv"],
+            init_method=offer(store, self.rank, self.world),
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
         if self.device.type == "cuda":

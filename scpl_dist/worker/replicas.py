@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from scpl_dist.methods.batchnorm import shared
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
+from scpl_dist.transport import Store
 from scpl_dist.worker.timer import PhaseTimer
 
 # The control plane ends a wait, by ending the process; a slow replica is no error.
@@ -60,6 +61,7 @@ class Replicas:
         worker_id: WorkerId,
         endpoints: Sequence[Mapping[str, Any]],
         timer: PhaseTimer,
+        store: Store,
         timeout_s: float,
     ) -> Replicas | None:
         """Make the groups of all stages; every worker of the run has to call this, after its transport is connected.
@@ -69,6 +71,7 @@ class Replicas:
             seat: this one.
             endpoints: of all workers, with "host" and "device".
             meter: told of waits.
+            store: of all workers.
             timeout_s: limit for meeting the others, in seconds.
 
         Returns:
@@ -78,7 +81,9 @@ class Replicas:
             return None
         if not dist.is_initialized():
             limit = timedelta(seconds=timeout_s)
-            dist.init_process_group("gloo", rank=worker_id.rank, world_size=layout.world, timeout=limit)
+            dist.init_process_group(
+                "gloo", store=store, rank=worker_id.rank, world_size=layout.world, timeout=limit
+            )
         own = None
         for stage in range(layout.stages):
             ranks = layout.ranks(stage)

@@ -45,9 +45,10 @@ from scpl_dist.run.faults import Trap
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
-from scpl_dist.transport import Transport
+from scpl_dist.transport import Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
+from scpl_dist.transport.rendezvous import Rendezvous
 from scpl_dist.transport.select import connectable
 from scpl_dist.worker.executor import Executor, peak_memory
 from scpl_dist.worker.replicas import Replicas
@@ -114,6 +115,7 @@ class Worker:
             self._problem = SetupError(str(error))
             interface, address = network.loopback(), "127.0.0.1"
         self._reachability = ReachabilityCheck(address, interface, self.name, str(self.device))
+        self._rendezvous = Rendezvous(address)
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -196,8 +198,9 @@ class Worker:
             folder = Path(start["restore"]["folder"])
             for index, trainable in trainables.items():
                 restore(trainable, optimizers[index], read_part(folder, index, self.device))
-        transport = self._connected(start)
-        replicas = self._replicas(start, trainables)
+        store = self._rendezvous.join(self.worker_id.rank, start["endpoints"], self.config.runtime.timeout_s)
+        transport = self._connected(start, store)
+        replicas = self._replicas(start, store, trainables)
         if source is not None:
             seed, threads = self.config.run.seed, self.config.data.workers
             self._loader = Loader(source, seed, threads, self.worker_id.replica, self.worker_id.replicas)
@@ -231,7 +234,7 @@ class Worker:
         channel.send({"type": "left"})
         self._expect("close")
 
-    def _connected(self, start: dict[str, Any]) -> Transport:
+    def _connected(self, start: dict[str, Any], store: Store) -> Transport:
         try:
             transport = connectable(
                 self.config, self.worker_id.rank, start["generation"], self.device, start["endpoints"]
@@ -239,13 +242,15 @@ class Worker:
         except ValueError as error:
             raise SetupError(str(error)) from None
         if self.layout.world > 1:
-            transport.connect()
+            transport.connect(store)
         self._transport = transport
         return transport
 
-    def _replicas(self, start: dict[str, Any], trainables: dict[int, TrainableBlock]) -> Replicas | None:
+    def _replicas(
+        self, start: dict[str, Any], store: Store, trainables: dict[int, TrainableBlock]
+    ) -> Replicas | None:
         limit = self.config.runtime.first_step_timeout_s
-        replicas = Replicas.join(self.layout, self.worker_id, start["endpoints"], self.timer, limit)
+        replicas = Replicas.join(self.layout, self.worker_id, start["endpoints"], self.timer, store, limit)
         if replicas is not None:
             for trainable in trainables.values():
                 replicas.share_statistics(trainable)
@@ -286,7 +291,7 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": _device_name(self.device),
-            "endpoint": self._reachability.endpoint,
+            "endpoint": self._reachability.endpoint | {"store": self._rendezvous.port},
         }
 
     def _snapshot(self) -> dict[str, Any]:

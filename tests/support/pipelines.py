@@ -22,7 +22,7 @@ from scpl_dist.methods import Method
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.run.layout import Layout
-from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.worker.executor import Executor
 from scpl_dist.worker.timer import PhaseTimer
@@ -38,7 +38,7 @@ class QueueTransport(Transport):
         self.stage = stage
         self.lanes = lanes
 
-    def connect(self) -> None:
+    def connect(self, store: Store) -> None:
         pass
 
     def post(self, target: int, message: Envelope) -> None:

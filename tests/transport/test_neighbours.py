@@ -25,7 +25,7 @@ class Lane(Transport):
         self.rank = rank
         self.lanes = lanes
 
-    def connect(self) -> None:
+    def connect(self, store: object) -> None:
         pass
 
     def post(self, target: int, message: Envelope) -> None:
