@@ -37,6 +37,7 @@ class Children:
 
     Attributes:
         alive: whether processes can still be started.
+        pid: of the server.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Children:
                 env=os.environ | dict(environment),
                 start_new_session=True,  # Ctrl-C reaches the launcher only, which passes it on
             )
+        self.pid = self._server.pid
         threading.Thread(target=self._listen, name="children", daemon=True).start()
 
     def start(self, order: Order, stdin: socket.socket | None = None) -> int:
@@ -80,9 +82,7 @@ class Children:
         except (OSError, queue.Empty):
             pid = -1
         if pid < 0:
-            raise RuntimeError(
-                f"the server that starts the processes of the run (pid {self._server.pid}) is gone"
-            )
+            raise RuntimeError(f"the server that starts the processes of the run (pid {self.pid}) is gone")
         return pid
 
     def call(self, order: Order) -> Any:
@@ -145,9 +145,18 @@ class Children:
         """The server is gone: most children died with it, and whoever has not gets a moment."""
         deadline = time.monotonic() + _ALONE_S
         for pid in list(self._living):
-            while psutil.pid_exists(pid) and time.monotonic() < deadline:
+            while lives(pid) and time.monotonic() < deadline:
                 time.sleep(0.05)
             self.send([pid], signal.SIGKILL)
             with self._lock:
                 self._living.discard(pid)
             self._ended(pid, -signal.SIGKILL)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for has."""
+    try:
+        status: str = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return False
+    return status != psutil.STATUS_ZOMBIE

@@ -71,8 +71,7 @@ class Launcher:
         threads = str(self._config.runtime.threads)
         interface = self._config.runtime.interface or loopback()
         environment = dict.fromkeys(VARIABLES, interface)
-        # A library that starts threads when it is imported would make a fork unsafe.
-        environment |= {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+        environment["OMP_NUM_THREADS"] = threads
         environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # a peer's ordinary end is worth no warning
         return Children("scpl-dist: server", environment, self._on_exit)
 

@@ -135,6 +135,8 @@ def main() -> None:
     descriptor, title, *path = sys.argv[1:]
     setproctitle.setproctitle(title)
     sys.path += [entry for entry in path if entry not in sys.path]
+    # numpy's linear algebra would start threads when it is imported, and a fork would not be safe.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     gc.disable()
     if sys.platform.startswith("linux"):
         for name in FIRST:
