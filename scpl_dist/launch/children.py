@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ from scpl_dist.launch.child import Order
 # Seconds that the server may take to import torch, on a slow disk, and to start a process.
 _START_S = 120.0
 # Seconds that the coordinator may take to end by itself after the server was killed.
-_ALONE_S = 10.0
+_ALONE_S = 5.0
 
 
 class Children:
@@ -112,7 +113,8 @@ class Children:
 
     def close(self) -> None:
         """End the server, and with it everything that it has started."""
-        self._socket.close()
+        with contextlib.suppress(OSError):  # it has ended already
+            self._socket.shutdown(socket.SHUT_RDWR)
         try:
             self._server.wait(_ALONE_S)
         except subprocess.TimeoutExpired:
@@ -156,7 +158,7 @@ class Children:
 def lives(pid: int) -> bool:
     """Whether a process has not ended; one that nobody has waited for has."""
     try:
-        status: str = psutil.Process(pid).status()
+        status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return False
-    return status != psutil.STATUS_ZOMBIE
+    return bool(status != psutil.STATUS_ZOMBIE)
