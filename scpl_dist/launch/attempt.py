@@ -102,7 +102,9 @@ class Attempt:
             self._supervise()
         finally:
             self._kill_rest()
-        return self._conclude()
+        end = self._conclude()
+        self._coordinator.close()
+        return end
 
     def _waiting(self) -> bool:
         """Whether the coordinator still starts; meanwhile events are passed on to it."""

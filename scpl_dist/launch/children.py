@@ -65,7 +65,8 @@ class Children:
                 start_new_session=True,  # Ctrl-C reaches the launcher only, which passes it on
             )
         self.pid = self._server.pid
-        threading.Thread(target=self._listen, name="children", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="children", daemon=True)
+        self._thread.start()
 
     def start(self, order: Order, stdin: socket.socket | None = None) -> int:
         """Start a process; returns its process id.
@@ -120,6 +121,8 @@ class Children:
         except subprocess.TimeoutExpired:
             self._server.kill()
             self._server.wait()
+        self._thread.join()
+        self._socket.close()
 
     def _listen(self) -> None:
         try:

@@ -74,3 +74,7 @@ class CoordinatorProcess:
             self._ours.sendall(json.dumps(event).encode() + b"\n")
         except OSError:
             pass  # it has ended, which is an event of its own
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._ours.close()

@@ -101,6 +101,7 @@ def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         process.kill()
         ended = 0
+    coordinator.close()
     if folder.read("exit.json") is None:
         folder.fail(1, "the coordinator did not finish the run")
     reason = (folder.read("exit.json") or {}).get("reason", "")
