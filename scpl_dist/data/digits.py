@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from scpl_dist.data.source import ImageSource
-from scpl_dist.data.splits import stratified
+from scpl_dist.data.images import ImageSource
 from scpl_dist.run.config import Config
 
 MEAN, STD = 0.3055, 0.3192
@@ -18,19 +17,11 @@ MEAN, STD = 0.3055, 0.3192
 
 
 def load(config: Config) -> ImageSource:
-    """10 classes; a fixed stratified split in about 70 % training, 10 % validation and 20 % test."""
+    """10 classes; about 70 % training, 10 % validation and 20 % test."""
     from sklearn.datasets import load_digits  # takes a second, and only stage 0 of a run on digits needs it
 
     table = load_digits()
     images = torch.tensor(table.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
     labels = torch.tensor(table.target, dtype=torch.int64)
-    train, validation, test = stratified(labels, (0.1, 0.2))
-    parts = {
-        "train": (images[train], labels[train]),
-        "validation": (images[validation], labels[validation]),
-        "test": (images[test], labels[test]),
-    }
-    return ImageSource(
-        parts, 10, [MEAN], [STD], augmentation=config.data.augmentation, flip=False, seed=config.run.seed
-    )
+    return ImageSource(config, {"train": (images, labels)}, 10, [MEAN], [STD], flip=False)

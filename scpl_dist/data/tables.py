@@ -13,10 +13,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from scpl_dist.data.text import Row, TextSource
+from scpl_dist.run.config import Config
+
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Kinds of tables, by their file's extension."""
 
-Row = tuple[str, str]
+_PARTS = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
+
+
+def load(
+    config: Config,
+    length: int = 200,
+    vocabulary: int | None = None,
+    vectors: str | None = None,
+    validation: float = 0.1,
+) -> TextSource:
+    """``data.root`` is one table, or a folder with ``train``, ``test`` and perhaps ``validation`` tables.
+
+    Without a validation table `validation` of the training texts become that part, without a test table a fifth; see
+    `TextSource` for the other arguments.
+
+    Raises:
+        ValueError: a file or column is missing, or a row is not usable.
+    """
+    root = Path(config.data.root)
+    files: dict[str, Path | None] = {"train": root}
+    if root.is_dir():
+        files = {split: find(root, names) for split, names in _PARTS.items()}
+    if files["train"] is None:
+        raise ValueError(
+            f"data.root = {config.data.root!r}: has no train table; name it train with one of the extensions "
+            f"{', '.join(EXTENSIONS)}, or set data.root to the file"
+        )
+    columns = [config.data.text_column], config.data.label_column
+    parts = {split: read_table(path, *columns) for split, path in files.items() if path is not None}
+    return TextSource(config, parts, length, vocabulary, vectors, validation)
 
 
 def find(folder: Path, names: Sequence[str]) -> Path | None:
@@ -25,7 +57,7 @@ def find(folder: Path, names: Sequence[str]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read(
+def read_table(
     path: Path,
     text_columns: Sequence[str],
     label_column: str,

@@ -1,16 +1,11 @@
-"""From text to word numbers: cleaning, the vocabulary of a training part, and word vectors.
-
-Cleaning and vocabulary are those of the published code (arXiv 2602.00062). Its word vectors were off by two:
-they were stacked in the order in which words had been counted, while the first two numbers belong to padding
-and to unknown words. `read_vectors` puts each vector where its word is; ``legacy=True`` keeps the old order.
-"""
+"""From text to word numbers: cleaning and vocabulary of the published code (arXiv 2602.00062), and word vectors."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,19 +50,13 @@ class Vocabulary:
         return [self.numbers.get(word, UNKNOWN) for word in words]
 
 
-def read_vectors(
-    path: Path, vocabulary: Vocabulary, initial: torch.Tensor, legacy: bool = False
-) -> torch.Tensor:
+def read_vectors(path: Path, rows: Mapping[str, int], initial: torch.Tensor) -> torch.Tensor:
     """Word vectors in the text format of GloVe and fastText for the words of a vocabulary.
 
     Args:
         path: file with a word and its numbers in each line; a first line with two numbers is skipped.
-        vocabulary: the words.
-        initial: ``(V, D)``, V at least the size of the vocabulary; words without a vector keep theirs.
-        legacy: give number k the vector of the word with number k + 2, as the published code does.
-
-    Returns:
-        ``(V, D)`` float32.
+        rows: word -> row of the matrix.
+        initial: ``(V, D)`` float32; rows of words without a vector stay as they are.
 
     Raises:
         ValueError: a line that cannot be read, vectors of another width than D, or no known word at all.
@@ -85,14 +74,14 @@ def read_vectors(
                     "set model.args.width to the width of the vectors"
                 )
             word = " ".join([word, *numbers[:-width]])  # some words have a blank inside
-            number = vocabulary.numbers.get(word)
-            if number is not None:
+            row = rows.get(word)
+            if row is not None:
                 try:
-                    found[number] = [float(value) for value in numbers[-width:]]
+                    found[row] = [float(value) for value in numbers[-width:]]
                 except ValueError:
                     raise ValueError(f"{path}: line {line_number} has something else than numbers") from None
     if not found:
-        raise ValueError(f"{path}: has none of the {len(vocabulary)} words of the training part")
+        raise ValueError(f"{path}: has none of the {len(rows)} words of the training part")
     matrix = initial.clone()
-    matrix[torch.tensor(list(found)) - (2 if legacy else 0)] = torch.tensor(list(found.values()))
+    matrix[torch.tensor(list(found))] = torch.tensor(list(found.values()))
     return matrix

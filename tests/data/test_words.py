@@ -62,16 +62,11 @@ def vectors_file(tmp_path: Path, header: str = "") -> Path:
 def test_each_word_gets_its_own_vector(header: str, vocabulary: Vocabulary, tmp_path: Path) -> None:
     initial = torch.zeros(12, 3)
     initial[5] = torch.tensor([1.0, -1.0, 0.0])
-    matrix = read_vectors(vectors_file(tmp_path, header), vocabulary, initial)
+    matrix = read_vectors(vectors_file(tmp_path, header), vocabulary.numbers, initial)
     assert matrix[2:5].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert torch.equal(matrix[5], initial[5])
     assert not matrix[:2].any()
     assert not matrix[6:].any()
-
-
-def test_legacy_vectors_are_off_by_two_as_published(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    matrix = read_vectors(vectors_file(tmp_path), vocabulary, torch.zeros(12, 3), legacy=True)
-    assert matrix[:3].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +77,8 @@ def test_legacy_vectors_are_off_by_two_as_published(vocabulary: Vocabulary, tmp_
         ("2 3\ncat 1 2 3\n", 2, "line 2 has 3 numbers, the embedding is 2 wide"),
         ("dog 4 5 6\ncat 1 2\n", 3, "line 2 has 2 numbers"),
         ("cat 1 x 3\n", 3, "line 1 has something else than numbers"),
-        ("bird 1 2 3\n", 3, "has none of the 6 words"),
-        ("", 3, "has none of the 6 words"),
+        ("bird 1 2 3\n", 3, "has none of the 4 words"),
+        ("", 3, "has none of the 4 words"),
     ],
 )
 def test_unusable_vectors_are_refused(
@@ -92,4 +87,4 @@ def test_unusable_vectors_are_refused(
     path = tmp_path / "vectors.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=says):
-        read_vectors(path, vocabulary, torch.zeros(12, width))
+        read_vectors(path, vocabulary.numbers, torch.zeros(12, width))
