@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from scpl_dist.data.images import ImageSource
 from scpl_dist.run.config import Config
@@ -27,34 +28,28 @@ _PARTS = {"train": ["train"], "validation": ["validation", "valid", "val"], "tes
 def image_folder(
     config: Config,
     size: int | None = None,
-    channels: int = 3,
+    channels: Literal[1, 3] = 3,
     flip: bool = True,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
     validation: float = 0.1,
 ) -> ImageSource:
-    """Any folder with images: ``train/CLASS/*.png``, ``val/...`` and ``test/...``, or just ``CLASS/*.png``.
+    """``data.root`` has ``train/CLASS/*.png``, ``val/...`` and ``test/...``, or just ``CLASS/*.png``.
 
     Without a test folder, "val" is the test part; without any parts, a fifth of the images of each class is.
-    Without a validation part, `validation` of the training images are.
 
     Args:
-        config: the run; ``data.root`` is the folder.
+        config: the run.
         size: height and width to resize and crop to; None takes images as they are, if all have one size.
         channels: 3 for RGB, 1 for grey.
         flip: whether augmentation may mirror the images.
         mean: mean of each channel, or of all channels, for images in [0, 1].
         std: standard deviation likewise.
-        validation: share of the training images.
-
-    Raises:
-        ValueError: no folders or images, a class that only a later part has, images of several sizes.
+        validation: share of the training images that become the validation part, if there is none.
     """
     root = Path(config.data.root)
     if not root.is_dir():
         raise ValueError(f"data.root = {config.data.root!r}: there is no such folder; put the images there")
-    if channels not in (1, 3):
-        raise ValueError(f"data.args: channels = {channels!r}: give 3 for RGB or 1 for grey")
     found = {
         split: next((root / name for name in names if (root / name).is_dir()), None)
         for split, names in _PARTS.items()
@@ -89,7 +84,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def find_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """Image files at any depth in the folders of classes, each with its label: the position of its class in `classes`.
+    """Image files at any depth in the folders of classes, each with its label.
 
     Raises:
         ValueError: a folder that is no class or has no images, or no folder at all.
@@ -116,22 +111,22 @@ def find_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 def image_part(
     samples: Sequence[tuple[Path, int]], size: int | None, channels: int = 3
 ) -> tuple[ImageFiles, torch.Tensor]:
-    """Image files with their labels as a part for `ImageSource`; see `ImageFiles`."""
-    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
-    return ImageFiles([path for path, _ in samples], size, channels), labels
-
-
-class ImageFiles:
-    """Image files that are read like a tensor ``(N, C, H, W)`` of uint8, decoded when first needed.
+    """Image files and their labels as a part for `ImageSource`.
 
     Args:
-        paths: the files.
+        samples: files and labels.
         size: height and width after resizing the shorter side and cropping the centre; None for images as they are.
         channels: 3 for RGB or 1 for grey.
 
     Raises:
         ValueError: with `size` None, images of several sizes, or a file that is no image.
     """
+    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    return ImageFiles([path for path, _ in samples], size, channels), labels
+
+
+class ImageFiles:
+    """Image files that are read like a tensor ``(N, C, H, W)`` of uint8, decoded when first needed."""
 
     def __init__(self, paths: Sequence[Path], size: int | None, channels: int) -> None:
         self._paths = list(paths)
@@ -144,11 +139,6 @@ class ImageFiles:
         self._done = torch.zeros(len(self._paths), dtype=torch.bool)
 
     def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
-        """Images at `indices` (int64, ``(B,)``): ``(B, C, H, W)`` uint8.
-
-        Raises:
-            ValueError: a file that is no image.
-        """
         if len(self._cached) == 0:
             return torch.stack([self._decode(index) for index in indices.tolist()])
         for index in indices[~self._done[indices]].tolist():
@@ -168,23 +158,22 @@ class ImageFiles:
         return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
     def _common_size(self) -> tuple[int, int]:
-        first: tuple[int, int] | None = None
+        """Height and width."""
+        found: dict[tuple[int, int], Path] = {}
         for path in self._paths:
             with _open(path) as image:  # reads the header only
-                first = first or image.size
-                if image.size != first:
-                    raise ValueError(
-                        f"{path} has {image.size[0]}x{image.size[1]} pixels, {self._paths[0]} has "
-                        f"{first[0]}x{first[1]}: set data.args.size to resize all images to one size"
-                    )
-        assert first is not None
-        return first[1], first[0]
+                found.setdefault(image.size, path)
+        sizes = list(found)
+        if len(sizes) > 1:
+            first, odd = (f"{found[size]} has {size[0]}x{size[1]}" for size in sizes[:2])
+            raise ValueError(f"{odd} pixels, {first}: set data.args.size to resize all images to one size")
+        return sizes[0][1], sizes[0][0]
 
 
 def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read as an image: {error}") from None
 
 

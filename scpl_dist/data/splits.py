@@ -85,11 +85,7 @@ def stratified(labels: torch.Tensor, shares: Sequence[float]) -> list[torch.Tens
 
 
 def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
-    """Refuse labels that are no class.
-
-    Raises:
-        ValueError: fewer than two classes, no samples, or a label outside ``0..classes-1``.
-    """
+    """Refuse fewer than two classes, no samples, or a label outside ``0..classes-1``."""
     if classes < 2:
         raise ValueError(f"{where}: has {classes} class, a classifier needs at least 2; check the labels")
     if len(labels) == 0:

@@ -31,9 +31,8 @@ class TextSource(DataSource):
         parts: texts and labels of "train" and perhaps of "validation" and "test"; missing parts are held out of the
             training part. Samples without any word are dropped.
         length: words of a text that are used.
-        vocabulary: largest number of words, padding and unknown words included; None takes what the model
-            takes.
-        vectors: file with word vectors (see `scpl_dist.data.words.read_vectors`), or None.
+        vocabulary: largest number of words, padding and unknown words included; None takes what the model takes.
+        vectors: file with word vectors in the text format of GloVe and fastText, or None.
         validation: share of the training part that becomes the validation part, if there is none.
         words_of: makes words of a text.
         counted: parts whose words make the vocabulary.
@@ -64,13 +63,12 @@ class TextSource(DataSource):
         texts: dict[str, list[list[str]]] = {}
         labels: dict[str, torch.Tensor] = {}
         for split, rows in parts.items():
-            samples = [
-                (words, number)
-                for (text, _), number in zip(rows, _numbers(rows, self.names, split), strict=True)
-                if (words := words_of(text)[:length])
-            ]
-            texts[split] = [words for words, _ in samples]
-            labels[split] = torch.tensor([number for _, number in samples], dtype=torch.int64)
+            cleaned = [words_of(text)[:length] for text, _ in rows]
+            numbers = _numbers(rows, self.names, split)
+            texts[split] = [words for words in cleaned if words]
+            labels[split] = torch.tensor(
+                [number for words, number in zip(cleaned, numbers, strict=True) if words], dtype=torch.int64
+            )
         self._parts = complete(labels, self.classes, f"data.root = {config.data.root!r}", validation)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
         self.vocabulary = Vocabulary(self._words(texts, counted), _limit(config, vocabulary))
@@ -126,16 +124,15 @@ def _check_arguments(config: Config, length: int, vectors: str | None) -> None:
 
 def _limit(config: Config, vocabulary: int | None) -> int:
     taken = models.argument(config.model.name, config.model.args, "vocabulary")
-    limit = int(taken) if isinstance(taken, int) else None
     if vocabulary is None:
-        return limit or 30000
+        return taken if isinstance(taken, int) else 30000
     if vocabulary < 3:
         raise ValueError(
             f"data.args: vocabulary = {vocabulary}: give at least 3, for padding, unknown and a word"
         )
-    if limit is not None and vocabulary > limit:
+    if isinstance(taken, int) and vocabulary > taken:
         raise ValueError(
-            f"data.args: vocabulary = {vocabulary}: the embedding of model.name = {config.model.name!r} has {limit} "
+            f"data.args: vocabulary = {vocabulary}: the embedding of model.name = {config.model.name!r} has {taken} "
             f"words; set model.args.vocabulary = {vocabulary}"
         )
     return vocabulary

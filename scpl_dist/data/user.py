@@ -22,11 +22,7 @@ from scpl_dist.run.imports import bind
 
 
 def load(config: Config, function: Callable[..., Any]) -> ItemSource:
-    """Call the function that ``data.name`` means and wrap what it returns.
-
-    Raises:
-        ValueError: the function cannot be called, or returns something else than data sets.
-    """
+    """Call the function that ``data.name`` means and wrap what it returns."""
     name, root = config.data.name, config.data.root
     if config.data.augmentation == "strong":
         raise ValueError(
@@ -40,17 +36,10 @@ def load(config: Config, function: Callable[..., Any]) -> ItemSource:
 
 
 class ItemSource(DataSource):
-    """Map-style data sets, collated batch by batch.
+    """Map-style data sets (train, validation and test, or train and test), collated batch by batch.
 
     Shapes and labels are checked at once if a data set has no ``targets``; otherwise shapes are checked as batches
     are made.
-
-    Args:
-        name: the data set, for messages.
-        datasets: train, validation and test, or train and test.
-
-    Raises:
-        ValueError: no length, no samples, labels that are no class, inputs of different shapes.
     """
 
     def __init__(self, name: str, datasets: list[Any]) -> None:
@@ -69,11 +58,7 @@ class ItemSource(DataSource):
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """See `DataSource.batch`.
-
-        Raises:
-            ValueError: inputs of different shapes, or a label that is no class; names the sample.
-        """
+        """See `DataSource.batch`; inputs of different shapes and a label that is no class are named and refused."""
         part = self._parts[split]
         chosen = part.positions[indices]
         dataset = self._datasets[part.stored]

@@ -28,9 +28,7 @@ def clean(text: str, keep_stop_words: bool = False) -> list[str]:
 class Vocabulary:
     """Numbers of the most frequent words: 0 is padding, 1 an unknown word, 2 the most frequent word.
 
-    Args:
-        texts: words of each text of the training part; equally frequent words keep the order they come in.
-        size: largest number of entries, padding and unknown included.
+    Equally frequent words keep the order they come in; `size` includes padding and unknown words.
     """
 
     def __init__(self, texts: Iterable[Sequence[str]], size: int) -> None:
@@ -42,21 +40,16 @@ class Vocabulary:
         }
 
     def __len__(self) -> int:
-        """Number of entries, padding and unknown included."""
         return len(self.numbers) + 2
 
     def encode(self, words: Sequence[str]) -> list[int]:
-        """Numbers of words."""
         return [self.numbers.get(word, UNKNOWN) for word in words]
 
 
 def read_vectors(path: Path, rows: Mapping[str, int], initial: torch.Tensor) -> torch.Tensor:
-    """Word vectors in the text format of GloVe and fastText for the words of a vocabulary.
+    """`initial` ``(V, D)`` with the vectors of a file in `rows`: word -> row; the others stay.
 
-    Args:
-        path: file with a word and its numbers in each line; a first line with two numbers is skipped.
-        rows: word -> row of the matrix.
-        initial: ``(V, D)`` float32; rows of words without a vector stay as they are.
+    A line has a word and its numbers; a first line with two numbers (fastText) is skipped.
 
     Raises:
         ValueError: a line that cannot be read, vectors of another width than D, or no known word at all.

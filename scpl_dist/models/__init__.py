@@ -18,6 +18,6 @@ from __future__ import annotations
 
 from scpl_dist.models.build import MODELS, argument, build, outline, resolve
 from scpl_dist.models.trace import spec, trace
-from scpl_dist.models.vgg import vgg
+from scpl_dist.models.vgg import vgg_blocks
 
-__all__ = ["MODELS", "argument", "build", "outline", "resolve", "spec", "trace", "vgg"]
+__all__ = ["MODELS", "argument", "build", "outline", "resolve", "spec", "trace", "vgg_blocks"]

@@ -18,8 +18,6 @@ from scpl_dist.run.imports import bind, checked
 from scpl_dist.run.registry import Registry
 from scpl_dist.run.seeds import derive
 
-Entry = nn.Module | Callable[[], nn.Module]
-
 MODELS = Registry(
     "models",
     "model.name",
@@ -28,19 +26,8 @@ MODELS = Registry(
 )
 
 
-def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], Sequence[Entry]]:
-    """Find a model by name, without building anything.
-
-    Args:
-        name: ``model.name``.
-        args: ``model.args``, keyword arguments for the model function.
-
-    Returns:
-        A function of the number of classes.
-
-    Raises:
-        ValueError: unknown name, or arguments that the function does not take.
-    """
+def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], Any]:
+    """The model function that ``model.name`` means with ``model.args``: a function of the number of classes."""
     function = MODELS.find(name)
     if ":" not in name:
         function = checked(function, "model.args")
@@ -55,25 +42,19 @@ def build(
     blocks: Sequence[int] | None = None,
     device: str = "cpu",
 ) -> list[nn.Module]:
-    """Build blocks of a model.
+    """The wanted blocks of a model, None for all; entries that are functions are called for these only.
 
-    Args:
-        name: ``model.name``.
-        args: ``model.args``.
-        classes: number of classes of the data.
-        seed: the run's seed.
-        blocks: indices of the blocks wanted, None for all. Entries that are functions are called for these only.
-        device: "cpu", or "meta" for modules without storage, which `trace` needs no memory and no time for.
+    On the device "meta" modules have no storage, and `trace` needs no memory and no time for them.
 
     Raises:
-        ValueError: see `resolve`; the function returns no list of blocks; an index is outside the model.
+        ValueError: unknown name or arguments, or the function returns no list of blocks.
     """
     function = resolve(name, args)
     with torch.device(device):
         with seeded(seed, "weights"):
             entries = _entries(name, function(classes))
         wanted = range(len(entries)) if blocks is None else blocks
-        return [_module(name, entries, index, seed) for index in wanted]
+        return [_module(name, entries[index], index, seed) for index in wanted]
 
 
 def argument(name: str, args: Mapping[str, Any], parameter: str) -> Any:
@@ -85,17 +66,7 @@ def argument(name: str, args: Mapping[str, Any], parameter: str) -> Any:
 def outline(
     name: str, args: Mapping[str, Any], classes: int, example: Any
 ) -> tuple[list[nn.Module], list[Any]]:
-    """All blocks of a model and their output specs, without any weights where the model allows that.
-
-    Args:
-        name: ``model.name``.
-        args: ``model.args``.
-        classes: number of classes of the data.
-        example: input of the first block for 2 samples; only shapes and dtypes are read.
-
-    Returns:
-        The blocks, on "meta" if they can be built there, to count parameters and read preferences; and the
-        output spec of each, see `trace`.
+    """All blocks of a model, on "meta" if they can be built there, and their output specs for the input `example`.
 
     Raises:
         ValueError: see `build` and `trace`.
@@ -108,33 +79,23 @@ def outline(
         return blocks, trace(blocks, example)
 
 
-def _entries(name: str, returned: object) -> list[Entry]:
-    if isinstance(returned, nn.ModuleList | nn.Sequential):
-        returned = list(returned)
-    if not isinstance(returned, Sequence) or not returned:
+def _entries(name: str, returned: object) -> Sequence[Any]:
+    entries = list(returned) if isinstance(returned, nn.ModuleList | nn.Sequential) else returned
+    if not isinstance(entries, Sequence) or not entries:
         raise ValueError(
             f"model.name = {name!r}: returned {type(returned).__name__}, "
             "give a list of at least one nn.Module, or of functions that make one each"
         )
-    for index, entry in enumerate(returned):
-        if not callable(entry):
-            raise ValueError(f"model.name = {name!r}: block {index} is {type(entry).__name__}, not nn.Module")
-    return list(returned)
+    return entries
 
 
-def _module(name: str, entries: Sequence[Entry], index: int, seed: int) -> nn.Module:
-    if not 0 <= index < len(entries):
-        raise ValueError(f"block {index} does not exist: model.name = {name!r} has {len(entries)} blocks")
-    entry = entries[index]
-    if isinstance(entry, nn.Module):
-        return entry
-    with seeded(seed, "weights", index):
-        module = entry()
-    if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"model.name = {name!r}: block {index} is built as {type(module).__name__}, not nn.Module"
-        )
-    return module
+def _module(name: str, entry: Any, index: int, seed: int) -> nn.Module:
+    if callable(entry) and not isinstance(entry, nn.Module):
+        with seeded(seed, "weights", index):
+            entry = entry()
+    if not isinstance(entry, nn.Module):
+        raise ValueError(f"model.name = {name!r}: block {index} is {type(entry).__name__}, not nn.Module")
+    return entry
 
 
 @contextmanager

@@ -26,15 +26,7 @@ _FAMILIES = "ResNet, VGG, VisionTransformer, ConvNeXt, EfficientNet and MobileNe
 
 
 def model_function(name: str) -> Callable[..., list[nn.Module]]:
-    """A model function for a torchvision model.
-
-    Args:
-        name: a name of torchvision, such as ``resnet50``. The function returned takes ``blocks``, see
-            `blocks_of`, and the keyword arguments of torchvision's function of that name.
-
-    Raises:
-        ValueError: torchvision has no such classification model.
-    """
+    """A model function that takes ``blocks``, see `blocks_of`, and the arguments of torchvision's of this name."""
     names = zoo.list_models(module=zoo)
     if name not in names:
         raise ValueError(
@@ -53,14 +45,9 @@ def model_function(name: str) -> Callable[..., list[nn.Module]]:
 
 
 def blocks_of(model: nn.Module, blocks: int | None = None) -> list[nn.Module]:
-    """Cut a torchvision model.
+    """Cut a torchvision model into blocks up to its head, which is the ``predictor`` of the last one.
 
-    Args:
-        model: the whole model.
-        blocks: number of blocks; None takes a block for each resolution of ResNet and VGG, and 4 otherwise.
-
-    Returns:
-        Blocks that lead to the input of the model's head, which is the ``predictor`` of the last one.
+    None takes a block for each resolution of ResNet and VGG, and 4 otherwise.
 
     Raises:
         ValueError: a family that cannot be cut, or another number of blocks than the model has parts for.
@@ -102,17 +89,9 @@ class _LastBlock(nn.Sequential):
 
     def __init__(self, head: nn.Module, *parts: nn.Module) -> None:
         super().__init__(*parts)
-        self.predictor = _Copies(head)
-
-
-class _Copies:
-    """Makes copies of a head: a function keeps it out of the block's parameters."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.head = head
-
-    def __call__(self, classes: int) -> nn.Module:
-        return copy.deepcopy(self.head)
+        self.predictor = lambda classes: copy.deepcopy(
+            head
+        )  # a function keeps it out of the block's parameters
 
 
 class _Patches(nn.Module):

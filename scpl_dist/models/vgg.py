@@ -10,7 +10,7 @@ from torch import nn
 Layers = Sequence[int | str]
 
 
-def vgg(
+def vgg_blocks(
     plan: Sequence[Layers], channels: int, widths: tuple[int, int], predictor: str
 ) -> list[Callable[[], nn.Module]]:
     """A VGG network.
@@ -53,4 +53,4 @@ class _ConvBlock(nn.Sequential):
 def vgg_tiny(classes: int, channels: int = 1) -> list[Callable[[], nn.Module]]:
     """8 convolutions in 4 blocks that cost about the same with their losses, for 16x16 images, 0.3 million weights."""
     plan: list[Layers] = [(16, 16, "M"), (48, 48, "M"), (96, 96), (96, 96)]
-    return vgg(plan, channels, (128, 128), "l")
+    return vgg_blocks(plan, channels, (128, 128), "l")

@@ -123,7 +123,7 @@ def test_an_empty_class_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"channels": 4}, "channels = 4: give 3 for RGB or 1"),
+        ({"channels": 4}, r"data\.args\.channels = 4: input should be 1 or 3"),
         ({"validation": 0.0}, "validation = 0.0: give the share"),
         ({"validation": "x"}, r"data\.args\.validation = 'x': input should be a valid number"),
         ({"mean": [0.5]}, "have 1 values for 3 channels"),
