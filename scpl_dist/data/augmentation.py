@@ -40,12 +40,10 @@ def uniform(seed: int, epoch: int, samples: torch.Tensor) -> torch.Tensor:
 
 
 def views(images: torch.Tensor, numbers: torch.Tensor, kind: str, shift: int, flip: bool) -> torch.Tensor:
-    """The views that a kind of augmentation asks for; for "strong" ``(2N, C, H, W)``: all first ones, then all second.
+    """What a kind of augmentation makes of images: "basic" is shift and flip.
 
-    "basic" is shift and flip, "strong" is two views: basic, and shift, flip and colour.
+    "strong" is ``(2N, C, H, W)``: all first views, which are basic, then all second ones, with shift, flip and colour.
     """
-    if kind == "none":
-        return images
     first = shift_and_flip(images, numbers[:, :3], shift, flip)
     if kind == "basic":
         return first

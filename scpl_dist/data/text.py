@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from scpl_dist import models
 from scpl_dist.data.source import DataSource, Split
 from scpl_dist.data.splits import complete
-from scpl_dist.data.words import PADDING, Vocabulary, clean, read_vectors
+from scpl_dist.data.words import PADDING, clean, encode, number_words, read_vectors
 from scpl_dist.run.config import Config
 
 Row = tuple[str, str]
@@ -39,7 +39,7 @@ class TextSource(DataSource):
 
     Attributes:
         names: the classes, in the order of their labels.
-        vocabulary: the words.
+        vocabulary: word -> number; 0 is padding, 1 an unknown word, 2 the most frequent word.
         vector_rows: word -> row of the embedding that its vector goes to.
 
     Raises:
@@ -71,10 +71,10 @@ class TextSource(DataSource):
             )
         self._parts = complete(labels, self.classes, f"data.root = {config.data.root!r}", validation)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
-        self.vocabulary = Vocabulary(self._words(texts, counted), _limit(config, vocabulary))
-        self.vector_rows: Mapping[str, int] = self.vocabulary.numbers
+        self.vocabulary = number_words(self._words(texts, counted), _limit(config, vocabulary))
+        self.vector_rows: Mapping[str, int] = self.vocabulary
         self._texts = {
-            split: [torch.tensor(self.vocabulary.encode(words)) for words in part]
+            split: [torch.tensor(encode(words, self.vocabulary)) for words in part]
             for split, part in texts.items()
         }
         self._vectors = vectors

@@ -25,25 +25,20 @@ def clean(text: str, keep_stop_words: bool = False) -> list[str]:
     return words if keep_stop_words else [word for word in words if word not in STOP_WORDS]
 
 
-class Vocabulary:
-    """Numbers of the most frequent words: 0 is padding, 1 an unknown word, 2 the most frequent word.
+def number_words(texts: Iterable[Sequence[str]], size: int) -> dict[str, int]:
+    """Numbers of the most frequent words, from 2; `size` includes padding and unknown words.
 
-    Equally frequent words keep the order they come in; `size` includes padding and unknown words.
+    Equally frequent words keep the order they come in.
     """
+    counts: Counter[str] = Counter()
+    for words in texts:
+        counts.update(words)
+    return {word: number for number, (word, _) in enumerate(counts.most_common(size - 2), start=2)}
 
-    def __init__(self, texts: Iterable[Sequence[str]], size: int) -> None:
-        counts: Counter[str] = Counter()
-        for words in texts:
-            counts.update(words)
-        self.numbers = {
-            word: number for number, (word, _) in enumerate(counts.most_common(size - 2), start=2)
-        }
 
-    def __len__(self) -> int:
-        return len(self.numbers) + 2
-
-    def encode(self, words: Sequence[str]) -> list[int]:
-        return [self.numbers.get(word, UNKNOWN) for word in words]
+def encode(words: Sequence[str], vocabulary: Mapping[str, int]) -> list[int]:
+    """Numbers of words."""
+    return [vocabulary.get(word, UNKNOWN) for word in words]
 
 
 def read_vectors(path: Path, rows: Mapping[str, int], initial: torch.Tensor) -> torch.Tensor:

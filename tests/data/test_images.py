@@ -113,6 +113,13 @@ def test_classes_of_later_parts_must_be_known(tmp_path: Path) -> None:
         resolve("image_folder", tmp_path)
 
 
+def test_a_part_without_folders_of_classes_is_refused(tmp_path: Path) -> None:
+    folder(tmp_path, {"train": 10})
+    write_image(tmp_path / "test" / "loose.png", picture(0))
+    with pytest.raises(ValueError, match=r"test: has no folders of classes"):
+        resolve("image_folder", tmp_path)
+
+
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     folder(tmp_path, {"": 10})
     (tmp_path / "dog").mkdir()

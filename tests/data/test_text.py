@@ -49,7 +49,7 @@ def test_words_are_numbered_from_the_training_part_alone(tmp_path: Path) -> None
     write_csv(tmp_path / "validation.csv", [("cat", "a")])
     write_csv(tmp_path / "test.csv", [("cat bird dog", "b")])
     source = resolve_text("csv", tmp_path)
-    assert source.vocabulary.numbers == {"cat": 2, "dog": 3}
+    assert source.vocabulary == {"cat": 2, "dog": 3}
     assert everything(source, "test")[0].tolist() == [[2, 1, 3]]
 
 
@@ -86,8 +86,10 @@ def test_numbers_as_labels_are_sorted_by_value(tmp_path: Path) -> None:
 
 def test_the_vocabulary_fits_the_model(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "all.csv", ROWS)
-    assert len(resolve_text("csv", path, model__args={"vocabulary": 20}).vocabulary) == 20
-    assert len(resolve_text("csv", path, data__args={"vocabulary": 30}).vocabulary) == 30
+    assert len(resolve_text("csv", path, model__args={"vocabulary": 20}).vocabulary) == 18
+    assert (
+        len(resolve_text("csv", path, data__args={"vocabulary": 30}).vocabulary) == 28
+    )  # and padding, unknown
     with pytest.raises(
         ValueError, match=r"vocabulary = 5000: .*lstm_tiny' has 4000 words; set model\.args\.vocabulary"
     ):
@@ -105,8 +107,8 @@ def test_vectors_go_into_the_embedding_and_only_there(tmp_path: Path) -> None:
     first, second = models.build("lstm_tiny", {}, 2, seed=0, blocks=[0, 1])
     source.prepare(first)
     weight = first.get_parameter("vectors.weight")
-    assert weight[source.vocabulary.numbers["common"]].eq(0.5).all()
-    assert weight[source.vocabulary.numbers["number3"]].eq(-1.5).all()
+    assert weight[source.vocabulary["common"]].eq(0.5).all()
+    assert weight[source.vocabulary["number3"]].eq(-1.5).all()
     assert not weight[0].any()
     assert weight.requires_grad
     with pytest.raises(ValueError, match=r"block 0 \(LSTMBlock\) has no embedding"):

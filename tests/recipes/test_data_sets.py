@@ -141,7 +141,7 @@ def test_ag_news_reads_title_and_description(tmp_path: Path) -> None:
     source = resolve_text("ag_news", tmp_path)
     assert source.classes == 4
     assert source.sizes == {"train": 36, "validation": 4, "test": 40}
-    assert len(source.vocabulary) == 2 + 2 * 36  # the title and the text of each training row
+    assert len(source.vocabulary) == 2 * 36  # the title and the text of each training row
 
 
 def test_dbpedia_reads_the_content_only(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_dbpedia_reads_the_content_only(tmp_path: Path) -> None:
         write_csv(tmp_path / "dbpedia_csv" / file, rows, ())
     source = resolve_text("dbpedia_14", tmp_path)
     assert source.classes == 14
-    assert "title" not in source.vocabulary.numbers
+    assert "title" not in source.vocabulary
     assert source.example().shape == (2, 400)
 
 
@@ -160,11 +160,11 @@ def test_imdb_is_split_for_good_and_legacy_keeps_its_mistakes(tmp_path: Path) ->
     source = resolve_text("imdb", tmp_path)
     assert source.sizes == {"train": 70, "validation": 10, "test": 20}
     assert source.names == ["negative", "positive"]
-    assert "this" not in source.vocabulary.numbers
-    assert len(source.vocabulary) == 72
+    assert "this" not in source.vocabulary
+    assert len(source.vocabulary) == 70
     legacy = resolve_text("imdb", tmp_path, data__args={"legacy": True})
-    assert "this" in legacy.vocabulary.numbers
-    assert len(legacy.vocabulary) == 2 + 100 + 3
+    assert "this" in legacy.vocabulary
+    assert len(legacy.vocabulary) == 100 + 3
 
 
 def test_legacy_vectors_are_off_by_two_as_published(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_legacy_vectors_are_off_by_two_as_published(tmp_path: Path) -> None:
     source = resolve_text("imdb", tmp_path, data__args={"legacy": True, "vectors": str(vectors)})
     (first,) = models.build("lstm_tiny", {"legacy": True}, 2, seed=0, blocks=[0])
     source.prepare(first)
-    numbers = source.vocabulary.numbers
+    numbers = source.vocabulary
     weight = first.get_parameter("vectors.weight")
     assert numbers["was"] == 2
     assert weight[0].eq(1).all()
@@ -224,4 +224,4 @@ def test_docstrings_are_real_texts_in_seven_classes(tmp_path: Path) -> None:
     counts = everything(source, "train")[1].bincount(minlength=7)
     assert counts.min() > 100
     assert counts.max() < 0.35 * counts.sum()
-    assert {"file", "return", "socket", "thread"} <= set(source.vocabulary.numbers)
+    assert {"file", "return", "socket", "thread"} <= set(source.vocabulary)
