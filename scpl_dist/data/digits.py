@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from scpl_dist.data.source import ImageSource
-from scpl_dist.data.splits import stratified
+from scpl_dist.data.images import ImageSource
 from scpl_dist.run.config import Config
 
 MEAN, STD = 0.3055, 0.3192
@@ -22,20 +21,11 @@ MEAN, STD = 0.3055, 0.3192
 
 
 def load(config: Config) -> ImageSource:
-    """10 classes; a fixed stratified split in about 70 % training, 10 % validation and 20 % test."""
+    """10 classes; about 70 % training, 10 % validation and 20 % test."""
     table = torch.from_numpy(np.loadtxt(_file(), delimiter=","))
     images = table[:, :-1].float().view(-1, 1, 8, 8) / 16
     images = F.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
-    labels = table[:, -1].long()
-    train, validation, test = stratified(labels, (0.1, 0.2))
-    parts = {
-        "train": (images[train], labels[train]),
-        "validation": (images[validation], labels[validation]),
-        "test": (images[test], labels[test]),
-    }
-    return ImageSource(
-        parts, 10, [MEAN], [STD], augmentation=config.data.augmentation, flip=False, seed=config.run.seed
-    )
+    return ImageSource(config, {"train": (images, table[:, -1].long())}, 10, [MEAN], [STD], flip=False)
 
 
 def _file() -> Path:

@@ -25,12 +25,8 @@ Batch = tuple[Any, Tensor]
 class Loader:
     """The items of the coordinator, each with its batches.
 
-    Args:
-        source: the data set.
-        seed: the run's seed, for the order of the samples.
-        workers: threads that prepare batches; 0 prepares them when they are asked for.
-        replica: number of this worker among those of its stage, which share each micro-batch.
-        replicas: how many there are.
+    `workers` threads prepare them; with 0 they are prepared when they are asked for. Of each micro-batch this worker
+    takes the share of its number among the `replicas` of its stage.
     """
 
     def __init__(
@@ -105,10 +101,6 @@ class _Lazy(Future[Batch]):
 
 
 def permutation(seed: int, epoch: int, size: int) -> torch.Tensor:
-    """The order of the training samples in one epoch.
-
-    Returns:
-        An ``int64`` tensor of shape ``(size,)``, a permutation of ``0..size-1`` drawn from (seed, epoch) alone.
-    """
+    """The order of the training samples in one epoch: ``(size,)`` int64, drawn from (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
     return torch.randperm(size, generator=generator)

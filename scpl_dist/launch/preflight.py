@@ -38,12 +38,11 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
 
     try:
         source = data.resolve(config)
-    except ValueError as error:
-        known = data.outline(config)
-        if absent is None or known is None or config.pipeline.partition == "measured":
+    except data.MissingFiles as error:
+        if absent is None or config.pipeline.partition == "measured":
             raise
         absent(str(error))
-        return Plan.plan(config, *known)
+        return Plan.plan(config, error.classes, error.example)
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
