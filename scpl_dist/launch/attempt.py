@@ -263,7 +263,7 @@ class Attempt:
 
     def _conclude(self) -> End:
         """How it ended; writes exit.json, and says it, where the coordinator could not."""
-        step = self.folder.last_step(self.config.pipeline.stages)
+        step = self.folder.metrics.last_step(self.config.pipeline.stages)
         if self._code is None:
             state = processes.state(self._coordinator.pid)
             what = f"is {state}" if state else "did not finish the run"

@@ -195,7 +195,7 @@ class Worker:
         if start.get("restore"):
             folder = Path(start["restore"]["folder"])
             for index, trainable in trainables.items():
-                restore(trainable, optimizers[index], read_part(folder, index, self.device))
+                restore(trainable, optimizers[index], read_part(folder, index, self.device, verified=True))
         transport = self._connected(start)
         replicas = self._replicas(start, trainables)
         if source is not None:
@@ -257,7 +257,7 @@ class Worker:
         deadline = time.monotonic() + _VISIBLE_S
         while True:
             try:
-                found = RunFolder(path).read("run.json") or {}
+                found = RunFolder.open_for_writing(path).read("run.json") or {}
             except ValueError as error:
                 raise SetupError(str(error)) from None
             if found.get("generation") == start["generation"]:

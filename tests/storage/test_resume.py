@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for
-from scpl_dist.storage.resume import choose, verify
+from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for, steps, verify
+from scpl_dist.storage.resume import choose
 
 
-def write(run_dir: Path, step: int) -> Path:
+def write(run_dir: Path, step: int, keep: int = 10) -> Path:
     """A committed checkpoint of two parts."""
     folder = folder_for(run_dir, step)
     folder.mkdir(parents=True)
@@ -24,7 +24,7 @@ def write(run_dir: Path, step: int) -> Path:
         digest = hashlib.sha256(content).hexdigest()
         files.append({"name": f"block-00{block}.pt", "bytes": len(content), "sha256": digest, "stage": block})
     position = {"epoch": 0, "step": step, "batch": step}
-    return commit(folder, {"step": step, "epoch": 0, "position": position, "files": files}, keep=10)
+    return commit(folder, {"step": step, "epoch": 0, "position": position, "files": files}, keep=keep)
 
 
 def flip(path: Path) -> None:
@@ -110,3 +110,19 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="outside"):
         verify(folder)
+
+
+def test_a_checkpoint_that_somebody_reads_while_it_is_dropped_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system the files that a reader holds stay in the folder, which cannot be removed then."""
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty", str(path))
+
+    for step in (1, 2):
+        write(tmp_path, step)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    newest = write(tmp_path, 3, keep=1)
+    assert steps(tmp_path) == [newest]
