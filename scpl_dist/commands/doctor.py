@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
@@ -26,14 +26,12 @@ CLOCK_S = 1.0
 
 
 class Finding(NamedTuple):
-    """One line of the report."""
+    """One line of the report: what was looked at, its value, and what to do about it."""
 
-    state: str
-    """"ok", "warn" (may be wanted) or "fail" (the run cannot work)."""
+    state: Literal["ok", "warn", "fail"]
+    """"warn" may be wanted; with "fail" the run cannot work."""
     name: str
-    """What was looked at."""
     text: str
-    """The value, and what to do about it."""
 
 
 class Doubt(str):

@@ -20,4 +20,9 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
         table.add_column(heading, justify="left" if heading in left else "right")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else UNLIMITED).print(table)
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, or as wide as it has to be."""
+    return Console(width=None if sys.stdout.isatty() else UNLIMITED)

@@ -11,11 +11,12 @@ import json
 import time
 import urllib.request
 from contextlib import nullcontext
+from http.client import HTTPException
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 
+from scpl_dist.commands import table
 from scpl_dist.coordinator.status import Status
 from scpl_dist.coordinator.table import StatusTable
 
@@ -23,14 +24,10 @@ _LIMIT_S = 5.0
 
 
 def url_of(target: str) -> str:
-    """Address of a run's status.
-
-    Args:
-        target: a run folder, or the address of its metrics such as ``http://127.0.0.1:9400/metrics`` or
-            ``127.0.0.1:9400``.
+    """Address of a run's status, from its folder, or from the address of its metrics as ``127.0.0.1:9400``.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
     file = Path(target) / "run.json"
     if file.is_file():
@@ -45,16 +42,11 @@ def url_of(target: str) -> str:
 
 
 def ask(url: str) -> Status:
-    """The status of a run.
-
-    Raises:
-        OSError: nobody answers, or somebody else.
-    """
-    with urllib.request.urlopen(url, timeout=_LIMIT_S) as answer:
-        text = answer.read()
+    """The status of a run; `OSError` if nobody answers, or somebody else."""
     try:
-        status = json.loads(text)
-    except ValueError:
+        with urllib.request.urlopen(url, timeout=_LIMIT_S) as answer:
+            status = json.loads(answer.read())
+    except (ValueError, HTTPException):
         status = None
     if not isinstance(status, dict) or "workers" not in status:
         raise OSError("the answer is not that of a coordinator")
@@ -65,11 +57,8 @@ def follow(target: str, every_s: float, once: bool) -> int:
     """Draw the table every few seconds until the run is over, or `once`.
 
     Returns the exit code: 0, or 1 if nobody answered at all.
-
-    Raises:
-        ValueError: see `url_of`.
     """
-    url, console, table = url_of(target), Console(), StatusTable()
+    url, console, picture = url_of(target), table.console(), StatusTable()
     seen = False
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
@@ -83,9 +72,9 @@ def follow(target: str, every_s: float, once: bool) -> int:
                 return 0 if seen else 1
             seen = True
             if live is None:
-                console.print(table.draw(status))
+                console.print(picture.draw(status))
             else:
-                live.update(table.draw(status), refresh=True)
+                live.update(picture.draw(status), refresh=True)
             if once:
                 return 0
             time.sleep(every_s)

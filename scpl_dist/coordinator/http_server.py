@@ -13,16 +13,14 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from scpl_dist.coordinator.metrics import RunCollector
 from scpl_dist.coordinator.status import Status
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
 
 CONNECTIONS = 64
 TIMEOUT_S = 10.0

@@ -62,9 +62,8 @@ def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     due = [path for path in found if _is_due(path)]
     kept = {final, *due[-keep:], *named(parent.parent, "best")}
     for checkpoint in found:
-        if (
-            checkpoint not in kept
-        ):  # somebody may be reading it: what cannot be removed now is removed by `clear`
+        if checkpoint not in kept:
+            # Somebody may be reading it: what cannot be removed now is removed by `clear`.
             shutil.rmtree(_set_aside(checkpoint, "old.tmp"), ignore_errors=True)
     return final
 
@@ -110,9 +109,9 @@ def clear(run_dir: Path, chosen: Path | None) -> None:
     """
     for leftover in (run_dir / "checkpoints").glob("step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for later in steps(run_dir) if chosen is not None else []:
-        if chosen is not None and _step_of(later) > _step_of(chosen):
-            _set_aside(later, "aside")
+    for checkpoint in steps(run_dir):
+        if chosen is not None and _step_of(checkpoint) > _step_of(chosen):
+            _set_aside(checkpoint, "aside")
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:

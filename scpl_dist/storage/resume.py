@@ -24,7 +24,7 @@ MODEL = ("run.method", "model.", "loss.")
 
 
 def choose(
-    run_dir: Path, resume: str, warn: Callable[[str], None], config: Config | None = None
+    run_dir: Path, resume: str, warn: Callable[[str], None], config: Config
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its manifest.
 
@@ -92,11 +92,9 @@ def _changes(config: Config, manifest: dict[str, Any]) -> dict[str, str]:
     return {key: f"{key} = {there[key]!r}, now {here[key]!r}" for key in changed}
 
 
-def _usable(config: Config | None, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+def _usable(config: Config, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The manifest of a whole checkpoint of this run's model; other differences are warned of."""
     manifest = verify(checkpoint)
-    if config is None:
-        return manifest
     foreign = _foreign(config, manifest)
     if foreign:
         raise CheckpointError(f"{checkpoint / 'manifest.json'}: of another model: {foreign}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scpl_dist.run.config import Config
 from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for, steps, verify
 from scpl_dist.storage.resume import choose
 
@@ -54,7 +55,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Pat
     old, new = write(tmp_path, 1), write(tmp_path, 2)
     DAMAGES[damage](new)
     warnings: list[str] = []
-    chosen = choose(tmp_path, "auto", warnings.append)
+    chosen = choose(tmp_path, "auto", warnings.append, Config())
     assert chosen is not None
     assert (chosen[0], chosen[1]["step"]) == (old, 1)
     (warning,) = warnings
@@ -65,7 +66,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         write(tmp_path, step)
     folder_for(tmp_path, 11).mkdir()  # one that was never finished
-    chosen = choose(tmp_path, "auto", pytest.fail)
+    chosen = choose(tmp_path, "auto", pytest.fail, Config())
     assert chosen is not None
     assert chosen[0].name == "step-10"
 
@@ -74,25 +75,25 @@ def test_without_a_whole_checkpoint_nothing_starts_silently(tmp_path: Path) -> N
     for step in (1, 2):
         flip(write(tmp_path, step) / "block-000.pt")
     with pytest.raises(CheckpointError, match=r"step-2.*block-000.*step-1.*block-000"):
-        choose(tmp_path, "auto", lambda text: None)
+        choose(tmp_path, "auto", lambda text: None, Config())
 
 
 def test_a_first_start_has_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert choose(tmp_path, "auto", pytest.fail) is None
+    assert choose(tmp_path, "auto", pytest.fail, Config()) is None
     write(tmp_path, 1)
-    assert choose(tmp_path, "never", pytest.fail) is None
+    assert choose(tmp_path, "never", pytest.fail, Config()) is None
 
 
 def test_a_folder_can_be_asked_for(tmp_path: Path) -> None:
     first = write(tmp_path / "other", 1)
     write(tmp_path / "other", 2)
     run_dir = tmp_path / "new"
-    assert choose(run_dir, str(first), pytest.fail) == (first, verify(first))
-    chosen = choose(run_dir, str(tmp_path / "other"), pytest.fail)
+    assert choose(run_dir, str(first), pytest.fail, Config()) == (first, verify(first))
+    chosen = choose(run_dir, str(tmp_path / "other"), pytest.fail, Config())
     assert chosen is not None
     assert chosen[0].name == "step-2"
     with pytest.raises(CheckpointError, match="none"):
-        choose(run_dir, str(tmp_path / "nowhere"), pytest.fail)
+        choose(run_dir, str(tmp_path / "nowhere"), pytest.fail, Config())
 
 
 def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_path: Pa
     asked = write(tmp_path, 2)
     flip(asked / "block-000.pt")
     with pytest.raises(CheckpointError, match="SHA-256"):
-        choose(tmp_path, str(asked), pytest.fail)
+        choose(tmp_path, str(asked), pytest.fail, Config())
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
