@@ -39,13 +39,12 @@ def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
 def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     """Make the parts in ``folder`` a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
 
+    Returns the final folder.
+
     Args:
         folder: what `folder_for` returned.
         manifest: plain values; "step", "best" and "due" (written because it was time, not for the best epoch only).
         keep: number of newest due checkpoints that stay; the best one stays too.
-
-    Returns:
-        The final folder.
     """
     parent = folder.parent
     final = parent / f"step-{manifest['step']}"
@@ -134,11 +133,7 @@ def find(run_dir: Path, name: str | None = None) -> Path:
 
 
 def manifest_of(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint.
-
-    Raises:
-        CheckpointError: it is missing or unreadable.
-    """
+    """The manifest of a committed checkpoint; `CheckpointError` if it is missing or unreadable."""
     path = checkpoint / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -150,11 +145,7 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there and as they were written.
-
-    Raises:
-        CheckpointError: with the file and the reason.
-    """
+    """The manifest of a checkpoint whose files are all as they were written; else `CheckpointError` says why."""
     manifest = manifest_of(checkpoint)
     position, files = manifest.get("position"), manifest.get("files")
     sound = isinstance(position, dict) and {"epoch", "step", "batch"} <= position.keys()

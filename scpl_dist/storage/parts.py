@@ -21,10 +21,7 @@ def part_name(block: int) -> str:
 
 
 def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
-    """Write the state of one block; it is on disk when this returns.
-
-    Returns:
-        ``{"name", "bytes", "sha256"}`` for the manifest.
+    """Write the state of one block durably; gives ``{"name", "bytes", "sha256"}`` for the manifest.
 
     Raises:
         OSError: the file cannot be written; the message has the path and the space that is left.

@@ -34,11 +34,7 @@ class RunFolder:
 
     @classmethod
     def open_for_writing(cls, path: Path) -> RunFolder:
-        """The folder, made if need be, after a try that it can be written.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """The folder, made if need be, after a try that it can be written; `ValueError` if it cannot."""
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -113,11 +109,7 @@ class RunFolder:
         write_text(self.path / name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file, or None if it does not exist.
-
-        Raises:
-            ValueError: it is no JSON object.
-        """
+        """A JSON file, or None if it does not exist; `ValueError` if it is no JSON object."""
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
