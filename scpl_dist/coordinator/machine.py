@@ -109,6 +109,7 @@ class Coordinator:
         self.rejected: Counter[str] = Counter(dict.fromkeys(("garbage", "refused", "key", "handshake"), 0))
         self.nonfinite_losses = self.checkpoints = self.checkpoint_failures = 0
         self.last_commit: Committed | None = None
+        self.committed_at: float | None = None
         self.outcome: Outcome | None = None
         self.started: float | None = None  # monotonic time of the first item
         self._supply: Window | None = None
@@ -159,7 +160,7 @@ class Coordinator:
                     self._warn(report)
             case Committed():
                 self.checkpoints += 1
-                self.last_commit = event
+                self.last_commit, self.committed_at = event, now
                 self._commands.append(Record(event.row()))
                 self._cuts.published(event.step)
                 self._close_if_all_left(now)

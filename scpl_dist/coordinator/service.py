@@ -50,11 +50,12 @@ from scpl_dist.coordinator.events import (
     Tick,
     Unreachable,
 )
+from scpl_dist.coordinator.http_server import HttpServer
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
-from scpl_dist.coordinator.metrics import Exporter, RunCollector
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.coordinator.publisher import Publisher
+from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Failure, Outcome
@@ -122,15 +123,13 @@ class Service:
         self._router, self.control, self._gate = router(
             self._context, config.control.host, config.control.port, allowed
         )
-        self._collector = RunCollector(self.coordinator, self._lock, restarts)
+        self._restarts = restarts
         try:
-            self._exporter = Exporter(
-                self._collector, self._unready, config.metrics.host, config.metrics.port
-            )
+            self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
         except ValueError:
             self._context.destroy(0)
             raise
-        folder.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
+        folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, chosen[0] if chosen else None)
         self._logs = {worker_id.file: folder.log_size(worker_id.file) for worker_id in config.layout.workers}
         self._progress = Progress(self.coordinator)
@@ -138,13 +137,13 @@ class Service:
             "generation": generation,
             "pid": os.getpid(),
             "control": self.control,
-            "metrics": self._exporter.url,
+            "metrics": self._http.url,
         }
         folder.write("run.json", run)
 
-    def _unready(self) -> str | None:
+    def _status(self) -> Status:
         with self._lock:
-            return self.coordinator.unready(time.monotonic())
+            return snapshot(self.coordinator, time.monotonic(), self._restarts)
 
     def on_signal(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: the loop takes it from here."""
@@ -165,7 +164,8 @@ class Service:
             self._progress.close()
             self._gate.close()
             self._router.close(FLUSH_MS)
-            self._exporter.close()
+            self._http.close()
+            self.folder.metrics.close()
             self._context.term()
         assert self.outcome is not None
         return self._conclude(self.outcome)
@@ -237,7 +237,7 @@ class Service:
                 return [Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
             case Record(row):
                 try:
-                    self.folder.append(row | {"time": time.time()})
+                    self.folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:
                     return [NotWritten("metrics.jsonl", str(error))]
             case Say():
@@ -273,7 +273,6 @@ class Service:
                 self._trap.spring("committed", command.step, final / str(command.files[0]["name"]))
         except Exception as error:  # whatever it is, the coordinator must hear of it
             return NotWritten("checkpoint", f"{type(error).__name__}: {error}")
-        self._collector.committed_at = time.monotonic()
         size = sum(int(file["bytes"]) for file in command.files)
         return Committed(command.step, size, command.seconds + time.monotonic() - begin)
 
@@ -355,7 +354,7 @@ def serve(
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))
-        folder = RunFolder(Path(run_dir))
+        folder = RunFolder.open_for_writing(Path(run_dir))
         service = Service(config, folder, generation, resume, Counter(restarted), launched, may_restart)
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

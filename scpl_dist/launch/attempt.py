@@ -201,7 +201,7 @@ class Attempt:
 
     def _conclude(self) -> End:
         """How it ended; writes exit.json, and says it, where the coordinator could not."""
-        step = self.folder.last_step(self.config.pipeline.stages)
+        step = self.folder.metrics.last_step(self.config.pipeline.stages)
         if self._code is None:
             what = "is stopped (by SIGSTOP or a debugger)" if self._is_stopped() else "did not finish the run"
             reason = f"the coordinator (pid {self._pid}) {what}, and the workers ended without it"

@@ -140,7 +140,8 @@ def _note_restart(end: End, restarts: Restarts, folder: RunFolder, resume: str) 
     )
     print(f"restart {number} of {restarts.limit} from {where}: {end.reason}", file=sys.stderr, flush=True)
     row = {"event": "restart", "number": number, "cause": end.cause, "reason": end.reason, "stage": end.stage}
-    folder.append(row | {"time": time.time()})
+    folder.metrics.append(row | {"time": time.time()})
+    folder.metrics.close()
 
 
 def _say_final(end: End, refusal: str, config: Config) -> None:

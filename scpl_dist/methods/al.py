@@ -127,12 +127,13 @@ class AssociatedLearning(LocalMethod):
                 yield Action(Kind.DECODE, block, m)
             yield Action(Kind.COUNT if spec.first else Kind.SEND_B, micro_batch=m)
 
-    def probabilities(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
-        """The shortcut: over the bridge of `block`, and back through the decoders before it.
-
-        The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are.
-        """
+    def scores(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
+        """The shortcut: over the bridge of `block`, and back through the decoders before it."""
         answer = trainables[block].predict(carry)
         for index in range(block, -1, -1):
             answer = trainables[index].decode(answer)
-        return torch.clamp(answer, 0, 1)
+        return answer
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are."""
+        return torch.clamp(scores, 0, 1)

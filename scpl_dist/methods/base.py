@@ -73,22 +73,21 @@ class Method(ABC):
         """What the first unit is given for a batch."""
         return inputs
 
-    def probabilities(
-        self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry
-    ) -> Tensor | None:
-        """Class probabilities (N, classes) of an answer from `block`; None if it cannot give one.
+    def scores(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor | None:
+        """Class scores (N, classes) of an answer from `block`; None if it cannot give one.
 
         Args:
-            units: all units, in evaluation mode.
-            block: the block that has just run.
+            trainables: all blocks, in evaluation mode.
+            block: the one that has just run.
             carry: its output.
         """
-        scores = (
-            trainables[block].predict(carry)
-            if block == self.num_blocks - 1
-            else trainables[block].local_scores(carry)
-        )
-        return None if scores is None else scores.softmax(1)
+        if block == self.num_blocks - 1:
+            return trainables[block].predict(carry)
+        return trainables[block].local_scores(carry)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Class probabilities (N, classes) of `scores`."""
+        return scores.softmax(1)
 
 
 def forward(spec: StageSpec, m: int) -> Iterator[Action]:

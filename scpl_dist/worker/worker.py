@@ -197,7 +197,7 @@ class Worker:
         if start.get("restore"):
             folder = Path(start["restore"]["folder"])
             for index, trainable in trainables.items():
-                restore(trainable, optimizers[index], read_part(folder, index, self.device))
+                restore(trainable, optimizers[index], read_part(folder, index, self.device, verified=True))
         store = self._rendezvous.join(self.worker_id.rank, start["endpoints"], self.config.runtime.timeout_s)
         transport = self._connected(start, store)
         replicas = self._replicas(start, store, trainables)
@@ -262,7 +262,7 @@ class Worker:
         deadline = time.monotonic() + _VISIBLE_S
         while True:
             try:
-                found = RunFolder(path).read("run.json") or {}
+                found = RunFolder.open_for_writing(path).read("run.json") or {}
             except ValueError as error:
                 raise SetupError(str(error)) from None
             if found.get("generation") == start["generation"]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import zmq
 
-from scpl_dist.commands.doctor import examine
 from scpl_dist.control import keys
 from scpl_dist.control.admission import TurnedAway
 from scpl_dist.control.channel import Channel
@@ -205,39 +204,3 @@ def test_a_worker_that_is_not_let_in_says_why(wrong: str, message: str, guarded:
     assert message in lost[0]
     assert guarded.address in lost[0]
     assert guarded.frames == []
-
-
-def test_doctor_has_a_line_for_everything_and_a_fix_for_what_is_wrong(tmp_path: Path) -> None:
-    good = list(examine(config.load(values={"metrics.port": 0}), tmp_path))
-    assert not [str(finding) for finding in good if finding.state == "fail"]
-    names = {finding.name for finding in good}
-    wanted = {
-        "versions",
-        "device",
-        "backends",
-        "names",
-        "interface",
-        "ports",
-        "keys",
-        "run folder",
-        "/dev/shm",
-        "clock",
-    }
-    assert wanted <= names
-
-    values = {
-        "control.host": "no-such-host.invalid",
-        "control.keys": str(tmp_path),
-        "runtime.interface": "eth77",
-    }
-    (tmp_path / "file").write_text("")
-    bad = {
-        f.name: f.text for f in examine(config.load(values=values), tmp_path / "file") if f.state == "fail"
-    }
-    assert "does not resolve" in bad["names"]
-    assert "scpl-dist keys new" in bad["keys"]
-    assert "choose another --run-dir" in bad["run folder"]
-    values = {"runtime.interface": "eth77"}
-    bad = {f.name: f.text for f in examine(config.load(values=values), tmp_path) if f.state == "fail"}
-    assert bad.keys() == {"interface"}
-    assert "runtime.interface = 'eth77': not an interface of" in bad["interface"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -37,6 +36,7 @@ from scpl_dist.coordinator.events import (
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.metrics import RunCollector
+from scpl_dist.coordinator.status import snapshot
 from scpl_dist.run.failures import Outcome
 from tests.coordinator.test_machine import SIZES, small
 
@@ -230,7 +230,7 @@ def by_stage(collector: RunCollector) -> dict[tuple[str, str], float]:
 
 def test_metrics_are_of_stages_and_add_up_their_workers() -> None:
     run = Run().start().play(epochs=1)
-    collector = RunCollector(run.coordinator, threading.Lock())
+    collector = RunCollector(lambda: snapshot(run.coordinator, run.now))
     found = by_stage(collector)
     assert found["scpl_stage_replicas", "2"] == 2
     assert found["scpl_stage_up", "2"] == 1

@@ -6,11 +6,9 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from scpl_dist.control.messages import Stats
 from scpl_dist.coordinator.events import Say
-from scpl_dist.coordinator.progress import Progress, Shares, failure_text, summary
+from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.run.failures import Failure, Outcome
 from tests.coordinator.test_machine import Run
 
@@ -18,22 +16,6 @@ from tests.coordinator.test_machine import Run
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def drawn(progress: Progress, now: float) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    with console.capture() as capture:
-        console.print(progress.picture(now))
-    return capture.get()
-
-
-def test_shares_are_those_of_the_last_seconds() -> None:
-    shares = Shares(span_s=5.0)
-    assert shares.update(Stats(), 0.0) is None
-    assert shares.update(Stats(busy=10.0), 10.0) == (1.0, 0.0, 0.0)
-    for second in range(1, 11):
-        found = shares.update(Stats(busy=10.0, waiting=0.75 * second, blocked=0.25 * second), 10.0 + second)
-    assert found == (0.0, 0.75, 0.25), "what was 10 s ago does not count"
 
 
 def test_lines_instead_of_a_table_where_nobody_watches() -> None:
@@ -59,30 +41,6 @@ def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     assert "epoch 1/3\n" not in text, "the table has it"
     assert "warning: stage 1 is slow" in text
     assert "\x1b[" in text
-
-
-def test_the_table_has_step_loss_shares_and_what_the_run_has_reached() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
-    progress = Progress(run.coordinator, io.StringIO())
-    for stage in run.stages:
-        run.beat(stage, "forward", step=5, epoch=1, stats=Stats(busy=1.0, queue=stage))
-    drawn(progress, run.now)
-    run.now += 2
-    run.beat(1, "receive", step=5, epoch=1, stats=Stats(busy=1.5, waiting=1.5, queue=2))
-    lines = drawn(progress, run.now).splitlines()
-    assert lines[0].split() == ["stage", "step", "loss", "busy", "waiting", "blocked", "queue", "phase"]
-    assert lines[2].split() == ["1", "5", "2.0000", "25%", "75%", "0%", "2", "receive"]
-    assert lines[4] == (
-        "epoch 2/3, step 5/9, validation accuracy 0.5000, test accuracy 0.5000, 18 samples/s, 0:00:03 left"
-    )
-
-
-def test_the_table_says_who_is_missing() -> None:
-    run = Run()
-    run.hello(1)
-    text = drawn(Progress(run.coordinator, io.StringIO()), run.now)
-    assert text.count("not here yet") == 2
-    assert "1 of 3 workers have joined" in text
 
 
 def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:

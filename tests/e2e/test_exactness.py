@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist.commands import evaluate
+from scpl_dist.commands.export import export
 from scpl_dist.run.config import load
 from tests.support import reference
 from tests.support.command import scpl_dist
@@ -71,7 +71,7 @@ def check(method: str, stages: int, expected: dict[str, reference.Reference], fo
     if method == "scpl":
         scpl_dist("export", run, folder / "out.safetensors")
     else:  # the same without another process to wait for
-        evaluate.export(run, folder / "out.safetensors")
+        export(run, folder / "out.safetensors")
     exported = load_file(folder / "out.safetensors")
     tensors = reference.tensors(wanted.trainables)
     assert exported.keys() == tensors.keys()

@@ -87,9 +87,10 @@ def test_a_shortcut_decodes_from_its_block() -> None:
     with torch.no_grad():
         carry = made[1](made[0](carry))
         answer = made[0].heads["decoder"](made[1].heads["decoder"](made[1].heads["bridge"](carry["data"])))
-        probabilities = method.probabilities(made, 1, carry)
-    assert probabilities is not None
-    assert torch.equal(probabilities, answer.clamp(0, 1))
+        scores = method.scores(made, 1, carry)
+    assert scores is not None
+    assert torch.equal(scores, answer)
+    assert torch.equal(method.probabilities(scores), answer.clamp(0, 1))
 
 
 def test_a_split_batch_has_the_gradient_of_the_whole_one() -> None:
