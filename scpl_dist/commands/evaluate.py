@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from scpl_dist import data
+from scpl_dist.control.items import Evaluate, Item, Stop
+from scpl_dist.control.messages import Done
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
+from scpl_dist.data.source import SPLITS
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.plan.plan import Plan
@@ -19,7 +22,7 @@ from scpl_dist.storage import checkpoints
 from scpl_dist.storage.parts import read_part
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.rpc import RpcTransport
-from scpl_dist.worker.executor import Executor
+from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.state import restore
 from scpl_dist.worker.timer import PhaseTimer
 
@@ -58,11 +61,13 @@ def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dic
         ``{"split", "accuracy", "correct", "total"}``.
     """
     plan, source, trainables = load(run_dir, name)
-    if split not in source.sizes:
+    held = next((name for name in SPLITS if name == split and name in source.sizes), None)
+    if held is None:
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
     device, size, batch = torch.device("cpu"), source.sizes[split], plan.config.data.batch_size
-    loader, alone = Loader(source, plan.config.run.seed, workers=0), Layout([1])
-    counts: list[dict[str, Any]] = []
+    loader: Loader[Item] = Loader(source, plan.config.run.seed, workers=0)
+    alone = Layout([1])
+    counts: list[Done] = []
     stage = Executor(
         StageSpec(0, 1, range(len(trainables))),
         plan.method,
@@ -76,23 +81,14 @@ def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dic
         report=counts.append,
         run_dir=run_dir,
     )
-    starts = range(0, size, batch)
-    loader.put(
-        [
-            {
-                "kind": "evaluate",
-                "sequence": n,
-                "epoch": 0,
-                "split": split,
-                "micro_batches": [[a, min(a + batch, size)]],
-            }
-            for n, a in enumerate(starts)
-        ]
-        + [{"kind": "stop", "sequence": len(starts)}]
-    )
+    for begin in range(0, size, batch):
+        end = min(begin + batch, size)
+        part = ((begin, end),)
+        feed(loader, [Evaluate(sequence=0, epoch=0, split=held, micro_batches=part, last=end == size)])
+    feed(loader, [Stop(sequence=0)])
     stage.run()
-    correct = sum(count["correct"] or 0 for count in counts)
-    total = sum(count["total"] or 0 for count in counts)
+    correct = sum(count.correct or 0 for count in counts)
+    total = sum(count.total or 0 for count in counts)
     return {"split": split, "accuracy": correct / total, "correct": correct, "total": total}
 
 

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from scpl_dist.control.messages import VERSION
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.members import Member
+from scpl_dist.run.phases import OCCASIONAL, OUTSIDE, Phase
 
 NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "scpl_run_info": ("gauge", "The run; always 1.", ("method", "version")),
@@ -59,7 +60,7 @@ NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Every metric: kind, help, labels. Dashboards and rules may use these and no others."""
 
 KINDS = ("train", "evaluate")
-PHASES = ("receive", "data", "forward", "loss", "backward", "optimizer", "send", "room")
+PHASES = frozenset(Phase) - OUTSIDE - OCCASIONAL
 Row = tuple[str, tuple[str, ...], float]
 
 
@@ -123,19 +124,19 @@ class RunCollector(Collector):
             yield "scpl_checkpoint_last_success_timestamp_seconds", (), self.committed_at + offset
             yield "scpl_checkpoint_duration_seconds", (), coordinator.last_commit.seconds
             yield "scpl_checkpoint_size_bytes", (), float(coordinator.last_commit.bytes)
-        tally = coordinator.tally
-        yield "scpl_samples_total", (), float(tally.samples if tally else 0)
-        if tally is None:
+        results = coordinator.flow.results if coordinator.flow else None
+        yield "scpl_samples_total", (), float(results.samples if results else 0)
+        if results is None:
             return
-        if tally.learning_rate is not None:
-            yield "scpl_learning_rate", (), tally.learning_rate
-        if tally.samples_per_second is not None:
-            yield "scpl_samples_per_second", (), tally.samples_per_second
+        if results.learning_rate is not None:
+            yield "scpl_learning_rate", (), results.learning_rate
+        if results.samples_per_second is not None:
+            yield "scpl_samples_per_second", (), results.samples_per_second
         # Of each split the latest: a series must not vanish while the next epoch is half evaluated.
         latest = {
             split: value
-            for epoch in sorted(tally.accuracies)
-            for split, value in tally.accuracies[epoch].items()
+            for epoch in sorted(results.accuracies)
+            for split, value in results.accuracies[epoch].items()
         }
         for split, accuracy in latest.items():
             yield "scpl_accuracy_ratio", (split,), accuracy
@@ -160,7 +161,7 @@ def _stage_rows(stage: str, members: list[Member], offset: float) -> Iterator[Ro
     first = members[0]
     for kind in KINDS:
         yield "scpl_microbatches_total", (stage, kind), float(first.micro_batches[kind])
-    for phase in sorted(set(PHASES).union(*(one.phases for one in stats))):
+    for phase in sorted(PHASES.union(*(one.phases for one in stats))):
         yield (
             "scpl_stage_phase_seconds_total",
             (stage, phase),

@@ -107,19 +107,20 @@ class Progress:
     def status(self, now: float) -> str:
         """Epoch, step, accuracy, speed and time left, as far as they are known."""
         coordinator = self._coordinator
-        agenda, tally = coordinator.agenda, coordinator.tally
-        if agenda is None or tally is None or coordinator.started is None:
+        flow = coordinator.flow
+        if flow is None or flow.begun is None:
             return coordinator.unready(now) or ""
+        sequence, results = flow.sequence, flow.results
         last = coordinator.ordered()[-1]
-        done = tally.steps_done
-        parts = [f"epoch {last.epoch + 1}/{coordinator.config.run.epochs}", f"step {done}/{agenda.steps}"]
-        if tally.accuracies:
-            found = tally.accuracies[max(tally.accuracies)]
+        done = results.steps_done
+        parts = [f"epoch {last.epoch + 1}/{coordinator.config.run.epochs}", f"step {done}/{sequence.steps}"]
+        if results.accuracies:
+            found = results.accuracies[max(results.accuracies)]
             parts += [f"{split} accuracy {accuracy:.4f}" for split, accuracy in found.items()]
-        speed = tally.samples_per_second
+        speed = results.samples_per_second
         if speed is not None and coordinator.data is not None:
             parts.append(f"{speed:.0f} samples/s")
-            samples = (agenda.steps - done) * coordinator.data.sizes["train"] / agenda.steps_per_epoch
+            samples = (sequence.steps - done) * coordinator.data.sizes["train"] / sequence.steps_per_epoch
             parts.append(f"{_duration(samples / speed)} left")
         return ", ".join(parts)
 

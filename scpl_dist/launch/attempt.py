@@ -26,7 +26,7 @@ from scpl_dist.launch import processes
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.restarts import End
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import UNCLEAR
+from scpl_dist.run.failures import Cause, meaning
 from scpl_dist.run.network import loopback
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker import stacks
@@ -246,7 +246,7 @@ class Attempt:
     def _dump_stacks(self) -> None:
         """Workers that still run after a failure write their stacks, also those that hold the interpreter lock."""
         exit_json = self.folder.read("exit.json") or {}
-        if exit_json.get("cause") in UNCLEAR:
+        if meaning(exit_json.get("cause") or "").stacks:
             processes.send(self._workers(), stacks.SIGNAL)
 
     def _kill_rest(self) -> None:
@@ -287,11 +287,16 @@ class Attempt:
         if self._ended is not None and self._ended.error:
             reason += f"; the elastic agent said: {self._ended.error}"
         if len(self._signals) > 1:
-            code, cause, reason = 128 + self._signals[-1], "", f"stopped at once by a second signal; {reason}"
+            code, cause, reason = (
+                128 + self._signals[-1],
+                None,
+                f"stopped at once by a second signal; {reason}",
+            )
         else:
-            code, cause = (2, "config") if self._code == 2 else (1, "coordinator_lost")
+            cause = Cause.CONFIG if self._code == 2 else Cause.COORDINATOR_LOST
+            code = meaning(cause).code
             print(
                 f"\nThe run failed.\n  log:        {self.folder.log}\n  cause:      {reason}", file=sys.stderr
             )
         self.folder.fail(code, reason, cause)
-        return End(code, cause, reason, None, step)
+        return End(code, cause or "", reason, None, step)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scpl_dist.run.layout import Layout
 
@@ -98,22 +98,6 @@ class Pipeline(Section):
     """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
     partition: Literal["uniform", "parameters", "measured"] | list[Positive] = "uniform"
     """How blocks are assigned to stages, or the number of blocks of each stage."""
-
-    @field_validator("replicas", mode="before")
-    @classmethod
-    def _replicas_are_readable(cls, value: object) -> object:
-        if not isinstance(value, int | list):
-            raise ValueError("use a number of workers, or a list with one for each stage such as [1, 2]")
-        return value
-
-    @field_validator("partition", mode="before")
-    @classmethod
-    def _partition_is_readable(cls, value: object) -> object:
-        if not isinstance(value, str | list):
-            raise ValueError(
-                'use "uniform", "parameters", "measured" or a list of block counts such as [1, 3]'
-            )
-        return value
 
 
 class Loss(Section):
@@ -286,13 +270,17 @@ class Config(Section):
         return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
 
     def to_toml(self) -> str:
-        """The configuration as TOML that `load` reads back to an equal object."""
-        lines: list[str] = []
-        for section, values in self.model_dump(mode="json").items():
-            lines.append(f"[{section}]")
-            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
-            lines.append("")
-        return "\n".join(lines)
+        """The configuration as TOML that `load` reads back to an equal object.
+
+        Raises:
+            ValueError: an argument for a function of the user's own is nothing that TOML can write.
+        """
+        try:
+            return tomli_w.dumps(self.model_dump(mode="json"))
+        except TypeError as error:
+            raise ValueError(
+                f"model.args, data.args and loss.args: {error}; use numbers, texts, booleans, lists and tables of them"
+            ) from None
 
 
 def load(
@@ -348,24 +336,13 @@ def _value(text: str) -> object:
         return text
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float) and math.isfinite(value):
-        return repr(value)
-    return json.dumps(value)  # TOML's strings, integers and booleans are those of JSON
-
-
 def _explain(problem: Any) -> str:
     """One line for one problem that pydantic found: key, value, fix."""
     path = [part for part in problem["loc"] if isinstance(part, str)]
     key = ".".join(path[:2])
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
-        known = _known(path)
-        return f"{'.'.join(path)} = {value!r}: unknown key; {known}"
+        return f"{'.'.join(path)} = {value!r}: unknown key; {_known(path)}"
     if problem["type"] == "value_error" and not path:
         return str(problem["ctx"]["error"])
     return f"{key} = {value!r}: {problem['msg'].removeprefix('Value error, ').lower()}"

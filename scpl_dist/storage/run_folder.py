@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.durable import write_text
 
 LEFTOVERS = frozenset({"log", "config.toml"})
@@ -99,7 +99,7 @@ class RunFolder:
             yield
 
     def log_size(self, name: str) -> int:
-        """Bytes in a worker's log; the name is that of its seat."""
+        """Bytes in a worker's log; the name is `WorkerId.file`."""
         path = self.log / f"{name}.log"
         return path.stat().st_size if path.exists() else 0
 
@@ -197,7 +197,7 @@ class RunFolder:
             row |= dict.fromkeys(keys) | {"log": str(self.log)}
         self.write("exit.json", row)
 
-    def fail(self, code: int, reason: str, cause: str = "") -> int:
+    def fail(self, code: int, reason: str, cause: Cause | None = None) -> int:
         """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
         failure = Failure(cause, reason, "") if cause else None
         self.finish(Outcome(code, reason, failure))

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from scpl_dist.methods.batchnorm import shared
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
+from scpl_dist.run.phases import Phase
 from scpl_dist.worker.timer import PhaseTimer
 
 # The control plane ends a wait, by ending the process; a slow replica is no error.
@@ -40,7 +41,7 @@ class Replicas:
     Args:
         group: their process group.
         layout: all workers of the run.
-        seat: this one.
+        worker_id: this one.
         meter: told of waits for the others.
     """
 
@@ -66,7 +67,7 @@ class Replicas:
 
         Args:
             layout: all workers of the run.
-            seat: this one.
+            worker_id: this one.
             endpoints: of all workers, with "host" and "device".
             meter: told of waits.
             timeout_s: limit for meeting the others, in seconds.
@@ -124,7 +125,7 @@ class Replicas:
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         before = self._timer.phase
-        self._timer.enter("sync")
+        self._timer.enter(Phase.SYNC)
         yield
         self._timer.enter(before)
 

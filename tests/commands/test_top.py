@@ -14,10 +14,10 @@ from rich.console import Console
 from scpl_dist.commands.top import Sample, picture, url_of
 from scpl_dist.commands.top import scrape as scrape_of
 from scpl_dist.control.messages import Stats
-from tests.coordinator.test_machine import Run
 from tests.coordinator.test_metrics import Scrape
 from tests.support.command import scpl_dist
 from tests.support.conduct import Running
+from tests.support.coordinator import Run, at_step
 
 
 def drawn(new: Sample, old: Sample | None) -> list[list[str]]:
@@ -34,7 +34,7 @@ def look(source: Scrape, now: float) -> Sample:
 
 
 def test_shares_and_rates_are_those_between_two_looks() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     scrape = Scrape(run)
     run.beat(1, step=4, stats=Stats(busy=10.0, waiting=10.0, bytes_sent=1_000_000))
     old = look(scrape, 100.0)

@@ -8,15 +8,18 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from scpl_dist.control.items import Train
 from scpl_dist.control.messages import VERSION, Stats
 from scpl_dist.coordinator.events import Committed, NotWritten, Signal
 from scpl_dist.coordinator.metrics import NAMES, Exporter, RunCollector
-from tests.coordinator.test_machine import Run
+from scpl_dist.run.phases import Phase
+from tests.support.coordinator import Run, at_step
 
 LIMIT_S = 20.0
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -108,12 +111,12 @@ def test_a_run_shows_every_name_and_no_other_label(scrape: Scrape) -> None:
 
 
 def test_values_are_those_of_the_run() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     stats = Stats(
         busy=3.0, waiting=2.0, blocked=1.0, queue=2, bytes_sent=10, bytes_received=20, peak_memory=30
     )
-    stats = stats.model_copy(update={"phases": {"forward": 1.5, "evaluate": 0.5}})
-    run.beat(1, "forward", step=5, epoch=1, stats=stats)
+    stats = replace(stats, phases={Phase.FORWARD: 1.5, Phase.EVALUATE: 0.5})
+    run.beat(1, Phase.FORWARD, step=5, epoch=1, stats=stats)
     run.event(Committed(5, 1234, 0.5))
     scrape = Scrape(run)
     scrape.collector.committed_at = run.now - 3.0
@@ -128,7 +131,7 @@ def test_values_are_those_of_the_run() -> None:
         key("scpl_step", stage="1"): 5,
         key("scpl_loss", stage="1", block="1"): 2.0,
         key("scpl_accuracy_ratio", split="validation"): 0.5,
-        key("scpl_learning_rate"): run.items()[8]["lr"],
+        key("scpl_learning_rate"): run.items_of(Train)[4].schedule["lr"],
         key("scpl_samples_total"): 90,
         key("scpl_microbatches_total", stage="2", kind="train"): 5,
         key("scpl_microbatches_total", stage="2", kind="evaluate"): 3,

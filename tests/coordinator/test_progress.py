@@ -11,8 +11,9 @@ from rich.console import Console
 from scpl_dist.control.messages import Stats
 from scpl_dist.coordinator.events import Say
 from scpl_dist.coordinator.progress import Progress, Shares, failure_text, summary
-from scpl_dist.run.failures import Failure, Outcome
-from tests.coordinator.test_machine import Run
+from scpl_dist.run.failures import Cause, Failure, Outcome
+from scpl_dist.run.phases import Phase
+from tests.support.coordinator import Run, at_step
 
 
 class Terminal(io.StringIO):
@@ -49,7 +50,7 @@ def test_lines_instead_of_a_table_where_nobody_watches() -> None:
 
 def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     stream = Terminal()
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     progress = Progress(run.coordinator, stream)
     progress.say(Say("epoch 1/3", "progress"))
     progress.say(Say("stage 1 is slow", "warning"))
@@ -62,13 +63,13 @@ def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
 
 
 def test_the_table_has_step_loss_shares_and_what_the_run_has_reached() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     progress = Progress(run.coordinator, io.StringIO())
     for stage in run.stages:
-        run.beat(stage, "forward", step=5, epoch=1, stats=Stats(busy=1.0, queue=stage))
+        run.beat(stage, Phase.FORWARD, step=5, epoch=1, stats=Stats(busy=1.0, queue=stage))
     drawn(progress, run.now)
     run.now += 2
-    run.beat(1, "receive", step=5, epoch=1, stats=Stats(busy=1.5, waiting=1.5, queue=2))
+    run.beat(1, Phase.RECEIVE, step=5, epoch=1, stats=Stats(busy=1.5, waiting=1.5, queue=2))
     lines = drawn(progress, run.now).splitlines()
     assert lines[0].split() == ["stage", "step", "loss", "busy", "waiting", "blocked", "queue", "phase"]
     assert lines[2].split() == ["1", "5", "2.0000", "25%", "75%", "0%", "2", "receive"]
@@ -87,7 +88,7 @@ def test_the_table_says_who_is_missing() -> None:
 
 def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
     failure = Failure(
-        cause="raised",
+        cause=Cause.RAISED,
         message="ValueError: \x1b[31mno\x1b[0m",
         advice="mend the model",
         stage=1,
@@ -115,7 +116,7 @@ def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
 
 def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "stage2.log").write_text("\n".join(f"line {number}" for number in range(1000)))
-    text = failure_text(Failure("died", "killed", "look", stage=2), tmp_path, "stage2")
+    text = failure_text(Failure(Cause.DIED, "killed", "look", stage=2), tmp_path, "stage2")
     assert "line 999\n" in text
     assert "line 985\n" in text
     assert "line 984\n" not in text
@@ -126,8 +127,7 @@ def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None
 @pytest.mark.parametrize("splits", [{"validation": 30, "test": 20}, {"test": 20}, {}])
 def test_the_summary_fits_the_data(splits: dict[str, int]) -> None:
     run = Run(sizes={"train": 50, **splits}).start().play().leave()
-    assert run.outcome is not None
-    text = summary(run.outcome, Path("runs/x"))
+    text = summary(run.end, Path("runs/x"))
     assert "scpl, 3 stages: 9 steps in" in text
     assert ("test accuracy 0.5000, 0.5000 in the best epoch" in text) == ("test" in splits)
     assert text.endswith("run folder runs/x")
