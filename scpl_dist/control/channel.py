@@ -39,7 +39,7 @@ class Channel:
     Args:
         address: the coordinator's, from ``run.json``.
         hello: the first message.
-        snapshot: called for each heartbeat.
+        heartbeat: makes one.
         on_message: called with each message from the coordinator.
         on_lost: called once, with the reason, when the coordinator is gone or this thread fails.
         timeout_s: longest silence of the coordinator, in seconds.
@@ -50,14 +50,14 @@ class Channel:
         self,
         address: str,
         hello: Hello,
-        snapshot: Callable[[], Heartbeat],
+        heartbeat: Callable[[], Heartbeat],
         on_message: Callable[[Message], None],
         on_lost: Callable[[str], None],
         timeout_s: float,
         keys: Client | None = None,
     ) -> None:
         self._address = address
-        self._snapshot = snapshot
+        self._heartbeat = heartbeat
         self._on_message = on_message
         self._on_lost = on_lost
         self._timeout_s = timeout_s
@@ -120,7 +120,7 @@ class Channel:
                 if reason is not None:
                     return reason
                 if now >= beat:
-                    self.send(self._snapshot())
+                    self.send(self._heartbeat())
                     beat = now + HEARTBEAT_S
                 self._drain(socket)
                 if self._closing:

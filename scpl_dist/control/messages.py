@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from scpl_dist.control.fields import Count, Duration, Flag, Name, Number, Positive, Shape, Text
 from scpl_dist.control.items import Item
@@ -70,8 +70,9 @@ class Message(Shape):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(Message):
-    """A worker exists and says what it is made of."""
+    """A worker exists and says what it is made of; another version's may have more, and is refused."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
     type: Literal["hello"] = "hello"
     protocol: Annotated[int, Field(strict=True)]
     version: Name

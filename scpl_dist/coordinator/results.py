@@ -60,11 +60,12 @@ class Results:
 
     def opening(self, config: Config) -> tuple[dict[str, Any], str]:
         """The row and the line with which a run begins."""
-        run, stages, done = config.run, config.pipeline.stages, self._earlier_steps
+        run, stages, steps = config.run, config.pipeline.stages, self._sequence.steps
         row = {"event": "start", "method": run.method, "stages": stages, "workers": config.layout.world}
-        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self._sequence.steps} steps"
-        text += f", going on after step {done}" if done else ""
-        return row | {"step": done, "steps": self._sequence.steps}, text
+        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {steps} steps"
+        if self._earlier_steps:
+            text += f", going on after step {self._earlier_steps}"
+        return row | {"step": self._earlier_steps, "steps": steps}, text
 
     def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
         """Count an item of one worker."""
@@ -191,18 +192,20 @@ class Results:
             "wall_seconds": wall,
             "samples": self.samples,
             "samples_per_second": speed,
-            "per_stage": [
-                {
-                    "stage": member.stage,
-                    "replica": member.hello.replica,
-                    "busy_seconds": member.stats.busy,
-                    "waiting_seconds": member.stats.waiting,
-                    "blocked_seconds": member.stats.blocked,
-                    "phase_seconds": member.stats.phases,
-                    "bytes_sent": member.stats.bytes_sent,
-                    "bytes_received": member.stats.bytes_received,
-                    "peak_memory_bytes": member.stats.peak_memory,
-                }
-                for member in members
-            ],
+            "per_stage": [_of_worker(member) for member in members],
         }
+
+
+def _of_worker(member: Member) -> dict[str, Any]:
+    stats = member.stats
+    return {
+        "stage": member.stage,
+        "replica": member.hello.replica,
+        "busy_seconds": stats.busy,
+        "waiting_seconds": stats.waiting,
+        "blocked_seconds": stats.blocked,
+        "phase_seconds": stats.phases,
+        "bytes_sent": stats.bytes_sent,
+        "bytes_received": stats.bytes_received,
+        "peak_memory_bytes": stats.peak_memory,
+    }

@@ -66,7 +66,8 @@ def overdue(
     there = [member for member in members if not member.left]
     found: list[tuple[float, Failure]] = []
     for member in there:
-        silent, still = now - member.heard, now - member.changed
+        silent = now - member.heard
+        still = now - member.changed
         item = items.get(member.done + 1)
         known = item is not None and item.kind in member.kinds
         limit = runtime.timeout_s if known else runtime.first_step_timeout_s

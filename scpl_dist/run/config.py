@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scpl_dist.run.layout import Layout
+from scpl_dist.run.network import is_loopback
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -178,7 +179,7 @@ class Control(Section):
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> Self:
-        local = self.host in ("localhost", "::1") or self.host.startswith("127.")
+        local = self.host == "localhost" or is_loopback(self.host)
         if not local and not self.keys and not self.insecure:
             raise ValueError(
                 f"control.host = {self.host!r}: beyond loopback the control plane needs keys; run scpl-dist keys new "
@@ -230,18 +231,16 @@ class Config(Section):
                 f"optimizer.end_lr = {self.optimizer.end_lr} is above optimizer.lr = {self.optimizer.lr}: "
                 "the schedule can only fall; lower optimizer.end_lr"
             )
-        counts = self.pipeline.partition
-        if isinstance(counts, list) and len(counts) != self.pipeline.stages:
-            raise ValueError(
-                f"pipeline.partition = {counts} has {len(counts)} entries for pipeline.stages = "
-                f"{self.pipeline.stages}: give one block count for each stage"
-            )
-        replicas = self.pipeline.replicas
-        if isinstance(replicas, list) and len(replicas) != self.pipeline.stages:
-            raise ValueError(
-                f"pipeline.replicas = {replicas} has {len(replicas)} entries for pipeline.stages = "
-                f"{self.pipeline.stages}: give one number of workers for each stage, or one number for all"
-            )
+        stages = self.pipeline.stages
+        for key, fix in (
+            ("partition", "give one block count for each stage"),
+            ("replicas", "give one number of workers for each stage, or one number for all"),
+        ):
+            counts = getattr(self.pipeline, key)
+            if isinstance(counts, list) and len(counts) != stages:
+                raise ValueError(
+                    f"pipeline.{key} = {counts} has {len(counts)} entries for pipeline.stages = {stages}: {fix}"
+                )
         return self
 
     @property
@@ -338,14 +337,13 @@ def _value(text: str) -> object:
 
 def _explain(problem: Any) -> str:
     """One line for one problem that pydantic found: key, value, fix."""
+    if problem["type"] == "value_error":  # of a validator above, which has said all three
+        return str(problem["ctx"]["error"])
     path = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(path[:2])
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{'.'.join(path)} = {value!r}: unknown key; {_known(path)}"
-    if problem["type"] == "value_error" and not path:
-        return str(problem["ctx"]["error"])
-    return f"{key} = {value!r}: {problem['msg'].removeprefix('Value error, ').lower()}"
+    return f"{'.'.join(path[:2])} = {value!r}: {problem['msg'].lower()}"
 
 
 def _known(path: Sequence[str]) -> str:

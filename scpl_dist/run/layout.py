@@ -49,11 +49,10 @@ class WorkerId:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Samples of a micro-batch that go from one worker to one of a neighbouring stage; ``begin == end`` is none."""
+    """Samples of a micro-batch that go from a rank to one of a neighbouring stage; ``begin == end`` is none."""
 
     sender: int
     receiver: int
-    """Ranks."""
     begin: int
     end: int
 

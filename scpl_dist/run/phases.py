@@ -25,11 +25,11 @@ class Phase(StrEnum):
 
 WAITING = frozenset({Phase.RECEIVE, Phase.SYNC})
 """For input, or for the other replicas."""
-BLOCKED = frozenset({Phase.ROOM})
+BLOCKED = Phase.ROOM
 """By a neighbour that has no room."""
 OUTSIDE = frozenset({Phase.STARTING, Phase.IDLE})
 """Before and after the items: no time of the pipeline."""
-BLAMELESS = WAITING | BLOCKED | {Phase.IDLE}
-"""Who stands still in one of these waits for somebody else."""
+BLAMELESS = WAITING | {BLOCKED, Phase.IDLE}
+"""Who stands still in one of these waits for somebody else; in all others a worker is busy."""
 OCCASIONAL = frozenset({Phase.SYNC, Phase.EVALUATE, Phase.CHECKPOINT})
 """Phases that not every training step has: their time is shown once there is some."""

@@ -54,7 +54,7 @@ class Executor:
         loader: batches; None on all stages but the first.
         seed: the run's seed.
         device: where the stage computes.
-        meter: takes the times.
+        timer: takes the times.
         report: called after every item.
         run_dir: run folder for checkpoints.
         writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.

@@ -42,7 +42,7 @@ class Replicas:
         group: their process group.
         layout: all workers of the run.
         worker_id: this one.
-        meter: told of waits for the others.
+        timer: told of waits for the others.
     """
 
     def __init__(self, group: Any, layout: Layout, worker_id: WorkerId, timer: PhaseTimer) -> None:
@@ -69,7 +69,7 @@ class Replicas:
             layout: all workers of the run.
             worker_id: this one.
             endpoints: of all workers, with "host" and "device".
-            meter: told of waits.
+            timer: told of waits.
             timeout_s: limit for meeting the others, in seconds.
 
         Returns:

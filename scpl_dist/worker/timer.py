@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from scpl_dist.control.items import Checkpoint, Item, Stop, Train
 from scpl_dist.control.messages import Stats
 from scpl_dist.run.faults import Trap
-from scpl_dist.run.phases import BLOCKED, OUTSIDE, WAITING, Phase
+from scpl_dist.run.phases import BLAMELESS, BLOCKED, OUTSIDE, WAITING, Phase
 
 
 class PhaseTimer:
@@ -59,18 +59,14 @@ class PhaseTimer:
 
     def stats(self, **counters: int) -> Stats:
         """The seconds so far, with other counters of the worker."""
-        seconds = {Phase.ROOM: 0.0, **self._seconds}
+        seconds = {BLOCKED: 0.0, **self._seconds}
         seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
         for phase in OUTSIDE:
             seconds.pop(phase, None)
-
-        def of(phases: Collection[Phase]) -> float:
-            return sum(seconds[phase] for phase in seconds.keys() & phases)
-
         return Stats(
-            busy=of(seconds.keys() - WAITING - BLOCKED),
-            waiting=of(WAITING),
-            blocked=of(BLOCKED),
+            busy=sum(spent for phase, spent in seconds.items() if phase not in BLAMELESS),
+            waiting=sum(seconds.get(phase, 0.0) for phase in WAITING),
+            blocked=seconds[BLOCKED],
             phases=seconds,
             begun=self.begun,
             **counters,

@@ -131,7 +131,7 @@ class Worker:
         channel = self._channel = Channel(
             self._control,
             self._hello(),
-            snapshot=self._heartbeat,
+            heartbeat=self._heartbeat,
             on_message=self._on_message,
             on_lost=self._abort,
             timeout_s=self.config.runtime.timeout_s,

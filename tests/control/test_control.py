@@ -170,6 +170,11 @@ def test_what_is_no_message_is_refused(frame: bytes) -> None:
         decode(frame)
 
 
+def test_the_hello_of_another_version_can_be_read_and_so_be_refused() -> None:
+    hello = decode(msgpack.packb(to_plain(HELLO) | {"protocol": PROTOCOL + 1, "colour": "blue"}))
+    assert hello == dataclasses.replace(HELLO, protocol=PROTOCOL + 1)
+
+
 def test_what_is_wrong_with_a_message_is_said() -> None:
     with pytest.raises(ProtocolError, match=r"done\.sequence = '0': Input should be a valid integer"):
         decode(msgpack.packb({"type": "done", "sequence": "0"}))

@@ -587,7 +587,7 @@ def test_a_position_from_another_data_set_is_refused() -> None:
     assert "step 7" in run.failure.message
 
 
-def test_an_agenda_needs_training_samples() -> None:
+def test_a_sequence_of_items_needs_training_samples() -> None:
     with pytest.raises(ValueError, match="no training samples"):
         ItemSequence(small(), {"train": 0, "test": 5})
 
