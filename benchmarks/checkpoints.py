@@ -59,12 +59,12 @@ class Timed(CheckpointWriter):
     """A writer that notes the processor time of each checkpoint."""
 
     def __init__(self) -> None:
-        super().__init__(lambda message: None, lambda error, step: None)
+        super().__init__(lambda sequence, files, seconds: None, lambda error, step: None)
         self.seconds: list[float] = []
 
-    def _write(self, item: dict[str, Any], folder: Path, state: dict[int, Any]) -> None:
+    def _write(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
         begin = time.thread_time()
-        super()._write(item, folder, state)
+        super()._write(sequence, step, folder, state)
         self.seconds.append(time.thread_time() - begin)
 
 
@@ -96,7 +96,7 @@ def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> No
                 state = {
                     index: state_of(trainable, optimizers[index]) for index, trainable in trainables.items()
                 }
-                writer.submit({"sequence": number, "step": number}, Path(folder, str(number)), state)
+                writer.submit(number, number, Path(folder, str(number)), state)
                 copies.append(time.thread_time() - begin)
                 writer.drain()
         step, copy, write = map(statistics.median, (steps, copies, writer.seconds))

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from scpl_dist.coordinator.status import Status
+from scpl_dist.run.phases import OCCASIONAL, OUTSIDE, Phase
 
 NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "scpl_run_info": ("gauge", "The run; always 1.", ("method", "version")),
@@ -54,7 +55,7 @@ NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Every metric: kind, help, labels. Dashboards and rules may use these and no others."""
 
 KINDS = ("train", "evaluate")
-PHASES = ("receive", "data", "forward", "loss", "backward", "optimizer", "send", "room")
+PHASES = frozenset(Phase) - OUTSIDE - OCCASIONAL
 Row = tuple[str, tuple[str, ...], float | None]
 
 

@@ -58,10 +58,11 @@ from scpl_dist.coordinator.publisher import Publisher
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.checkpoints import CheckpointError
+from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.resume import choose
 from scpl_dist.storage.run_folder import RunFolder
 
@@ -105,13 +106,7 @@ class Service:
         self._publisher = Publisher(self._publish)
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
-        restore = None
-        if chosen:
-            restore = {
-                "folder": str(chosen[0].resolve()),
-                "step": chosen[1]["step"],
-                "epoch": chosen[1]["epoch"],
-            }
+        restore = str(chosen[0].resolve()) if chosen else ""
         self.coordinator = Coordinator(
             config, generation, resume=position, restore=restore, folder=str(folder.path.resolve())
         )
@@ -195,10 +190,8 @@ class Service:
 
     def _crashed(self, error: Exception) -> None:
         text = f"the coordinator failed: {type(error).__name__}: {error}"
-        failure = Failure(
-            "coordinator", text, "this is a bug of scpl_dist: please report it, then resume the run"
-        )
-        self.outcome = Outcome(1, text, replace(failure, traceback=traceback.format_exc()))
+        crash = replace(failure(Cause.COORDINATOR, text), traceback=traceback.format_exc())
+        self.outcome = Outcome(1, text, crash)
         frame = encode(Abort(reason=text[:1000]))
         for member in self.coordinator.ordered():
             self._sent(member.peer, frame)
@@ -284,7 +277,6 @@ class Service:
             "position": command.position,
             "method": self.config.run.method,
             "stages": self.config.pipeline.stages,
-            "blocks": [member.blocks for member in members if member.first],
             "config": self.config.digest(),
             "versions": {"scpl_dist": VERSION, "torch": members[0].hello.torch},
             "files": command.files,
@@ -295,12 +287,14 @@ class Service:
         }
 
     def _conclude(self, outcome: Outcome) -> int:
-        failure = outcome.failure
-        if failure is not None and failure.cause == "died" and failure.rank is not None:
+        found = outcome.failure
+        if found is not None:
+            self._write_events()
+        if found is not None and found.cause is Cause.DIED and found.rank is not None:
             # Whoever died before it could report may have left its reason in the log.
-            name = self.config.layout.workers[failure.rank].file
+            name = self.config.layout.workers[found.rank].file
             words = self.folder.last_words(name, self._logs[name])
-            outcome = replace(outcome, failure=replace(failure, traceback=words))
+            outcome = replace(outcome, failure=replace(found, traceback=words))
         try:
             self.folder.finish(outcome)
         except OSError as error:  # a full disk must not hide why the run ended
@@ -315,6 +309,13 @@ class Service:
         else:
             print(summary(outcome, self.folder.path), flush=True)
         return outcome.code
+
+    def _write_events(self) -> None:
+        """What led to a failure, event by event."""
+        try:
+            write_text(self.folder.log / "events.jsonl", "\n".join(self.coordinator.log.lines()) + "\n")
+        except OSError as error:
+            print(f"warning: log/events.jsonl could not be written: {error}", file=sys.stderr)
 
 
 def alone(config: Config, run_dir: Path | None, resume: str) -> int:
@@ -358,7 +359,8 @@ def serve(
         service = Service(config, folder, generation, resume, Counter(restarted), launched, may_restart)
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        code, cause = (1, "checkpoint") if isinstance(error, CheckpointError) else (2, "config")
+        cause = Cause.CHECKPOINT if isinstance(error, CheckpointError) else Cause.CONFIG
+        code = MEANING[cause].code
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
             RunFolder(Path(run_dir)).fail(code, str(error), cause)
         return code

@@ -6,6 +6,7 @@ Everything that shows a run is drawn from it: the live table, ``scpl-dist top``,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from scpl_dist.control.messages import VERSION, Stats
@@ -21,7 +22,9 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
     Times and bytes of the workers are counted since the start of their processes. ``seconds`` is the time of this
     start since its first item, None before it; ``now`` serves to tell the time between two snapshots.
     """
-    config, agenda, tally = coordinator.config, coordinator.agenda, coordinator.tally
+    config, flow = coordinator.config, coordinator.flow
+    begun = flow.begun if flow else None
+    results = flow.results if flow else None
     ids = sorted(coordinator.layout.workers, key=lambda worker_id: (worker_id.stage, worker_id.replica))
     last = coordinator.members.get(config.pipeline.stages - 1)
     status: Status = {
@@ -30,17 +33,17 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
         "version": VERSION,
         "method": config.run.method,
         "now": now,
-        "seconds": None if coordinator.started is None else now - coordinator.started,
+        "seconds": None if begun is None else now - begun,
         "unready": coordinator.unready(now),
-        "step": tally.steps_done if tally else 0,
-        "steps": agenda.steps if agenda else None,
+        "step": results.steps_done if results else 0,
+        "steps": flow.sequence.steps if flow else None,
         "epoch": last.epoch if last else 0,
         "epochs": config.run.epochs,
-        "accuracies": tally.history() if tally else [],
-        "samples": tally.samples if tally else 0,
-        "samples_per_second": tally.samples_per_second if tally else None,
+        "accuracies": results.history() if results else [],
+        "samples": results.samples if results else 0,
+        "samples_per_second": results.samples_per_second if results else None,
         "seconds_left": _seconds_left(coordinator),
-        "learning_rate": tally.learning_rate if tally else None,
+        "learning_rate": results.learning_rate if results else None,
         "checkpoints": coordinator.checkpoints,
         "checkpoint_failures": coordinator.checkpoint_failures,
         "last_checkpoint": None,
@@ -51,7 +54,7 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
     }
     if coordinator.last_commit is not None and coordinator.committed_at is not None:
         age = now - coordinator.committed_at  # of the monotonic clock: right when the wall clock jumps
-        status["last_checkpoint"] = coordinator.last_commit.row() | {"age": age}
+        status["last_checkpoint"] = {**asdict(coordinator.last_commit), "age": age}
     return status
 
 
@@ -62,7 +65,7 @@ def _worker(coordinator: Coordinator, worker_id: WorkerId, now: float) -> dict[s
     if member is None:
         missing = dict.fromkeys(("host", "pid", "device", "phase", "step", "epoch", "micro_batch", "still"))
         counts: dict[str, Any] = {"losses": {}, "micro_batches": {}, "stragglings": 0}
-        return who | {"name": worker_id.label, "up": False} | missing | counts | Stats().model_dump()
+        return who | {"name": worker_id.label, "up": False} | missing | counts | asdict(Stats())
     return who | {
         "name": worker_id.label,
         "up": coordinator.state != "over" and not member.left,
@@ -77,16 +80,17 @@ def _worker(coordinator: Coordinator, worker_id: WorkerId, now: float) -> dict[s
         "losses": dict(member.losses),
         "micro_batches": dict(member.micro_batches),
         "stragglings": member.stragglings,
-        **member.stats.model_dump(),
+        **asdict(member.stats),
     }
 
 
 def _seconds_left(coordinator: Coordinator) -> float | None:
-    agenda, tally, data = coordinator.agenda, coordinator.tally, coordinator.data
-    if agenda is None or tally is None or data is None or not tally.samples_per_second:
+    flow, data = coordinator.flow, coordinator.data
+    speed = flow.results.samples_per_second if flow else None
+    if flow is None or data is None or not speed:
         return None
-    samples = (agenda.steps - tally.steps_done) * data.sizes["train"] / agenda.steps_per_epoch
-    return samples / tally.samples_per_second
+    steps = flow.sequence.steps - flow.results.steps_done
+    return steps * data.sizes["train"] / flow.sequence.steps_per_epoch / speed
 
 
 def shares(busy: float, waiting: float, blocked: float) -> tuple[float, float, float] | None:

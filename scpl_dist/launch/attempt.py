@@ -25,7 +25,7 @@ from scpl_dist.launch.children import Children
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.restarts import End
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import UNCLEAR
+from scpl_dist.run.failures import Cause, meaning
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.stacks import SIGNAL as STACKS
 
@@ -184,7 +184,7 @@ class Attempt:
     def _dump_stacks(self) -> None:
         """Workers that still run after a failure write their stacks, also those that hold the interpreter lock."""
         exit_json = self.folder.read("exit.json") or {}
-        if exit_json.get("cause") in UNCLEAR:
+        if meaning(exit_json.get("cause") or "").stacks:
             self._children.send([*self._ranks], STACKS)
 
     def _kill_rest(self) -> None:
@@ -220,11 +220,16 @@ class Attempt:
         else:
             reason = f"the coordinator exited with code {self._code} before it could finish the run"
         if len(self._signals) > 1:
-            code, cause, reason = 128 + self._signals[-1], "", f"stopped at once by a second signal; {reason}"
+            code, cause, reason = (
+                128 + self._signals[-1],
+                None,
+                f"stopped at once by a second signal; {reason}",
+            )
         else:
-            code, cause = (2, "config") if self._code == 2 else (1, "coordinator_lost")
+            cause = Cause.CONFIG if self._code == 2 else Cause.COORDINATOR_LOST
+            code = meaning(cause).code
             print(
                 f"\nThe run failed.\n  log:        {self.folder.log}\n  cause:      {reason}", file=sys.stderr
             )
         self.folder.fail(code, reason, cause)
-        return End(code, cause, reason, None, step)
+        return End(code, cause or "", reason, None, step)

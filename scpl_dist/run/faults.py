@@ -5,7 +5,7 @@ come from the environment variable `VARIABLE` as a JSON list, which is read here
 of this module is active. A fault fires once per run, also over restarts: it is noted in ``RUN/log/faults.jsonl``
 before it happens. With ``"times": 0`` it fires whenever its place is reached.
 
-    worker       "loading" before its data set, every change of phase (`Meter.enter`), and "write" and "written"
+    worker       "loading" before its data set, every change of phase (`PhaseTimer.enter`), and "write" and "written"
                  around each part in the thread that writes a checkpoint
     coordinator  every event ("gathering", "preparing", "running"), and "commit" around publishing a checkpoint
 """

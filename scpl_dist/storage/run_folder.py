@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.metrics_log import MetricsLog
 
@@ -90,7 +90,7 @@ class RunFolder:
             yield
 
     def log_size(self, name: str) -> int:
-        """Bytes in a worker's log; the name is that of its `WorkerId`."""
+        """Bytes in a worker's log; the name is `WorkerId.file`."""
         path = self.log / f"{name}.log"
         return path.stat().st_size if path.exists() else 0
 
@@ -137,7 +137,7 @@ class RunFolder:
         row |= {key: getattr(failure, key, None) for key in keys}
         self.write("exit.json", row | {"log": str(self.log)})
 
-    def fail(self, code: int, reason: str, cause: str = "") -> int:
+    def fail(self, code: int, reason: str, cause: Cause | None = None) -> int:
         """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
         failure = Failure(cause, reason, "") if cause else None
         self.finish(Outcome(code, reason, failure))

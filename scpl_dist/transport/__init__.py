@@ -31,7 +31,7 @@ class Envelope:
     """What travels: the item it belongs to, and a pytree of tensors.
 
     Attributes:
-        item: the coordinator's item (see `scpl_dist.coordinator.machine`), plain values only.
+        item: what it belongs to, plain values that only the executor understands.
         micro_batch: number of the micro-batch within the item.
         payload: pytree of tensors; None for a marker.
         wide: numbers of the payload's leaves that travel in a smaller type, and their own; empty at the executor.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from scpl_dist.control.items import Checkpoint, Computed, Item, Marker, Stop, Train, from_plain, to_plain
+from scpl_dist.control.messages import Done, Stats
 from scpl_dist.data.loader import Batch, Loader
 from scpl_dist.methods import Method
 from scpl_dist.methods.block import Carry, TrainableBlock, detached, floating, seed_operators
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.run.errors import NonFiniteLoss
+from scpl_dist.run.phases import Phase
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.writer import CheckpointWriter
 from scpl_dist.transport import Envelope
@@ -36,7 +39,7 @@ from scpl_dist.worker.replicas import Replicas, Sum
 from scpl_dist.worker.state import state_of
 from scpl_dist.worker.timer import PhaseTimer
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Done], None]
 
 
 class Executor:
@@ -51,8 +54,8 @@ class Executor:
         loader: batches; None on all stages but the first.
         seed: the run's seed.
         device: where the stage computes.
-        meter: takes the times.
-        report: called with a ``done`` message after every item.
+        timer: takes the times.
+        report: called after every item.
         run_dir: run folder for checkpoints.
         writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
         replicas: the other workers of this stage; None if there are none.
@@ -66,7 +69,7 @@ class Executor:
         trainables: dict[int, TrainableBlock],
         optimizers: dict[int, list[torch.optim.Optimizer]],
         links: Neighbours,
-        loader: Loader | None,
+        loader: Loader[Item] | None,
         *,
         seed: int,
         device: torch.device,
@@ -122,54 +125,50 @@ class Executor:
         while True:
             item, batches, received = self._next()
             self.timer.begin(item)
-            kind = item["kind"]
             details: dict[str, Any] = {}
-            if kind in ("train", "evaluate"):
+            if isinstance(item, Computed):
                 details = self._compute(item, batches, received)
             else:
                 self._pass_on(item)
-                if kind == "checkpoint":
+                if isinstance(item, Checkpoint):
                     self._checkpoint(item)
-                elif kind == "stop" and self.writer is not None:
-                    self.timer.enter("checkpoint")
+                elif isinstance(item, Stop) and self.writer is not None:
+                    self.timer.enter(Phase.CHECKPOINT)
                     self.writer.drain()
-            self._done(item, details)
-            if kind == "stop":
-                self.timer.enter("idle")
+            self.report(Done(sequence=item.sequence, stats=self.stats(), **details))
+            if isinstance(item, Stop):
+                self.timer.enter(Phase.IDLE)
                 return
 
-    def stats(self) -> dict[str, Any]:
-        """Cumulative figures of this stage, see the control plane's ``stats``."""
+    def stats(self) -> Stats:
+        """Cumulative figures of this stage."""
         transport = self.links.transport
-        return {
-            **self.timer.stats(),
-            "queue": transport.queued() if self.loader is None else self.loader.queued(),
-            "bytes_sent": transport.bytes_sent,
-            "bytes_received": transport.bytes_received,
-            "peak_memory": peak_memory(self.device),
-        }
+        return self.timer.stats(
+            queue=transport.queued() if self.loader is None else self.loader.queued(),
+            bytes_sent=transport.bytes_sent,
+            bytes_received=transport.bytes_received,
+            peak_memory=peak_memory(self.device),
+        )
 
     # Items ------------------------------------------------------------------------------------------------------
 
-    def _next(self) -> tuple[dict[str, Any], Iterator[Batch], Envelope | None]:
-        self.timer.enter("receive")
+    def _next(self) -> tuple[Item, Iterator[Batch], Envelope | None]:
+        self.timer.enter(Phase.RECEIVE)
         if self.loader is not None:
             item, batches = self.loader.next()
             return item, batches, None
         message = self.links.next()
-        return message.item, iter(()), message
+        return from_plain(message.item), iter(()), message
 
-    def _pass_on(self, marker: dict[str, Any]) -> None:
+    def _pass_on(self, marker: Marker) -> None:
         if not self.spec.last:
-            self.timer.enter("room")
+            self.timer.enter(Phase.ROOM)
             self.links.wait_for_room(self.spec.stage + 1)
-            self.timer.enter("send")
-            self.links.pass_on(marker)
+            self.timer.enter(Phase.SEND)
+            self.links.pass_on(to_plain(marker))
 
-    def _compute(
-        self, item: dict[str, Any], batches: Iterator[Batch], received: Envelope | None
-    ) -> dict[str, Any]:
-        training = item["kind"] == "train"
+    def _compute(self, item: Computed, batches: Iterator[Batch], received: Envelope | None) -> dict[str, Any]:
+        training = isinstance(item, Train)
         if training is not self._training:
             self._training = training
             for trainable in self.trainables.values():
@@ -183,13 +182,10 @@ class Executor:
                     self.timer.micro_batch = action.micro_batch
                 self._handlers[action.kind](work, action)
         if training:
-            return {"losses": work.losses, "samples": sum(work.sizes)}
-        correct = None if work.correct is None else int(work.correct.item())
-        return {
-            "correct": correct,
-            "total": work.total if correct is not None else None,
-            "split": item["split"],
-        }
+            return {"losses": work.losses}
+        if work.correct is None:
+            return {}
+        return {"correct": int(work.correct.item()), "total": work.total}
 
     def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
         key = (training, micro_batches)
@@ -198,37 +194,21 @@ class Executor:
             self._programs[key] = tuple(actions(self.spec, micro_batches))
         return self._programs[key]
 
-    def _checkpoint(self, item: dict[str, Any]) -> None:
+    def _checkpoint(self, item: Checkpoint) -> None:
         """Copy the state as it is here in the stream; the writer reports when it is on disk."""
-        self.timer.enter("checkpoint")
+        self.timer.enter(Phase.CHECKPOINT)
         if self.writer is None:
             return
-        folder = checkpoints.folder_for(self.run_dir, item["step"], item.get("unique", ""))
+        folder = checkpoints.folder_for(self.run_dir, item.step, item.unique)
         state = {
             block: state_of(trainable, self.optimizers[block]) for block, trainable in self.trainables.items()
         }
-        self.writer.submit(item, folder, state)
-
-    def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
-        message = {
-            "type": "done",
-            "sequence": item["sequence"],
-            "kind": item["kind"],
-            "step": self.timer.step,
-            "epoch": self.timer.epoch,
-            "losses": None,
-            "samples": 0,
-            "correct": None,
-            "total": None,
-            "split": None,
-            "stats": self.stats(),
-        }
-        self.report(message | details)
+        self.writer.submit(item.sequence, item.step, folder, state)
 
     # Actions ----------------------------------------------------------------------------------------------------
 
     def _load(self, work: ItemInProgress, action: Action) -> None:
-        self.timer.enter("data")
+        self.timer.enter(Phase.DATA)
         inputs, labels = next(work.batches)
         if self.device.type != "cpu":
             inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
@@ -236,9 +216,11 @@ class Executor:
 
     def _receive_forward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
-        self.timer.enter("receive")
+        self.timer.enter(Phase.RECEIVE)
         first, work.received = work.received, None
-        carry, labels = self.links.receive(self.spec.stage - 1, work.item, action.micro_batch, first)
+        carry, labels = self.links.receive(
+            self.spec.stage - 1, work.plain, action.micro_batch, work.sizes[action.micro_batch], first
+        )
         self._start(work, action, carry, labels)
 
     def _start(self, work: ItemInProgress, action: Action, carry: Carry, labels: Tensor) -> None:
@@ -251,9 +233,9 @@ class Executor:
         if block == self.spec.blocks[-1] and not self.spec.last:
             # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
             # and never between the sending and the backward pass.
-            self.timer.enter("room")
+            self.timer.enter(Phase.ROOM)
             self.links.wait_for_room(self.spec.stage + 1)
-        self.timer.enter("forward" if work.training else "evaluate")
+        self.timer.enter(Phase.FORWARD if work.training else Phase.EVALUATE)
         before = flow.carry
         if work.training:
             # Every block's input is a leaf of its own graph, also inside a stage: gradients are summed in the same
@@ -267,7 +249,7 @@ class Executor:
         flow.carry = detached(after)
 
     def _seed_operators(self, work: ItemInProgress, block: int, micro_batch: int) -> None:
-        seed_operators(self.seed, block, work.item["step"], micro_batch, self.replica)
+        seed_operators(self.seed, block, work.train.step, micro_batch, self.replica)
 
     def _leaves(self, carry: Carry, block: int) -> Carry:
         if self.method.local or block == 0:
@@ -278,7 +260,7 @@ class Executor:
 
     def _recompute(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        self.timer.enter("forward")
+        self.timer.enter(Phase.FORWARD)
         self._seed_operators(work, block, micro_batch)
         # Running statistics have seen this micro-batch already: let it update copies.
         copies = {name: buffer.clone() for name, buffer in self.trainables[block].named_buffers()}
@@ -287,12 +269,13 @@ class Executor:
     def _send_forward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows[action.micro_batch]
-        self.timer.enter("send")
-        self.links.post(self.spec.stage + 1, work.item, action.micro_batch, (flow.carry, flow.labels))
+        self.timer.enter(Phase.SEND)
+        size, payload = work.sizes[action.micro_batch], (flow.carry, flow.labels)
+        self.links.post(self.spec.stage + 1, work.plain, action.micro_batch, size, payload)
 
     def _loss(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        self.timer.enter("loss")
+        self.timer.enter(Phase.LOSS)
         seen, labels = self.trainables[block].embed(flow.before[block], flow.after[block]), flow.labels
         if self.replicas is not None:
             seen, labels = self.replicas.gather(seen, labels, work.sizes[micro_batch])
@@ -300,7 +283,7 @@ class Executor:
 
     def _backward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
-        self.timer.enter("backward")
+        self.timer.enter(Phase.BACKWARD)
         # The graph is used up here, and so are the tensors that it holds.
         before, after = flow.before.pop(block), flow.after.pop(block)
         terms = flow.losses.pop(block, None)
@@ -333,57 +316,68 @@ class Executor:
 
     def _send_backward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
-        self.timer.enter("room")
+        self.timer.enter(Phase.ROOM)
         self.links.wait_for_room(self.spec.stage - 1)
-        self.timer.enter("send")
+        self.timer.enter(Phase.SEND)
         back = work.flows.pop(action.micro_batch).back  # the last that is done with it
-        self.links.post(self.spec.stage - 1, work.item, action.micro_batch, back)
+        size = work.sizes[action.micro_batch]
+        self.links.post(self.spec.stage - 1, work.plain, action.micro_batch, size, back)
 
     def _receive_backward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
-        self.timer.enter("receive")
-        back = self.links.receive(self.spec.stage + 1, work.item, action.micro_batch)
+        self.timer.enter(Phase.RECEIVE)
+        size = work.sizes[action.micro_batch]
+        back = self.links.receive(self.spec.stage + 1, work.plain, action.micro_batch, size)
         work.flows[action.micro_batch].back = back
 
     def _sum(self, work: ItemInProgress, action: Action) -> None:
         assert action.block is not None
         assert self.replicas is not None
-        self.timer.enter("send")
+        self.timer.enter(Phase.SEND)
         self._sums[action.block] = self.replicas.sum_gradients(self.trainables[action.block].parameters())
 
     def _step(self, work: ItemInProgress, action: Action) -> None:
         assert action.block is not None
         if action.block in self._sums:
-            self.timer.enter("sync")
+            self.timer.enter(Phase.SYNC)
             self._sums.pop(action.block).finish()
-        self.timer.enter("optimizer")
+        self.timer.enter(Phase.OPTIMIZER)
         for optimizer in self.optimizers[action.block]:
             for group in optimizer.param_groups:
-                group["lr"] = work.item["lr"] * group.get("lr_scale", 1.0)
+                group["lr"] = work.train.schedule["lr"] * group.get("lr_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.trainables[action.block].updated()
 
     def _predict(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
-        self.timer.enter("evaluate")
+        self.timer.enter(Phase.EVALUATE)
         flow.back = [self.trainables[block].predict(flow.carry)]
 
     def _decode(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
-        self.timer.enter("evaluate")
+        self.timer.enter(Phase.EVALUATE)
         flow.back = [self.trainables[block].decode(flow.back[0])]
 
     def _count(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows.pop(action.micro_batch)
-        self.timer.enter("evaluate")
+        self.timer.enter(Phase.EVALUATE)
         correct = (flow.back[0].argmax(1) == flow.labels).sum()
         work.correct = correct if work.correct is None else work.correct + correct
         work.total += len(flow.labels)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+
+def feed(loader: Loader[Item], items: Iterable[Item]) -> None:
+    """Hand items from the coordinator to the loader of stage 0."""
+    for item in items:
+        if isinstance(item, Computed):
+            loader.put(item, item.split, item.epoch, item.micro_batches, isinstance(item, Train))
+        else:
+            loader.put(item)
 
 
 def peak_memory(device: torch.device | None = None) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
+from scpl_dist.control.items import Computed, Train, to_plain
 from scpl_dist.data.loader import Batch
 from scpl_dist.methods.block import Carry
 from scpl_dist.methods.schedule import Action
@@ -42,6 +42,7 @@ class ItemInProgress:
     """One item in progress.
 
     Attributes:
+        plain: the item as it travels; equal wherever it is, so a message can be checked to belong to it.
         again: blocks whose activations are not kept, but computed again for the backward pass.
         flows: by micro-batch.
         losses: terms by block, summed over the micro-batches with their weights.
@@ -49,9 +50,10 @@ class ItemInProgress:
     """
 
     def __init__(
-        self, item: dict[str, Any], batches: Iterator[Batch], received: Envelope | None, training: bool
+        self, item: Computed, batches: Iterator[Batch], received: Envelope | None, training: bool
     ) -> None:
         self.item = item
+        self.plain = to_plain(item) if received is None else received.item
         self.batches = batches
         self.received = received
         self.training = training
@@ -60,8 +62,13 @@ class ItemInProgress:
         self.losses: dict[str, dict[str, float]] = {}
         self.correct: Tensor | None = None
         self.total = 0
-        parts: list[list[int]] = item["micro_batches"]
-        self.sizes = [stop - start for start, stop in parts]
+        self.sizes = [stop - start for start, stop in item.micro_batches]
+
+    @property
+    def train(self) -> Train:
+        """The item, which is one to train."""
+        assert isinstance(self.item, Train)
+        return self.item
 
     def flow(self, action: Action) -> tuple[MicroBatch, int, int]:
         """Micro-batch, number of the block and number of the micro-batch of an action."""

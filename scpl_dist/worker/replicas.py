@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from scpl_dist.methods.batchnorm import shared
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
+from scpl_dist.run.phases import Phase
 from scpl_dist.transport import Store
 from scpl_dist.worker.timer import PhaseTimer
 
@@ -41,8 +42,8 @@ class Replicas:
     Args:
         group: their process group.
         layout: all workers of the run.
-        seat: this one.
-        meter: told of waits for the others.
+        worker_id: this one.
+        timer: told of waits for the others.
     """
 
     def __init__(self, group: Any, layout: Layout, worker_id: WorkerId, timer: PhaseTimer) -> None:
@@ -68,9 +69,9 @@ class Replicas:
 
         Args:
             layout: all workers of the run.
-            seat: this one.
+            worker_id: this one.
             endpoints: of all workers, with "host" and "device".
-            meter: told of waits.
+            timer: told of waits.
             store: of all workers.
             timeout_s: limit for meeting the others, in seconds.
 
@@ -129,7 +130,7 @@ class Replicas:
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         before = self._timer.phase
-        self._timer.enter("sync")
+        self._timer.enter(Phase.SYNC)
         yield
         self._timer.enter(before)
 

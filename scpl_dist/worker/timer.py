@@ -10,13 +10,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
+from scpl_dist.control.items import Checkpoint, Item, Stop, Train
+from scpl_dist.control.messages import Stats
 from scpl_dist.run.faults import Trap
-
-WAITING = ("receive", "sync")
-BLOCKED = "room"
-IDLE = "idle"
+from scpl_dist.run.phases import BLAMELESS, BLOCKED, OUTSIDE, WAITING, Phase
 
 
 class PhaseTimer:
@@ -32,60 +30,57 @@ class PhaseTimer:
     """
 
     def __init__(self) -> None:
-        self.phase = "starting"
+        self.phase = Phase.STARTING
         self.step = 0
         self.epoch = 0
         self.micro_batch = 0
         self.begun = -1
         self.on_item: Callable[[], None] | None = None
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._seconds: dict[Phase, float] = defaultdict(float)
         self._since = time.perf_counter()
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: Phase) -> None:
         """The phase that begins now."""
         now = time.perf_counter()
         self._seconds[self.phase] += now - self._since
         self._since = now
         self.phase = phase
 
-    def begin(self, item: dict[str, Any]) -> None:
+    def begin(self, item: Item) -> None:
         """The item that begins now."""
         if self.on_item is not None:
             self.on_item()
-        self.begun = item["sequence"]
-        self.step = item.get("step", self.step)
-        self.epoch = item.get("epoch", self.epoch)
+        self.begun = item.sequence
+        if isinstance(item, Train | Checkpoint):
+            self.step = item.step
+        if not isinstance(item, Stop):
+            self.epoch = item.epoch
         self.micro_batch = 0
 
-    def position(self) -> dict[str, Any]:
-        """Phase, step, epoch and micro-batch, for heartbeats and error reports."""
-        return {"phase": self.phase, "step": self.step, "epoch": self.epoch, "micro_batch": self.micro_batch}
-
-    def stats(self) -> dict[str, Any]:
-        """Cumulative seconds: busy, waiting for input or for replicas, blocked by a full neighbour, and by phase."""
-        seconds = dict(self._seconds)
+    def stats(self, **counters: int) -> Stats:
+        """The seconds so far, with other counters of the worker."""
+        seconds = {BLOCKED: 0.0, **self._seconds}
         seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
-        waiting = {phase: seconds.pop(phase) for phase in WAITING if phase in seconds}
-        blocked = seconds.pop(BLOCKED, 0.0)
-        for outside in ("starting", IDLE):
-            seconds.pop(outside, 0.0)
-        return {
-            "busy": sum(seconds.values()),
-            "waiting": sum(waiting.values()),
-            "blocked": blocked,
-            "phases": {**seconds, **waiting, BLOCKED: blocked},
-            "begun": self.begun,
-        }
+        for phase in OUTSIDE:
+            seconds.pop(phase, None)
+        return Stats(
+            busy=sum(spent for phase, spent in seconds.items() if phase not in BLAMELESS),
+            waiting=sum(seconds.get(phase, 0.0) for phase in WAITING),
+            blocked=seconds[BLOCKED],
+            phases=seconds,
+            begun=self.begun,
+            **counters,
+        )
 
 
 class FaultyTimer(PhaseTimer):
-    """A meter whose changes of phase may be the last thing that happens."""
+    """A timer whose changes of phase may be the last thing that happens."""
 
     def __init__(self, trap: Trap) -> None:
         super().__init__()
         self._trap = trap
 
-    def enter(self, phase: str) -> None:
-        """See `Meter.enter`."""
+    def enter(self, phase: Phase) -> None:
+        """See `PhaseTimer.enter`."""
         super().enter(phase)
         self._trap.spring(phase, self.step)

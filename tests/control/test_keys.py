@@ -16,14 +16,26 @@ import zmq
 from scpl_dist.control import keys
 from scpl_dist.control.admission import TurnedAway
 from scpl_dist.control.channel import Channel
+from scpl_dist.control.messages import Heartbeat, Hello
 from scpl_dist.control.sockets import dealer, router
 from scpl_dist.run import config
+from scpl_dist.run.phases import Phase
 from tests.support.command import scpl_dist
 from tests.support.outsider import knock, throw
 
 LIMIT_S = 20.0
-HELLO = {"type": "hello", "protocol": 1, "version": "0", "torch": "0", "config": "", "stage": 0, "stages": 1}
-HELLO |= {"rank": 0, "host": "here", "pid": 1, "device": "cpu"}
+HELLO = Hello(
+    protocol=1,
+    version="0",
+    torch="0",
+    config="",
+    stage=0,
+    stages=1,
+    rank=0,
+    host="here",
+    pid=1,
+    device="cpu",
+)
 
 
 def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
@@ -196,9 +208,8 @@ def test_a_worker_that_is_not_let_in_says_why(wrong: str, message: str, guarded:
         "none": None,
     }[wrong]
     lost: list[str] = []
-    channel = Channel(
-        guarded.address, HELLO, lambda: {"phase": "idle"}, print, lost.append, timeout_s=60, keys=used
-    )
+    beat = Heartbeat(phase=Phase.IDLE)
+    channel = Channel(guarded.address, HELLO, lambda: beat, print, lost.append, timeout_s=60, keys=used)
     guarded.until(lambda: lost)
     channel.close()
     assert message in lost[0]

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scpl_dist.coordinator.events import Signal
 from scpl_dist.coordinator.http_server import CONNECTIONS, HttpServer
 from scpl_dist.coordinator.status import Status, snapshot
-from tests.coordinator.test_machine import Run
+from tests.support.coordinator import Run
 from tests.support.programs import until_nothing
 
 LIMIT_S = 20.0

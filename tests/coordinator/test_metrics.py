@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from scpl_dist.control.items import Train
 from scpl_dist.control.messages import VERSION, Stats
 from scpl_dist.coordinator.events import Committed, NotWritten
 from scpl_dist.coordinator.metrics import NAMES, RunCollector
 from scpl_dist.coordinator.status import snapshot
-from tests.coordinator.test_machine import Run
+from scpl_dist.run.phases import Phase
+from tests.support.coordinator import Run, at_step
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -70,12 +74,12 @@ def test_a_run_shows_every_name_and_no_other_label() -> None:
 
 
 def test_values_are_those_of_the_run() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     stats = Stats(
         busy=3.0, waiting=2.0, blocked=1.0, queue=2, bytes_sent=10, bytes_received=20, peak_memory=30
     )
-    stats = stats.model_copy(update={"phases": {"forward": 1.5, "evaluate": 0.5}})
-    run.beat(1, "forward", step=5, epoch=1, stats=stats)
+    stats = replace(stats, phases={Phase.FORWARD: 1.5, Phase.EVALUATE: 0.5})
+    run.beat(1, Phase.FORWARD, step=5, epoch=1, stats=stats)
     run.event(Committed(5, 1234, 0.5))
     run.now += 10.0
     found = samples(run)
@@ -87,7 +91,7 @@ def test_values_are_those_of_the_run() -> None:
         key("scpl_step", stage="1"): 5,
         key("scpl_loss", stage="1", block="1"): 2.0,
         key("scpl_accuracy_ratio", split="validation"): 0.5,
-        key("scpl_learning_rate"): run.items()[8]["lr"],
+        key("scpl_learning_rate"): run.items_of(Train)[4].schedule["lr"],
         key("scpl_samples_total"): 90,
         key("scpl_microbatches_total", stage="2", kind="train"): 5,
         key("scpl_microbatches_total", stage="2", kind="evaluate"): 3,

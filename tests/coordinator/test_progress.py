@@ -9,8 +9,8 @@ import pytest
 
 from scpl_dist.coordinator.events import Say
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
-from scpl_dist.run.failures import Failure, Outcome
-from tests.coordinator.test_machine import Run
+from scpl_dist.run.failures import Cause, Failure, Outcome
+from tests.support.coordinator import Run, at_step
 
 
 class Terminal(io.StringIO):
@@ -31,7 +31,7 @@ def test_lines_instead_of_a_table_where_nobody_watches() -> None:
 
 def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     stream = Terminal()
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     progress = Progress(run.coordinator, stream)
     progress.say(Say("epoch 1/3", "progress"))
     progress.say(Say("stage 1 is slow", "warning"))
@@ -45,7 +45,7 @@ def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
 
 def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
     failure = Failure(
-        cause="raised",
+        cause=Cause.RAISED,
         message="ValueError: \x1b[31mno\x1b[0m",
         advice="mend the model",
         stage=1,
@@ -73,7 +73,7 @@ def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
 
 def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "stage2.log").write_text("\n".join(f"line {number}" for number in range(1000)))
-    text = failure_text(Failure("died", "killed", "look", stage=2), tmp_path, "stage2")
+    text = failure_text(Failure(Cause.DIED, "killed", "look", stage=2), tmp_path, "stage2")
     assert "line 999\n" in text
     assert "line 985\n" in text
     assert "line 984\n" not in text
@@ -84,8 +84,7 @@ def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None
 @pytest.mark.parametrize("splits", [{"validation": 30, "test": 20}, {"test": 20}, {}])
 def test_the_summary_fits_the_data(splits: dict[str, int]) -> None:
     run = Run(sizes={"train": 50, **splits}).start().play().leave()
-    assert run.outcome is not None
-    text = summary(run.outcome, Path("runs/x"))
+    text = summary(run.end, Path("runs/x"))
     assert "scpl, 3 stages: 9 steps in" in text
     assert ("test accuracy 0.5000, 0.5000 in the best epoch" in text) == ("test" in splits)
     assert text.endswith("run folder runs/x")

@@ -9,8 +9,9 @@ import pytest
 from scpl_dist.control.messages import Stats
 from scpl_dist.coordinator.events import Committed
 from scpl_dist.coordinator.status import shares, snapshot
-from tests.coordinator.test_machine import Run
+from scpl_dist.run.phases import Phase
 from tests.coordinator.test_machine_replicas import Run as ReplicatedRun
+from tests.support.coordinator import Run, at_step
 
 FIXED = {"state", "generation", "step", "epoch", "accuracies", "workers"}
 OF_A_WORKER = {"stage", "replica", "rank", "host", "pid", "phase", "step", "busy", "waiting", "blocked"}
@@ -35,10 +36,12 @@ def test_fields_are_there_before_during_and_after_a_run() -> None:
 
 
 def test_values_are_those_of_the_run() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     run.event(Committed(5, 1234, 0.5))
     run.now += 7
-    run.beat(1, "forward", step=5, epoch=1, stats=Stats(busy=3.0, waiting=2.0, blocked=1.0, peak_memory=30))
+    run.beat(
+        1, Phase.FORWARD, step=5, epoch=1, stats=Stats(busy=3.0, waiting=2.0, blocked=1.0, peak_memory=30)
+    )
     status = snapshot(run.coordinator, run.now, {"died": 2})
     expected = {"method": "scpl", "step": 5, "steps": 9, "epochs": 3, "samples": 90, "checkpoints": 1}
     assert {key: status[key] for key in expected} == expected

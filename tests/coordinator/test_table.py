@@ -9,7 +9,8 @@ from rich.console import Console
 from scpl_dist.control.messages import Stats
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.coordinator.table import StatusTable
-from tests.coordinator.test_machine import Run
+from scpl_dist.run.phases import Phase
+from tests.support.coordinator import Run, at_step
 
 
 def drawn(table: StatusTable, status: Status) -> list[str]:
@@ -24,13 +25,15 @@ def look(table: StatusTable, run: Run) -> list[str]:
 
 
 def test_it_has_step_loss_shares_and_what_the_run_has_reached() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     table = StatusTable()
-    run.beat(1, "forward", step=5, epoch=1, stats=Stats(busy=1.0, queue=1, bytes_sent=1_000_000))
-    run.beat(2, "forward", step=5, epoch=1)
+    run.beat(1, Phase.FORWARD, step=5, epoch=1, stats=Stats(busy=1.0, queue=1, bytes_sent=1_000_000))
+    run.beat(2, Phase.FORWARD, step=5, epoch=1)
     look(table, run)
     run.now += 2
-    run.beat(1, "receive", step=5, epoch=1, stats=Stats(busy=1.5, waiting=1.5, queue=2, bytes_sent=6_000_000))
+    run.beat(
+        1, Phase.RECEIVE, step=5, epoch=1, stats=Stats(busy=1.5, waiting=1.5, queue=2, bytes_sent=6_000_000)
+    )
     lines = look(table, run)
     assert lines[0].split() == (
         ["stage", "step", "loss", "busy", "waiting", "blocked", "queue", "MB/s", "sent", "phase", "host"]

@@ -13,7 +13,7 @@ import pytest
 
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.run_folder import RunFolder
 
 
@@ -129,7 +129,7 @@ def test_the_end_of_a_run_is_written_down(tmp_path: Path) -> None:
 
 def test_the_failure_of_a_run_is_written_down_with_its_place(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    failure = Failure("raised", "it broke", "mend it", 1, "here", 1, 42, "loss", 7, 0, "Traceback")
+    failure = Failure(Cause.RAISED, "it broke", "mend it", 1, "here", 1, 42, "loss", 7, 0, "Traceback")
     folder.finish(Outcome(1, "raised", failure))
     found = folder.read("exit.json")
     assert found == {

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scpl_dist.control.items import Item, Stop, Train
+from scpl_dist.control.messages import Done
 from scpl_dist.coordinator.item_sequence import split
 from scpl_dist.data.loader import Loader
 from scpl_dist.data.source import DataSource
@@ -24,7 +26,7 @@ from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.run.layout import Layout
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
-from scpl_dist.worker.executor import Executor
+from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
 
 Lane = tuple[int, int]
@@ -116,15 +118,16 @@ def run(
     errors: list[BaseException] = []
 
     def stage(number: int) -> None:
-        loader = Loader(_Fixed(x, y), seed=0, workers=0) if number == 0 else None
+        loader: Loader[Item] | None = Loader(_Fixed(x, y), seed=0, workers=0) if number == 0 else None
         if loader is not None:
-            train = {"kind": "train", "sequence": 0, "step": 0, "epoch": 0, "lr": 1.0}
-            loader.put([train | {"micro_batches": split(0, len(y), parts)}, {"kind": "stop", "sequence": 1}])
+            batches = split(0, len(y), parts)
+            train = Train(sequence=0, step=0, epoch=0, schedule={"lr": 1.0}, micro_batches=batches)
+            feed(loader, [train, Stop(sequence=1)])
         spec = StageSpec(number, len(held), held[number])
         mine = {block: trainables[block] for block in spec.blocks}
         layout = Layout([1] * len(held))
         links = Neighbours(QueueTransport(number, lanes), layout, layout.workers[number])
-        done: list[dict[str, Any]] = []
+        done: list[Done] = []
         options: dict[str, Any] = {
             "seed": 0,
             "device": torch.device("cpu"),

@@ -108,7 +108,7 @@ def worker(rank: int, file: str, results: Any) -> None:
     found: dict[str, Any] = {loss: step(loss, replicas, begin, end) for loss in LOSSES}
     found |= {f"norm {momentum}": norm(replicas, momentum, begin, end) for momentum in (0.1, None)}
     found["partly used"] = partly_used(replicas, rank)
-    found["waited"] = timer.stats()["waiting"] > 0 and timer.phase == "starting"
+    found["waited"] = timer.stats().waiting > 0 and timer.phase == "starting"
     # As arrays: a tensor would need its process to stay alive.
     results.put((rank, pytree.tree_map_only(Tensor, lambda tensor: tensor.numpy(), found)))
     if rank == 2:
