@@ -19,9 +19,10 @@ from scpl_dist.storage import checkpoints
 from scpl_dist.storage.parts import read_part
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.rpc import RpcTransport
-from scpl_dist.worker.executor import Executor
+from scpl_dist.worker.executor import Context, Executor
 from scpl_dist.worker.state import restore
 from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.worker.updater import Updater
 
 
 def load(run_dir: Path, name: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
@@ -66,15 +67,9 @@ def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dic
     stage = Executor(
         StageSpec(0, 1, range(len(trainables))),
         plan.method,
-        trainables,
-        {},
+        {index: Updater(trainable, plan.config) for index, trainable in trainables.items()},
         Neighbours(RpcTransport(0, 1, "", 1, device), alone, alone.workers[0]),
-        loader,
-        seed=plan.config.run.seed,
-        device=device,
-        timer=PhaseTimer(),
-        report=counts.append,
-        run_dir=run_dir,
+        Context(device=device, timer=PhaseTimer(), report=counts.append, run_dir=run_dir, loader=loader),
     )
     starts = range(0, size, batch)
     loader.put(

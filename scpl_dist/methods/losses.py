@@ -8,7 +8,7 @@ features.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def supcon(
@@ -38,7 +38,7 @@ def supcon(
     size = features.shape[0]
     if size < 2:
         return features.float().sum() * 0.0
-    normalised = F.normalize(features.float(), dim=1, eps=1e-12)
+    normalised = functional.normalize(features.float(), dim=1, eps=1e-12)
     similarity = normalised @ normalised.T / temperature
     itself = torch.eye(size, dtype=torch.bool, device=features.device)
     positive = (labels[:, None] == labels[None, :]) & ~itself
@@ -64,8 +64,8 @@ def similarity_matching(features: torch.Tensor, labels: torch.Tensor, classes: i
     features = features.float()
     if features.dim() == 4 and features.shape[1] > 3 and features.shape[2] > 1:
         features = features.flatten(2).std(dim=2)
-    wanted = _correlations(F.one_hot(labels, classes).float())
-    return F.mse_loss(_correlations(features.flatten(1)), wanted)
+    wanted = _correlations(functional.one_hot(labels, classes).float())
+    return functional.mse_loss(_correlations(features.flatten(1)), wanted)
 
 
 def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dic
     if size < 2:
         nothing = features.float().sum() * 0.0
         return {"covariance": nothing, "invariance": nothing, "variance": nothing}
-    normalised = F.normalize(features.float(), dim=1)
+    normalised = functional.normalize(features.float(), dim=1)
     centred = normalised - normalised.mean(dim=0)
     covariances = centred.T @ centred / size
     between = covariances.square().sum() - covariances.diagonal().square().sum()
@@ -92,11 +92,11 @@ def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dic
     return {
         "covariance": between / width,
         "invariance": similarity_matching(normalised, labels, classes),
-        "variance": F.relu(1 - deviation).mean() / size,
+        "variance": functional.relu(1 - deviation).mean() / size,
     }
 
 
 def _correlations(vectors: torch.Tensor) -> torch.Tensor:
     """``(N, N)`` correlations between the rows of ``(N, D)``."""
-    centred = F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
+    centred = functional.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
     return (centred @ centred.T).clamp(-1, 1)

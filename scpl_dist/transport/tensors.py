@@ -1,4 +1,4 @@
-"""Tensors on their way: how many bytes they are, in which type they travel, and when a GPU may use them."""
+"""Tensors on their way: what describes them, in which type they travel, and when a GPU may use them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,40 @@ _INTEGERS = [
 ]
 Wide = list[tuple[int, str]]
 """Numbers of leaves that travel in a smaller type, and their own type."""
+
+
+def describe(value: Any, giver: str = "a block") -> Any:
+    """A pytree as plain values: [dtype, shape, strides] in the place of each tensor. `imagine` is the inverse.
+
+    Raises:
+        ValueError: there is something else in it than tensors in tuples, lists and dicts; names who gave it.
+    """
+    if isinstance(value, Tensor):
+        return [str(value.dtype).removeprefix("torch."), list(value.shape), list(value.stride())]
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {"dict": [[key, describe(part, giver)] for key, part in value.items()]}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [describe(part, giver) for part in value]}
+    raise ValueError(
+        f"{giver} gives a {type(value).__name__}, which cannot travel: use tensors, and tuples, lists or "
+        "dicts of tensors"
+    )
+
+
+def imagine(description: Any, device: torch.device | str) -> Any:
+    """The pytree of a description, with tensors whose values are not set."""
+    if description is None:
+        return None
+    if isinstance(description, list):
+        dtype, shape, strides = description
+        return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=device)
+    if "dict" in description:
+        return {key: imagine(part, device) for key, part in description["dict"]}
+    if "tuple" in description:
+        return tuple(imagine(part, device) for part in description["tuple"])
+    return [imagine(part, device) for part in description["list"]]
 
 
 def nbytes(payload: Any) -> int:

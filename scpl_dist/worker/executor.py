@@ -14,6 +14,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from torch.utils import _pytree as pytree
 
 from scpl_dist.data.loader import Batch, Loader
 from scpl_dist.methods import Method
-from scpl_dist.methods.block import Carry, TrainableBlock, detached, floating, seed_operators
+from scpl_dist.methods.block import Carry, detached, floating, seed_operators
+from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.run.errors import NonFiniteLoss
 from scpl_dist.storage import checkpoints
@@ -33,64 +35,68 @@ from scpl_dist.transport import Envelope
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.worker.microbatch import ItemInProgress, MicroBatch
 from scpl_dist.worker.replicas import Replicas, Sum
-from scpl_dist.worker.state import state_of
 from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.worker.updater import Updater
 
 Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The worker around an executor.
+
+    Attributes:
+        device: where the stage computes.
+        timer: takes the times.
+        report: called with a ``done`` message after every item.
+        run_dir: run folder for checkpoints.
+        loader: batches; None on all stages but the first.
+        writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
+        replicas: the other workers of this stage; None if there are none.
+    """
+
+    device: torch.device
+    timer: PhaseTimer
+    report: Report
+    run_dir: Path
+    loader: Loader | None = None
+    writer: CheckpointWriter | None = None
+    replicas: Replicas | None = None
 
 
 class Executor:
     """One stage of the pipeline.
 
     Args:
-        place: where the stage stands and which blocks it holds.
+        spec: where the stage stands and which blocks it holds.
         method: the training method.
-        units: the stage's blocks with their heads, by block number, on ``device``.
-        optimizers: optimizers of each unit.
+        updaters: of the stage's blocks, by block number, on the context's device.
         links: to the neighbours, connected; not used with one stage.
-        loader: batches; None on all stages but the first.
-        seed: the run's seed.
-        device: where the stage computes.
-        meter: takes the times.
-        report: called with a ``done`` message after every item.
-        run_dir: run folder for checkpoints.
-        writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
-        replicas: the other workers of this stage; None if there are none.
-        replica: number of this one among them.
+        context: the worker.
     """
 
     def __init__(
         self,
         spec: StageSpec,
         method: Method,
-        trainables: dict[int, TrainableBlock],
-        optimizers: dict[int, list[torch.optim.Optimizer]],
+        updaters: dict[int, Updater],
         links: Neighbours,
-        loader: Loader | None,
-        *,
-        seed: int,
-        device: torch.device,
-        timer: PhaseTimer,
-        report: Report,
-        run_dir: Path,
-        writer: CheckpointWriter | None = None,
-        replicas: Replicas | None = None,
-        replica: int = 0,
+        context: Context,
     ) -> None:
         self.spec = spec
         self.method = method
-        self.trainables = trainables
-        self.optimizers = optimizers
+        self.updaters = updaters
+        self.trainables = {block: updater.trainable for block, updater in updaters.items()}
         self.links = links
-        self.loader = loader
-        self.seed = seed
-        self.device = device
-        self.timer = timer
-        self.report = report
-        self.run_dir = run_dir
-        self.writer = writer
-        self.replicas = replicas
-        self.replica = replica
+        self.seed = method.config.run.seed
+        self.device = context.device
+        self.timer = context.timer
+        self.report = context.report
+        self.run_dir = context.run_dir
+        self.loader = context.loader
+        self.writer = context.writer
+        self.replicas = context.replicas
+        self.replica = 0 if context.replicas is None else context.replicas.replica
         self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
         self._training: bool | None = None
         self._sums: dict[int, Sum] = {}
@@ -98,10 +104,13 @@ class Executor:
             Kind.LOAD: self._load,
             Kind.RECV_F: self._receive_forward,
             Kind.FORWARD: self._forward,
+            Kind.ROOM_F: self._wait_forward,
             Kind.SEND_F: self._send_forward,
             Kind.RECOMPUTE: self._recompute,
+            Kind.GATHER: self._gather,
             Kind.LOSS: self._loss,
             Kind.BACKWARD: self._backward,
+            Kind.ROOM_B: self._wait_backward,
             Kind.SEND_B: self._send_backward,
             Kind.RECV_B: self._receive_backward,
             Kind.SUM: self._sum,
@@ -181,21 +190,22 @@ class Executor:
             for action in program:
                 if action.micro_batch is not None:
                     self.timer.micro_batch = action.micro_batch
+                self.timer.block = action.block
                 self._handlers[action.kind](work, action)
+        self.timer.block = None
         if training:
             return {"losses": work.losses, "samples": sum(work.sizes)}
-        correct = None if work.correct is None else int(work.correct.item())
-        return {
-            "correct": correct,
-            "total": work.total if correct is not None else None,
-            "split": item["split"],
-        }
+        found: dict[str, Any] = {"split": item["split"]}
+        if "accuracy" in work.metrics:  # the control plane knows this one
+            correct, total = work.metrics["accuracy"]
+            found |= {"correct": int(correct.item()), "total": total}
+        return found
 
     def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
         key = (training, micro_batches)
         if key not in self._programs:
             actions = self.method.train if training else self.method.evaluate
-            self._programs[key] = tuple(actions(self.spec, micro_batches))
+            self._programs[key] = lower(actions(self.spec, micro_batches), self.spec)
         return self._programs[key]
 
     def _checkpoint(self, item: dict[str, Any]) -> None:
@@ -204,9 +214,7 @@ class Executor:
         if self.writer is None:
             return
         folder = checkpoints.folder_for(self.run_dir, item["step"], item.get("unique", ""))
-        state = {
-            block: state_of(trainable, self.optimizers[block]) for block, trainable in self.trainables.items()
-        }
+        state = {block: updater.state_dict() for block, updater in self.updaters.items()}
         self.writer.submit(item, folder, state)
 
     def _done(self, item: dict[str, Any], details: dict[str, Any]) -> None:
@@ -230,6 +238,7 @@ class Executor:
     def _load(self, work: ItemInProgress, action: Action) -> None:
         self.timer.enter("data")
         inputs, labels = next(work.batches)
+        assert labels.shape[1:] == self.method.task.label_shape
         if self.device.type != "cpu":
             inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
         self._start(work, action, self.method.carry(inputs, labels), labels)
@@ -248,11 +257,6 @@ class Executor:
 
     def _forward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        if block == self.spec.blocks[-1] and not self.spec.last:
-            # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
-            # and never between the sending and the backward pass.
-            self.timer.enter("room")
-            self.links.wait_for_room(self.spec.stage + 1)
         self.timer.enter("forward" if work.training else "evaluate")
         before = flow.carry
         if work.training:
@@ -284,19 +288,32 @@ class Executor:
         copies = {name: buffer.clone() for name, buffer in self.trainables[block].named_buffers()}
         flow.after[block] = functional_call(self.trainables[block], copies, (flow.before[block],))
 
+    def _wait_forward(self, work: ItemInProgress, action: Action) -> None:
+        self.timer.enter("room")
+        self.links.wait_for_room(self.spec.stage + 1)
+
     def _send_forward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows[action.micro_batch]
         self.timer.enter("send")
         self.links.post(self.spec.stage + 1, work.item, action.micro_batch, (flow.carry, flow.labels))
 
-    def _loss(self, work: ItemInProgress, action: Action) -> None:
+    def _gather(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
+        assert self.replicas is not None
         self.timer.enter("loss")
-        seen, labels = self.trainables[block].embed(flow.before[block], flow.after[block]), flow.labels
-        if self.replicas is not None:
-            seen, labels = self.replicas.gather(seen, labels, work.sizes[micro_batch])
-        flow.losses[block] = self.trainables[block].loss_terms(seen, labels)
+        seen = self.trainables[block].embed(flow.before[block], flow.after[block])
+        flow.seen[block] = self.replicas.gather(seen, flow.labels, work.sizes[micro_batch])
+
+    def _loss(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, _ = work.flow(action)
+        self.timer.enter("loss")
+        trainable = self.trainables[block]
+        if block in flow.seen:
+            seen, labels = flow.seen.pop(block)
+        else:
+            seen, labels = trainable.embed(flow.before[block], flow.after[block]), flow.labels
+        flow.losses[block] = trainable.loss_terms(seen, labels)
 
     def _backward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
@@ -306,7 +323,7 @@ class Executor:
         terms = flow.losses.pop(block, None)
         if terms is not None:
             total = torch.stack(list(terms.values())).sum()
-            torch.autograd.backward(total if flow.weight == 1.0 else total * flow.weight)
+            self.updaters[block].backward(total if flow.weight == 1.0 else total * flow.weight)
             self._note_losses(work, block, terms, flow.weight)
         else:
             reached = [pair for pair in zip(floating(after), flow.back, strict=True) if pair[0].requires_grad]
@@ -331,10 +348,12 @@ class Executor:
                 )
             noted[name] = noted.get(name, 0.0) + weight * value
 
-    def _send_backward(self, work: ItemInProgress, action: Action) -> None:
-        assert action.micro_batch is not None
+    def _wait_backward(self, work: ItemInProgress, action: Action) -> None:
         self.timer.enter("room")
         self.links.wait_for_room(self.spec.stage - 1)
+
+    def _send_backward(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
         self.timer.enter("send")
         back = work.flows.pop(action.micro_batch).back  # the last that is done with it
         self.links.post(self.spec.stage - 1, work.item, action.micro_batch, back)
@@ -357,12 +376,7 @@ class Executor:
             self.timer.enter("sync")
             self._sums.pop(action.block).finish()
         self.timer.enter("optimizer")
-        for optimizer in self.optimizers[action.block]:
-            for group in optimizer.param_groups:
-                group["lr"] = work.item["lr"] * group.get("lr_scale", 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.trainables[action.block].updated()
+        self.updaters[action.block].step({"lr": work.item["lr"]})
 
     def _predict(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
@@ -378,9 +392,9 @@ class Executor:
         assert action.micro_batch is not None
         flow = work.flows.pop(action.micro_batch)
         self.timer.enter("evaluate")
-        correct = (flow.back[0].argmax(1) == flow.labels).sum()
-        work.correct = correct if work.correct is None else work.correct + correct
-        work.total += len(flow.labels)
+        for name, (value, count) in self.method.task.metrics(flow.back[0], flow.labels).items():
+            before, counted = work.metrics.get(name, (0, 0))
+            work.metrics[name] = (before + value, counted + count)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

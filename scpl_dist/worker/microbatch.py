@@ -22,11 +22,12 @@ class MicroBatch:
         weight: share of the micro-batch in the item, 0 to 1.
         before: by block, its input; kept until its backward pass.
         after: by block, its output with history; likewise.
+        seen: by block, what its objective sees of all replicas' samples, and their labels; only with replicas.
         losses: by block, the terms of its objective.
         back: what travels back: gradients of the floating-point tensors of the newest carry, or an answer.
     """
 
-    __slots__ = ("after", "back", "before", "carry", "labels", "losses", "weight")
+    __slots__ = ("after", "back", "before", "carry", "labels", "losses", "seen", "weight")
 
     def __init__(self, inputs: Carry, labels: Tensor, weight: float) -> None:
         self.carry = inputs
@@ -34,6 +35,7 @@ class MicroBatch:
         self.weight = weight
         self.before: dict[int, Carry] = {}
         self.after: dict[int, Carry] = {}
+        self.seen: dict[int, tuple[Any, Tensor]] = {}
         self.losses: dict[int, dict[str, Tensor]] = {}
         self.back: list[Tensor] = []
 
@@ -45,7 +47,7 @@ class ItemInProgress:
         again: blocks whose activations are not kept, but computed again for the backward pass.
         flows: by micro-batch.
         losses: terms by block, summed over the micro-batches with their weights.
-        correct: right answers so far, a tensor so that a GPU is not waited for; None if this stage knows none.
+        metrics: sum and count of each metric so far; sums are tensors, so that a GPU is not waited for.
     """
 
     def __init__(
@@ -58,8 +60,7 @@ class ItemInProgress:
         self.again: set[int | None] = set()
         self.flows: dict[int, MicroBatch] = {}
         self.losses: dict[str, dict[str, float]] = {}
-        self.correct: Tensor | None = None
-        self.total = 0
+        self.metrics: dict[str, tuple[Tensor, int]] = {}
         parts: list[list[int]] = item["micro_batches"]
         self.sizes = [stop - start for start, stop in parts]
 

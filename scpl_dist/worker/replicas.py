@@ -46,7 +46,8 @@ class Replicas:
 
     def __init__(self, group: Any, layout: Layout, worker_id: WorkerId, timer: PhaseTimer) -> None:
         self._group = group
-        self._worker_id = worker_id
+        self.replica = worker_id.replica
+        self._replicas = worker_id.replicas
         self._timer = timer
         # gloo works on CPUs; only replicas that share a GPU have it for tensors of one.
         self._by_cpu = dist.get_backend(group) == "gloo"
@@ -97,10 +98,8 @@ class Replicas:
             labels: of the own samples.
             size: samples of the micro-batch.
         """
-        parts = [
-            share(size, self._worker_id.replicas, replica) for replica in range(self._worker_id.replicas)
-        ]
-        begin, end = parts[self._worker_id.replica]
+        parts = [share(size, self._replicas, replica) for replica in range(self._replicas)]
+        begin, end = parts[self.replica]
         views = len(labels) // (end - begin)
         counts = [views * (end - begin) for begin, end in parts]
         with self._waiting():
@@ -119,7 +118,7 @@ class Replicas:
 
     def _statistics(self, own: Tensor) -> Tensor:
         with self._waiting():
-            return self._gathered(own, [1] * self._worker_id.replicas, True)
+            return self._gathered(own, [1] * self._replicas, True)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -149,7 +148,7 @@ class Replicas:
         if summed:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
             self.add_up(gradient)()
-        own: Tensor = torch.split(gradient, counts)[self._worker_id.replica]
+        own: Tensor = torch.split(gradient, counts)[self.replica]
         return own
 
     def add_up(self, *tensors: Tensor) -> Callable[[], None]:

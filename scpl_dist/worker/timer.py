@@ -14,6 +14,7 @@ from typing import Any
 
 from scpl_dist.run.faults import Trap
 
+TRAINING = ("forward", "loss", "backward", "optimizer")
 WAITING = ("receive", "sync")
 BLOCKED = "room"
 IDLE = "idle"
@@ -28,6 +29,7 @@ class PhaseTimer:
         epoch: epoch of the present item.
         micro_batch: micro-batch within the item.
         begun: sequence number of the present item; -1 before the first.
+        block: block that the training thread works on; None between blocks.
         on_item: called in the training thread when an item begins.
     """
 
@@ -37,16 +39,19 @@ class PhaseTimer:
         self.epoch = 0
         self.micro_batch = 0
         self.begun = -1
+        self.block: int | None = None
         self.on_item: Callable[[], None] | None = None
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._seconds: dict[tuple[str, int | None], float] = defaultdict(float)
+        self._entered: tuple[str, int | None] = (self.phase, None)
         self._since = time.perf_counter()
 
     def enter(self, phase: str) -> None:
-        """The phase that begins now."""
+        """The phase that begins now, of the present block."""
         now = time.perf_counter()
-        self._seconds[self.phase] += now - self._since
+        self._seconds[self._entered] += now - self._since
         self._since = now
         self.phase = phase
+        self._entered = (phase, self.block)
 
     def begin(self, item: dict[str, Any]) -> None:
         """The item that begins now."""
@@ -61,10 +66,19 @@ class PhaseTimer:
         """Phase, step, epoch and micro-batch, for heartbeats and error reports."""
         return {"phase": self.phase, "step": self.step, "epoch": self.epoch, "micro_batch": self.micro_batch}
 
+    def block_seconds(self) -> dict[int, float]:
+        """Cumulative seconds of training by block: forward, loss, backward and update."""
+        blocks: dict[int, float] = defaultdict(float)
+        for (phase, block), taken in self._passed().items():
+            if block is not None and phase in TRAINING:
+                blocks[block] += taken
+        return blocks
+
     def stats(self) -> dict[str, Any]:
         """Cumulative seconds: busy, waiting for input or for replicas, blocked by a full neighbour, and by phase."""
-        seconds = dict(self._seconds)
-        seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
+        seconds: dict[str, float] = defaultdict(float)
+        for (phase, _), taken in self._passed().items():
+            seconds[phase] += taken
         waiting = {phase: seconds.pop(phase) for phase in WAITING if phase in seconds}
         blocked = seconds.pop(BLOCKED, 0.0)
         for outside in ("starting", IDLE):
@@ -77,15 +91,20 @@ class PhaseTimer:
             "begun": self.begun,
         }
 
+    def _passed(self) -> dict[tuple[str, int | None], float]:
+        """Seconds of all phases until now."""
+        seconds = dict(self._seconds)
+        seconds[self._entered] = seconds.get(self._entered, 0.0) + time.perf_counter() - self._since
+        return seconds
+
 
 class FaultyTimer(PhaseTimer):
-    """A meter whose changes of phase may be the last thing that happens."""
+    """A timer whose changes of phase may be the last thing that happens."""
 
     def __init__(self, trap: Trap) -> None:
         super().__init__()
         self._trap = trap
 
     def enter(self, phase: str) -> None:
-        """See `Meter.enter`."""
         super().enter(phase)
         self._trap.spring(phase, self.step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.run.layout import Layout
 from scpl_dist.transport import Envelope, Transport
 from scpl_dist.transport.neighbours import Neighbours
-from scpl_dist.worker.executor import Executor
+from scpl_dist.worker.executor import Context, Executor
 from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.worker.updater import Updater
 
 Lane = tuple[int, int]
 
@@ -69,18 +70,17 @@ class _Fixed(DataSource):
         return self.x[indices], self.y[indices]
 
 
-class _Recorder(torch.optim.SGD):
-    """An optimizer that remembers the gradients and changes nothing."""
+class _Recorder(Updater):
+    """Remembers the gradients and changes nothing."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        super().__init__(parameters)
-        self.gradients: list[Tensor] = []
+    gradients: list[Tensor]
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, schedule: Mapping[str, float]) -> None:
         self.gradients = [
-            p.grad.clone() if p.grad is not None else torch.zeros_like(p)
-            for p in self.param_groups[0]["params"]
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable.parameters()
         ]
+        self.trainable.zero_grad(set_to_none=True)
+        self.trainable.updated()
 
 
 def run(
@@ -95,24 +95,17 @@ def run(
 
     Args:
         method: the method.
-        units: all units; their buffers change, their parameters do not.
+        trainables: all blocks; their buffers change, their parameters do not.
         held: the blocks of each stage.
         x: inputs, batch first.
         y: labels.
         parts: micro-batches.
 
     Returns:
-        Gradients of every parameter by block, in the order of ``unit.parameters()``.
+        Gradients of every parameter by block, in the order of ``trainable.parameters()``.
     """
     lanes = {(a, b): queue.Queue[Envelope](2) for a in range(len(held)) for b in (a - 1, a + 1)}
-    recorders = {
-        block: _Recorder(list(trainable.parameters()))
-        for block, trainable in trainables.items()
-        if list(trainable.parameters())
-    }
-    optimizers: dict[int, list[torch.optim.Optimizer]] = {k: [] for k in trainables} | {
-        k: [r] for k, r in recorders.items()
-    }
+    recorders = {block: _Recorder(trainable, method.config) for block, trainable in trainables.items()}
     errors: list[BaseException] = []
 
     def stage(number: int) -> None:
@@ -121,18 +114,19 @@ def run(
             train = {"kind": "train", "sequence": 0, "step": 0, "epoch": 0, "lr": 1.0}
             loader.put([train | {"micro_batches": split(0, len(y), parts)}, {"kind": "stop", "sequence": 1}])
         spec = StageSpec(number, len(held), held[number])
-        mine = {block: trainables[block] for block in spec.blocks}
+        mine: dict[int, Updater] = {block: recorders[block] for block in spec.blocks}
         layout = Layout([1] * len(held))
         links = Neighbours(QueueTransport(number, lanes), layout, layout.workers[number])
         done: list[dict[str, Any]] = []
-        options: dict[str, Any] = {
-            "seed": 0,
-            "device": torch.device("cpu"),
-            "timer": PhaseTimer(),
-            "report": done.append,
-        }
+        context = Context(
+            device=torch.device("cpu"),
+            timer=PhaseTimer(),
+            report=done.append,
+            run_dir=Path("unused"),
+            loader=loader,
+        )
         try:
-            Executor(spec, method, mine, optimizers, links, loader, run_dir=Path("unused"), **options).run()
+            Executor(spec, method, mine, links, context).run()
         except BaseException as error:
             errors.append(error)
             raise
@@ -145,4 +139,4 @@ def run(
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads)
-    return {block: recorders[block].gradients if block in recorders else [] for block in trainables}
+    return {block: recorder.gradients for block, recorder in recorders.items()}
