@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from scpl_dist.methods.heads import feature
 from scpl_dist.run import seeds
 
 Carry = Any
@@ -59,8 +60,9 @@ class TrainableBlock(nn.Module):
         return self.loss_terms(self.embed(before, after), labels)
 
     def predict(self, after: Carry) -> Tensor:
-        """The answer of this block from its output: class scores (N, classes), or a code that `decode` turns back."""
-        raise NotImplementedError(f"{type(self).__name__} makes no prediction")
+        """The answer of this block from its output: scores of its predictor, or a code that `decode` turns back."""
+        scores: Tensor = self.heads["predictor"](feature(self.block, after))
+        return scores
 
     def decode(self, answer: Tensor) -> Tensor:
         """The answer in terms of the block before, (N, ...)."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from scpl_dist.methods.base import Method, forward
 from scpl_dist.methods.block import Carry, TrainableBlock
-from scpl_dist.methods.heads import feature
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
 
@@ -35,10 +34,6 @@ class LinkUnit(TrainableBlock):
     def loss_terms(self, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """``classifier``: the task's loss, whose gradient goes through all blocks."""
         return {"classifier": self.task.loss(seen, labels)}
-
-    def predict(self, after: Carry) -> Tensor:
-        scores: Tensor = self.heads["predictor"](feature(self.block, after))
-        return scores
 
 
 class BackPropagation(Method):

@@ -38,8 +38,16 @@ def feature(block: nn.Module, output: Any) -> torch.Tensor:
     return first
 
 
-class Projector(nn.Module):
-    """Maps a block's feature to the space of the contrastive loss; see methods: "i", "l", "m", "mb", ",avg".
+class _Head(nn.Module):
+    layers: nn.Module
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.layers(feature)
+        return output
+
+
+class Projector(_Head):
+    """Maps a block's feature (B, ...) to the space of the contrastive loss (B, OUT).
 
     Kinds: "i" flattens; "l" Linear to OUT; "m" Linear to HIDDEN, ReLU, Linear to OUT; "mb" the same with
     BatchNorm before the ReLU. ",avg" halves height and width by adaptive average pooling first (images only).
@@ -48,6 +56,8 @@ class Projector(nn.Module):
     Raises:
         ValueError: `kind` is none of these, or ",avg" meets a feature without height and width.
     """
+
+    layers: nn.Sequential
 
     def __init__(self, kind: str, block: nn.Module, output: Any) -> None:
         super().__init__()
@@ -73,12 +83,8 @@ class Projector(nn.Module):
             layers += [nn.Linear(width, hidden), *norm, nn.ReLU(), nn.Linear(hidden, out)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.layers(feature)
-        return projected
 
-
-class Predictor(nn.Module):
+class Predictor(_Head):
     """Class scores from a block's feature: "l" is Linear, "sigmoid,2500" Linear-Sigmoid-Linear.
 
     No kind takes the block's ``predictor`` preference.
@@ -91,7 +97,7 @@ class Predictor(nn.Module):
         super().__init__()
         chosen = getattr(block, "predictor", "l") if kind is None else kind
         if not isinstance(chosen, str):
-            self.layers: nn.Module = chosen(classes)
+            self.layers = chosen(classes)
             return
         width = math.prod(feature(block, output).shape[1:])
         if chosen == "l":
@@ -104,10 +110,6 @@ class Predictor(nn.Module):
         self.layers = nn.Sequential(
             nn.Flatten(), nn.Linear(width, hidden), _ACTIVATIONS[name](), nn.Linear(hidden, classes)
         )
-
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.layers(feature)
-        return scores
 
 
 def _parse_projector(kind: str) -> tuple[str, bool, tuple[int, int] | None]:

@@ -180,25 +180,6 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
     return timeline
 
 
-def live(program: Iterable[Action]) -> int:
-    """The most block activations that a stage keeps for a backward pass at any time of its program.
-
-    A block whose activations are computed again keeps its input only, which is not counted until then.
-    """
-    actions = list(program)
-    again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
-    held: set[tuple[int | None, int | None]] = set()
-    most = 0
-    for action in actions:
-        key = (action.block, action.micro_batch)
-        if action.kind is Kind.RECOMPUTE or (action.kind is Kind.FORWARD and key not in again):
-            held.add(key)
-        elif action.kind is Kind.BACKWARD:
-            held.discard(key)
-        most = max(most, len(held))
-    return most
-
-
 def picture(programs: Sequence[Iterable[Action]], capacity: int) -> str:
     """Forward and backward passes of all stages over time, a row a stage, a column a time unit.
 

@@ -52,10 +52,6 @@ class LocalUnit(TrainableBlock):
             terms["classifier"] = self.task.loss(seen["scores"], labels)
         return terms
 
-    def predict(self, after: Carry) -> Tensor:
-        scores: Tensor = self.heads["predictor"](feature(self.block, after))
-        return scores
-
     def local_scores(self, after: Carry) -> Tensor | None:
         """Scores of the predictor, or else of the objective's classifier, if there is one of them."""
         for name in ("predictor", "classifier"):

@@ -24,15 +24,10 @@ def spec(value: Any) -> Any:
 
 
 def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
-    """Output specs of all blocks for one input.
+    """What consecutive blocks return for one input: for each a pytree of tensors without storage.
 
-    Args:
-        blocks: consecutive blocks, on the CPU or on "meta". Their parameters and buffers are not changed.
-        example: input of the first block, a pytree of tensors; only shapes and dtypes are read. It has at
-            least 2 samples: with 1, a block that loses the dimension of the batch would not be noticed.
-
-    Returns:
-        One spec for each block: the pytree it returns, with ``torch.empty(..., device="meta")`` tensors.
+    The blocks may be on the CPU or on "meta"; their parameters and buffers are not changed. Of the input only shapes
+    and dtypes are read; it has at least 2 samples, or a block that loses the batch dimension would not be noticed.
 
     Raises:
         ValueError: a block cannot take what the block before it returns, or loses the batch dimension.
@@ -97,10 +92,10 @@ def _check(index: int, block: nn.Module, output: Any, samples: int) -> None:
 
 
 def _shapes(value: Any) -> str:
-    shapes = pytree.tree_map(
-        lambda leaf: tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__, value
-    )
-    return str(shapes)
+    def shape(leaf: Any) -> Any:
+        return tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+
+    return str(pytree.tree_map(shape, value))
 
 
 def _parameter(block: nn.Module) -> str:

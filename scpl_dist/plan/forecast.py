@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scpl_dist.data import DataSource
@@ -21,37 +20,30 @@ from scpl_dist.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Cut:
-    """One way to cut the model.
-
-    Attributes:
-        counts: blocks of each stage.
-        seconds: a step of the slowest stage, its replicas considered: the stream's seconds a step.
-        speedup: against the same blocks in one process.
-        bytes: largest number of bytes that a step sends from one stage to the next; 0 with one stage.
-    """
+    """One way to cut the model."""
 
     counts: list[int]
     seconds: float
+    """A step of the slowest stage, its replicas considered: the stream's seconds a step."""
     speedup: float
+    """Against the same blocks in one process."""
     bytes: int
+    """The most that a step sends from one stage to the next; 0 with one stage."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Costs by block, and cuts.
-
-    Attributes:
-        seconds: a training step of each block: forward, loss, backward, update.
-        sent: bytes of each block's output for one batch.
-        cuts: the best one for each number of stages, from 1.
-        present: the one of the configuration.
-    """
+    """Costs by block, and cuts."""
 
     plan: Plan
     seconds: list[float]
+    """A training step of each block: forward, loss, backward, update."""
     sent: list[int]
+    """Bytes of each block's output for one batch."""
     cuts: list[Cut]
+    """The best one for each number of stages, from 1."""
     present: Cut
+    """The one of the configuration."""
 
     def text(self) -> str:
         """Two tables."""
@@ -78,15 +70,10 @@ class Forecast:
 
 
 def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource], list[float]]) -> Forecast:
-    """Measure the blocks of a run, and cut them.
+    """Measure the blocks of a run by ``measure``, which gives the seconds of a training step of each, and cut them.
 
     Times hold for this machine, one process, ``runtime.threads`` threads. What the links cost is not in them: a stage
     sends while it computes.
-
-    Args:
-        plan: the run.
-        source: its data, of which the first batch is used.
-        measure: gives the seconds of a training step of each block.
 
     Raises:
         ValueError: the stages of this method wait for each other.
@@ -111,9 +98,9 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
 def _bytes_of_two(plan: Plan, output: Any) -> int:
     """Bytes on the wire of a block's output for two samples, without labels."""
     wire = getattr(torch, plan.config.pipeline.wire_dtype)
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return sum(
-        leaf.numel() * (wire if leaf.dtype is torch.float32 else leaf.dtype).itemsize for leaf in leaves
+        leaf.numel() * (wire if leaf.dtype is torch.float32 else leaf.dtype).itemsize
+        for leaf in pytree.tree_leaves(output)
     )
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from scpl_dist import methods, models
@@ -111,11 +111,7 @@ class Plan:
         for spec in self.specs:
             count = sum(self.parameters[block] for block in spec.blocks)
             blocks = f"{spec.blocks[0]}-{spec.blocks[-1]}" if len(spec.blocks) > 1 else str(spec.blocks[0])
-            leaves = [
-                leaf
-                for leaf in pytree.tree_leaves(self.shapes[spec.blocks[-1] + 1])
-                if isinstance(leaf, Tensor)
-            ]
+            leaves = pytree.tree_leaves(self.shapes[spec.blocks[-1] + 1])
             shapes = " ".join("x".join(map(str, leaf.shape[1:])) for leaf in leaves)
             number = f"{replicas[spec.stage]:8}  " if several else ""
             rows.append(f"{spec.stage:5}  {blocks:>6}  {count:10,}  {number}{shapes}")

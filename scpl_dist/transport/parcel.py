@@ -6,7 +6,6 @@ tensors  each one dense block of bytes in the order of its memory, so strides su
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -18,36 +17,22 @@ from scpl_dist.transport import Envelope
 from scpl_dist.transport.tensors import describe, imagine
 
 
-@dataclass(slots=True)
-class Parcel:
-    """A message ready for the way, or on arrival waiting for its bytes.
-
-    Attributes:
-        header: what `open_parcel` reads.
-        tensors: one-dimensional uint8 tensors, none of them empty.
-    """
-
-    header: bytes
-    tensors: list[Tensor]
-    message: Envelope
-
-
-def pack(message: Envelope) -> Parcel:
-    """Take a message apart.
+def pack(message: Envelope) -> tuple[bytes, list[Tensor]]:
+    """Header and tensors of a message: one-dimensional, uint8, none of them empty.
 
     Raises:
         ValueError: the payload has something else than tensors in tuples, lists and dicts.
     """
     payload = pytree.tree_map_only(Tensor, _without_gaps, message.payload)
     header: bytes = msgpack.packb([message.item, message.micro_batch, describe(payload), message.wide])
-    return Parcel(header, _bytes(payload), message)
+    return header, _bytes(payload)
 
 
-def open_parcel(header: bytes, device: torch.device) -> Parcel:
+def unpack(header: bytes, device: torch.device) -> tuple[Envelope, list[Tensor]]:
     """The message of a header, and the tensors into which its bytes have to be received."""
     item, micro_batch, description, wide = msgpack.unpackb(header)
     payload = imagine(description, device)
-    return Parcel(header, _bytes(payload), Envelope(item, micro_batch, payload, wide))
+    return Envelope(item, micro_batch, payload, wide), _bytes(payload)
 
 
 def _bytes(payload: Any) -> list[Tensor]:

@@ -56,15 +56,10 @@ def nbytes(payload: Any) -> int:
 
 
 def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
-    """Make the tensors of a pytree small for the way.
+    """Make the tensors of a pytree small for the way; also returns what `widen` must convert back.
 
-    Args:
-        payload: pytree of tensors.
-        dtype: type of float32 tensors on the wire; float32 leaves them as they are.
-
-    Returns:
-        The pytree, and what `widen` must convert back. Integers (labels) lose nothing: they get the smallest type
-        that holds all values of their tensor.
+    Tensors of float32 get the given type. Integers (labels) lose nothing: they get the smallest type that holds all
+    values of their tensor.
     """
     leaves, spec = pytree.tree_flatten(payload)
     wide: Wide = []
@@ -98,13 +93,12 @@ def widen(payload: Any, wide: Wide) -> Any:
     return pytree.tree_unflatten(leaves, spec)
 
 
-def adopt(payload: Any, event: Any) -> None:
-    """Let the training stream wait for received CUDA tensors and keep their memory until it used them.
+def to_device(payload: Any, device: torch.device) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), payload)
 
-    Args:
-        payload: pytree of tensors that another stream fills.
-        event: `torch.cuda.Event` after which they are filled.
-    """
+
+def adopt(payload: Any, event: Any) -> None:
+    """Let the training stream wait for CUDA tensors that another one fills until `event`, and keep their memory."""
     stream = torch.cuda.current_stream()
     stream.wait_event(event)
     for leaf in pytree.tree_leaves(payload):

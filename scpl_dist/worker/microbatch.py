@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,12 +14,12 @@ from scpl_dist.methods.schedule import Action
 from scpl_dist.transport import Envelope
 
 
+@dataclass(slots=True)
 class MicroBatch:
     """One micro-batch on its way through the blocks of a stage.
 
     Attributes:
         carry: output of the newest forward pass, without history.
-        labels: classes, int64.
         weight: share of the micro-batch in the item, 0 to 1.
         before: by block, its input; kept until its backward pass.
         after: by block, its output with history; likewise.
@@ -27,17 +28,14 @@ class MicroBatch:
         back: what travels back: gradients of the floating-point tensors of the newest carry, or an answer.
     """
 
-    __slots__ = ("after", "back", "before", "carry", "labels", "losses", "seen", "weight")
-
-    def __init__(self, inputs: Carry, labels: Tensor, weight: float) -> None:
-        self.carry = inputs
-        self.labels = labels
-        self.weight = weight
-        self.before: dict[int, Carry] = {}
-        self.after: dict[int, Carry] = {}
-        self.seen: dict[int, tuple[Any, Tensor]] = {}
-        self.losses: dict[int, dict[str, Tensor]] = {}
-        self.back: list[Tensor] = []
+    carry: Carry
+    labels: Tensor
+    weight: float
+    before: dict[int, Carry] = field(default_factory=dict)
+    after: dict[int, Carry] = field(default_factory=dict)
+    seen: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
+    losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    back: list[Tensor] = field(default_factory=list)
 
 
 class ItemInProgress:

@@ -35,14 +35,7 @@ _LARGE = 1 << 16
 
 
 class Replicas:
-    """A worker's view of the workers of its stage.
-
-    Args:
-        group: their process group.
-        layout: all workers of the run.
-        seat: this one.
-        meter: told of waits for the others.
-    """
+    """A worker's view of the workers of its stage; the timer is told of waits for the others."""
 
     def __init__(self, group: Any, layout: Layout, worker_id: WorkerId, timer: PhaseTimer) -> None:
         self._group = group
@@ -63,17 +56,10 @@ class Replicas:
         timer: PhaseTimer,
         timeout_s: float,
     ) -> Replicas | None:
-        """Make the groups of all stages; every worker of the run has to call this, after its transport is connected.
+        """The group of this worker's stage; None if it has no other worker.
 
-        Args:
-            layout: all workers of the run.
-            seat: this one.
-            endpoints: of all workers, with "host" and "device".
-            meter: told of waits.
-            timeout_s: limit for meeting the others, in seconds.
-
-        Returns:
-            The group of this worker's stage; None if it has no other worker.
+        Every worker of the run has to call this, after its transport is connected. Endpoints are those of all workers,
+        with "host" and "device"; ``timeout_s`` limits the meeting of all.
         """
         if layout.world == layout.stages:
             return None
@@ -91,12 +77,9 @@ class Replicas:
         return None if own is None else cls(own, layout, worker_id, timer)
 
     def gather(self, seen: Any, labels: Tensor, size: int) -> tuple[Any, Tensor]:
-        """What all replicas see of a micro-batch, in the order of its samples, and their labels.
+        """What all replicas see of a micro-batch of `size` samples, in their order, and their labels.
 
-        Args:
-            seen: of the own samples, a pytree of tensors, rows first; gradients reach it.
-            labels: of the own samples.
-            size: samples of the micro-batch.
+        Given are those of the own samples: a pytree of tensors, rows first, which gradients reach, and labels.
         """
         parts = [share(size, self._replicas, replica) for replica in range(self._replicas)]
         begin, end = parts[self.replica]

@@ -45,9 +45,5 @@ class Updater:
         return state_of(self.trainable, self.optimizers)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put such a state back.
-
-        Raises:
-            CheckpointError: it belongs to another model.
-        """
+        """Put such a state back; raises CheckpointError if it belongs to another model."""
         restore(self.trainable, self.optimizers, state)

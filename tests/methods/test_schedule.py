@@ -10,7 +10,7 @@ from scpl_dist.methods import Method, resolve
 from scpl_dist.methods.base import LocalMethod
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.lowering import lower
-from scpl_dist.methods.schedule import Action, Kind, ScheduleError, StageSpec, live, picture, simulate
+from scpl_dist.methods.schedule import Action, Kind, ScheduleError, StageSpec, picture, simulate
 from scpl_dist.methods.task import Classification
 from scpl_dist.run.config import load
 
@@ -186,6 +186,25 @@ def test_a_split_batch_passes_all_stages_with_the_known_bubble(
         order = [action.micro_batch or 0 for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
         assert order == sorted(order, reverse=schedule == "gpipe")
         assert [action.kind for *_, action in row][-blocks:] == [Kind.STEP] * blocks
+
+
+def live(program: Iterable[Action]) -> int:
+    """The most block activations that a stage keeps for a backward pass at any time of its program.
+
+    A block whose activations are computed again keeps its input only, which is not counted until then.
+    """
+    actions = list(program)
+    again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
+    held: set[tuple[int | None, int | None]] = set()
+    most = 0
+    for action in actions:
+        key = (action.block, action.micro_batch)
+        if action.kind is Kind.RECOMPUTE or (action.kind is Kind.FORWARD and key not in again):
+            held.add(key)
+        elif action.kind is Kind.BACKWARD:
+            held.discard(key)
+        most = max(most, len(held))
+    return most
 
 
 @pytest.mark.parametrize(("stages", "parts"), [*itertools.product([1, 2, 4, 8], [1, 3, 8, 16])])

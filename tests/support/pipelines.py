@@ -42,13 +42,13 @@ class QueueTransport(Transport):
     def connect(self) -> None:
         pass
 
-    def post(self, target: int, message: Envelope) -> None:
+    def _send(self, target: int, message: Envelope) -> None:
         self.lanes[self.stage, target].put(message, timeout=20)
 
     def wait_for_room(self, target: int) -> None:
-        pass  # `post` waits
+        pass  # `_send` waits
 
-    def receive(self, source: int) -> Envelope:
+    def _take(self, source: int) -> Envelope:
         return self.lanes[source, self.stage].get(timeout=20)
 
     def queued(self) -> int:
