@@ -21,6 +21,7 @@ from scpl_dist.data.source import DataSource
 from scpl_dist.methods import Method
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.schedule import StageSpec
+from scpl_dist.run.config import Config
 from scpl_dist.run.layout import Layout
 from scpl_dist.transport import Envelope, Transport
 from scpl_dist.transport.neighbours import Neighbours
@@ -73,7 +74,9 @@ class _Fixed(DataSource):
 class _Recorder(Updater):
     """Remembers the gradients and changes nothing."""
 
-    gradients: list[Tensor]
+    def __init__(self, trainable: TrainableBlock, config: Config) -> None:
+        super().__init__(trainable, config)
+        self.gradients: list[Tensor] = []
 
     def step(self, schedule: Mapping[str, float]) -> None:
         self.gradients = [
@@ -102,7 +105,8 @@ def run(
         parts: micro-batches.
 
     Returns:
-        Gradients of every parameter by block, in the order of ``trainable.parameters()``.
+        Gradients of every parameter by block, in the order of ``trainable.parameters()``; none of a block that is not
+        updated.
     """
     lanes = {(a, b): queue.Queue[Envelope](2) for a in range(len(held)) for b in (a - 1, a + 1)}
     recorders = {block: _Recorder(trainable, method.config) for block, trainable in trainables.items()}
