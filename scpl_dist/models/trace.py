@@ -6,7 +6,6 @@ memory. A block that cannot run that way, for example because it looks at values
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,10 +47,8 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
         return _call(block, entered, "meta")
     except Exception:  # whatever a block raises on tensors without values, the real run below decides
         pass
-    on_meta = any(tensor.is_meta for tensor in [*block.parameters(), *block.buffers()])
-    real = copy.deepcopy(block).to_empty(device="cpu") if on_meta else block
     try:
-        return _call(real, entered, "cpu")
+        return _call(block, entered, "cpu")
     except Exception as error:
         source = "the data" if index == 0 else f"block {index - 1}"
         raise ValueError(
@@ -63,7 +60,9 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
 def _call(block: nn.Module, entered: Any, device: str) -> Any:
     """Run `block` in evaluation mode on copies of its state, so that running averages stay as they are."""
     state = {
-        name: torch.empty_like(tensor, device="meta") if device == "meta" else tensor.detach().clone()
+        name: tensor.detach().clone()
+        if tensor.device.type == device
+        else torch.empty_like(tensor, device=device)
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]
     }
     values = pytree.tree_map_only(

@@ -33,6 +33,7 @@ from scpl_dist.storage import checkpoints
 from scpl_dist.storage.writer import CheckpointWriter
 from scpl_dist.transport import Envelope
 from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.transport.tensors import to_device
 from scpl_dist.worker.microbatch import ItemInProgress, MicroBatch
 from scpl_dist.worker.replicas import Replicas, Sum
 from scpl_dist.worker.timer import PhaseTimer
@@ -240,7 +241,7 @@ class Executor:
         inputs, labels = next(work.batches)
         assert labels.shape[1:] == self.method.task.label_shape
         if self.device.type != "cpu":
-            inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
+            inputs, labels = to_device((inputs, labels), self.device)
         self._start(work, action, self.method.carry(inputs, labels), labels)
 
     def _receive_forward(self, work: ItemInProgress, action: Action) -> None:
@@ -395,9 +396,6 @@ class Executor:
         for name, (value, count) in self.method.task.metrics(flow.back[0], flow.labels).items():
             before, counted = work.metrics.get(name, (0, 0))
             work.metrics[name] = (before + value, counted + count)
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
 
 
 def peak_memory(device: torch.device | None = None) -> int:
