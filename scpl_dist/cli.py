@@ -183,9 +183,10 @@ def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     from scpl_dist import data
     from scpl_dist.launch import preflight
     from scpl_dist.plan import forecast
+    from scpl_dist.worker import costs
 
     assembly = preflight.preflight(configuration.load(config, override or []))
-    print(forecast.forecast(assembly, data.resolve(assembly.config)).text())
+    print(forecast.forecast(assembly, data.resolve(assembly.config), costs.measure).text())
 
 
 @app.command()

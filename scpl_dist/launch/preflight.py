@@ -42,7 +42,9 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
         if absent is None or config.pipeline.partition == "measured":
             raise
         absent(str(error))
-        return Plan.plan(config, error.classes, error.example)
+        plan = Plan.plan(config, error.classes, error.example)
+        plan.check()
+        return plan
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
@@ -53,6 +55,7 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
     assembly = Plan.plan(config, source.classes, source.example())
+    assembly.check()
     if config.runtime.device == "cuda":
         import torch
 
@@ -80,8 +83,8 @@ def answer(config: dict[str, Any]) -> int:
 
 def _measured(config: Config, source: DataSource) -> Config:
     """The configuration with the block counts that measuring gives."""
-    from scpl_dist.plan import costs
     from scpl_dist.plan.plan import Plan
+    from scpl_dist.worker import costs
 
     pipeline = config.pipeline.model_copy(update={"partition": "uniform"})
     plan = Plan.plan(config.model_copy(update={"pipeline": pipeline}), source.classes, source.example())

@@ -35,7 +35,9 @@ class Run(Section):
     """What is trained, and for how long."""
 
     method: str = "scpl"
-    """Training method: scpl, bp, early_exit, gpipe or al."""
+    """Training method: scpl, bp, early_exit, gpipe or al, an entry point's name, or ``path/to/file.py:Class``."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Settings of a method of your own."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the initial weights, the order of samples, augmentation and dropout."""
     epochs: Positive = 20

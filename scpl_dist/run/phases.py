@@ -27,6 +27,8 @@ WAITING = frozenset({Phase.RECEIVE, Phase.SYNC})
 """For input, or for the other replicas."""
 BLOCKED = Phase.ROOM
 """By a neighbour that has no room."""
+TRAINING = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
+"""What the training of a block costs."""
 OUTSIDE = frozenset({Phase.STARTING, Phase.IDLE})
 """Before and after the items: no time of the pipeline."""
 BLAMELESS = WAITING | {BLOCKED, Phase.IDLE}

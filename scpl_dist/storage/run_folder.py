@@ -146,7 +146,7 @@ class RunFolder:
 
 def _fresh(method: str) -> Path:
     """A folder of its own for a run without a name, also if another one starts in the same second."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{method}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(method).name.rpartition(':')[2]}"
     for number in itertools.count(1):
         path = Path("runs", name if number == 1 else f"{name}-{number}")
         try:

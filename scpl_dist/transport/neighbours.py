@@ -26,13 +26,7 @@ from scpl_dist.transport import Envelope, Transport
 
 
 class Neighbours:
-    """See the module.
-
-    Args:
-        transport: between ranks.
-        layout: all workers of the run.
-        worker_id: this one.
-    """
+    """See the module. What waits or sends raises as `Transport` does."""
 
     def __init__(self, transport: Transport, layout: Layout, worker_id: WorkerId) -> None:
         self.transport = transport
@@ -48,22 +42,12 @@ class Neighbours:
         return self._layout.lead(self._worker_id.stage, self._layout.workers[rank]) == self._worker_id.rank
 
     def next(self) -> Envelope:
-        """The first message of the next item, from the stage before.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-            PeerLost: a neighbour is gone.
-        """
+        """The first message of the next item, from the stage before."""
         assert self._lead is not None
         return self.transport.receive(self._lead)
 
     def wait_for_room(self, stage: int) -> None:
-        """Wait until every worker of a neighbouring stage may be sent a message.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-            PeerLost: a neighbour is gone.
-        """
+        """Wait until every worker of a neighbouring stage may be sent a message."""
         for rank in self._ranks[stage]:
             self.transport.wait_for_room(rank)
 
@@ -75,15 +59,7 @@ class Neighbours:
     def post(self, stage: int, item: dict[str, Any], micro_batch: int, size: int, payload: Any) -> None:
         """Send this worker's part of a micro-batch to a neighbouring stage; returns at once.
 
-        Args:
-            stage: number of the neighbour.
-            item: what the micro-batch belongs to.
-            micro_batch: its number.
-            size: its samples, of all replicas.
-            payload: pytree of tensors, sample first; they must not be changed afterwards.
-
-        Raises:
-            PeerLost: a neighbour is gone.
+        The payload is a pytree of tensors, sample first; they must not be changed afterwards.
         """
         routes = self._of_size(self._worker_id.stage, stage, size)
         mine = [route for route in routes if route.sender == self._worker_id.rank]
@@ -101,16 +77,8 @@ class Neighbours:
     ) -> Any:
         """This worker's part of a micro-batch from a neighbouring stage.
 
-        Args:
-            stage: number of the neighbour.
-            item: what the micro-batch belongs to.
-            micro_batch: its number.
-            size: its samples, of all replicas.
-            first: the message with which `next` announced it, if it did.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-            PeerLost: a neighbour is gone.
+        ``size`` is that of the micro-batch, of all replicas; ``first`` is the message with which `next` announced it,
+        if it did.
         """
         parts = []
         for route in self._of_size(stage, self._worker_id.stage, size):

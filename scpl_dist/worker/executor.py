@@ -14,6 +14,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from scpl_dist.control.items import Checkpoint, Computed, Item, Marker, Stop, Tr
 from scpl_dist.control.messages import Done, Stats
 from scpl_dist.data.loader import Batch, Loader
 from scpl_dist.methods import Method
-from scpl_dist.methods.block import Carry, TrainableBlock, detached, floating, seed_operators
+from scpl_dist.methods.block import Carry, detached, floating, seed_operators
+from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.run.errors import NonFiniteLoss
 from scpl_dist.run.phases import Phase
@@ -34,66 +36,71 @@ from scpl_dist.storage import checkpoints
 from scpl_dist.storage.writer import CheckpointWriter
 from scpl_dist.transport import Envelope
 from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.transport.tensors import to_device
 from scpl_dist.worker.microbatch import ItemInProgress, MicroBatch
 from scpl_dist.worker.replicas import Replicas, Sum
-from scpl_dist.worker.state import state_of
 from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.worker.updater import Updater
 
 Report = Callable[[Done], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The worker around an executor.
+
+    Attributes:
+        device: where the stage computes.
+        timer: takes the times.
+        report: called with a ``done`` message after every item.
+        run_dir: run folder for checkpoints.
+        loader: batches; None on all stages but the first.
+        writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
+        replicas: the other workers of this stage; None if there are none.
+    """
+
+    device: torch.device
+    timer: PhaseTimer
+    report: Report
+    run_dir: Path
+    loader: Loader[Item] | None = None
+    writer: CheckpointWriter | None = None
+    replicas: Replicas | None = None
 
 
 class Executor:
     """One stage of the pipeline.
 
     Args:
-        place: where the stage stands and which blocks it holds.
+        spec: where the stage stands and which blocks it holds.
         method: the training method.
-        units: the stage's blocks with their heads, by block number, on ``device``.
-        optimizers: optimizers of each unit.
+        updaters: of the stage's blocks, by block number, on the context's device.
         links: to the neighbours, connected; not used with one stage.
-        loader: batches; None on all stages but the first.
-        seed: the run's seed.
-        device: where the stage computes.
-        timer: takes the times.
-        report: called after every item.
-        run_dir: run folder for checkpoints.
-        writer: writes checkpoints; None where none are asked for, and on all replicas of a stage but the first.
-        replicas: the other workers of this stage; None if there are none.
-        replica: number of this one among them.
+        context: the worker.
     """
 
     def __init__(
         self,
         spec: StageSpec,
         method: Method,
-        trainables: dict[int, TrainableBlock],
-        optimizers: dict[int, list[torch.optim.Optimizer]],
+        updaters: dict[int, Updater],
         links: Neighbours,
-        loader: Loader[Item] | None,
-        *,
-        seed: int,
-        device: torch.device,
-        timer: PhaseTimer,
-        report: Report,
-        run_dir: Path,
-        writer: CheckpointWriter | None = None,
-        replicas: Replicas | None = None,
-        replica: int = 0,
+        context: Context,
     ) -> None:
         self.spec = spec
         self.method = method
-        self.trainables = trainables
-        self.optimizers = optimizers
+        self.updaters = updaters
+        self.trainables = {block: updater.trainable for block, updater in updaters.items()}
         self.links = links
-        self.loader = loader
-        self.seed = seed
-        self.device = device
-        self.timer = timer
-        self.report = report
-        self.run_dir = run_dir
-        self.writer = writer
-        self.replicas = replicas
-        self.replica = replica
+        self.seed = method.config.run.seed
+        self.device = context.device
+        self.timer = context.timer
+        self.report = context.report
+        self.run_dir = context.run_dir
+        self.loader = context.loader
+        self.writer = context.writer
+        self.replicas = context.replicas
+        self.replica = 0 if context.replicas is None else context.replicas.replica
         self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
         self._training: bool | None = None
         self._sums: dict[int, Sum] = {}
@@ -101,10 +108,13 @@ class Executor:
             Kind.LOAD: self._load,
             Kind.RECV_F: self._receive_forward,
             Kind.FORWARD: self._forward,
+            Kind.ROOM_F: self._wait_forward,
             Kind.SEND_F: self._send_forward,
             Kind.RECOMPUTE: self._recompute,
+            Kind.GATHER: self._gather,
             Kind.LOSS: self._loss,
             Kind.BACKWARD: self._backward,
+            Kind.ROOM_B: self._wait_backward,
             Kind.SEND_B: self._send_backward,
             Kind.RECV_B: self._receive_backward,
             Kind.SUM: self._sum,
@@ -180,18 +190,21 @@ class Executor:
             for action in program:
                 if action.micro_batch is not None:
                     self.timer.micro_batch = action.micro_batch
+                self.timer.block = action.block
                 self._handlers[action.kind](work, action)
+        self.timer.block = None
         if training:
             return {"losses": work.losses}
-        if work.correct is None:
+        if "accuracy" not in work.metrics:
             return {}
-        return {"correct": int(work.correct.item()), "total": work.total}
+        correct, total = work.metrics["accuracy"]  # the control plane knows this one
+        return {"correct": int(correct.item()), "total": total}
 
     def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
         key = (training, micro_batches)
         if key not in self._programs:
             actions = self.method.train if training else self.method.evaluate
-            self._programs[key] = tuple(actions(self.spec, micro_batches))
+            self._programs[key] = lower(actions(self.spec, micro_batches), self.spec)
         return self._programs[key]
 
     def _checkpoint(self, item: Checkpoint) -> None:
@@ -200,9 +213,7 @@ class Executor:
         if self.writer is None:
             return
         folder = checkpoints.folder_for(self.run_dir, item.step, item.unique)
-        state = {
-            block: state_of(trainable, self.optimizers[block]) for block, trainable in self.trainables.items()
-        }
+        state = {block: updater.state_dict() for block, updater in self.updaters.items()}
         self.writer.submit(item.sequence, item.step, folder, state)
 
     # Actions ----------------------------------------------------------------------------------------------------
@@ -210,8 +221,9 @@ class Executor:
     def _load(self, work: ItemInProgress, action: Action) -> None:
         self.timer.enter(Phase.DATA)
         inputs, labels = next(work.batches)
+        assert labels.shape[1:] == self.method.task.label_shape
         if self.device.type != "cpu":
-            inputs, labels = pytree.tree_map_only(Tensor, self._to_device, (inputs, labels))
+            inputs, labels = to_device((inputs, labels), self.device)
         self._start(work, action, self.method.carry(inputs, labels), labels)
 
     def _receive_forward(self, work: ItemInProgress, action: Action) -> None:
@@ -230,11 +242,6 @@ class Executor:
 
     def _forward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
-        if block == self.spec.blocks[-1] and not self.spec.last:
-            # The output will travel: start only when it may, so that a slow neighbour holds this stage back here
-            # and never between the sending and the backward pass.
-            self.timer.enter(Phase.ROOM)
-            self.links.wait_for_room(self.spec.stage + 1)
         self.timer.enter(Phase.FORWARD if work.training else Phase.EVALUATE)
         before = flow.carry
         if work.training:
@@ -266,6 +273,10 @@ class Executor:
         copies = {name: buffer.clone() for name, buffer in self.trainables[block].named_buffers()}
         flow.after[block] = functional_call(self.trainables[block], copies, (flow.before[block],))
 
+    def _wait_forward(self, work: ItemInProgress, action: Action) -> None:
+        self.timer.enter(Phase.ROOM)
+        self.links.wait_for_room(self.spec.stage + 1)
+
     def _send_forward(self, work: ItemInProgress, action: Action) -> None:
         assert action.micro_batch is not None
         flow = work.flows[action.micro_batch]
@@ -273,13 +284,22 @@ class Executor:
         size, payload = work.sizes[action.micro_batch], (flow.carry, flow.labels)
         self.links.post(self.spec.stage + 1, work.plain, action.micro_batch, size, payload)
 
-    def _loss(self, work: ItemInProgress, action: Action) -> None:
+    def _gather(self, work: ItemInProgress, action: Action) -> None:
         flow, block, micro_batch = work.flow(action)
+        assert self.replicas is not None
         self.timer.enter(Phase.LOSS)
-        seen, labels = self.trainables[block].embed(flow.before[block], flow.after[block]), flow.labels
-        if self.replicas is not None:
-            seen, labels = self.replicas.gather(seen, labels, work.sizes[micro_batch])
-        flow.losses[block] = self.trainables[block].loss_terms(seen, labels)
+        seen = self.trainables[block].embed(flow.before[block], flow.after[block])
+        flow.seen[block] = self.replicas.gather(seen, flow.labels, work.sizes[micro_batch])
+
+    def _loss(self, work: ItemInProgress, action: Action) -> None:
+        flow, block, _ = work.flow(action)
+        self.timer.enter(Phase.LOSS)
+        trainable = self.trainables[block]
+        if block in flow.seen:
+            seen, labels = flow.seen.pop(block)
+        else:
+            seen, labels = trainable.embed(flow.before[block], flow.after[block]), flow.labels
+        flow.losses[block] = trainable.loss_terms(seen, labels)
 
     def _backward(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
@@ -289,7 +309,7 @@ class Executor:
         terms = flow.losses.pop(block, None)
         if terms is not None:
             total = torch.stack(list(terms.values())).sum()
-            torch.autograd.backward(total if flow.weight == 1.0 else total * flow.weight)
+            self.updaters[block].backward(total if flow.weight == 1.0 else total * flow.weight)
             self._note_losses(work, block, terms, flow.weight)
         else:
             reached = [pair for pair in zip(floating(after), flow.back, strict=True) if pair[0].requires_grad]
@@ -314,10 +334,12 @@ class Executor:
                 )
             noted[name] = noted.get(name, 0.0) + weight * value
 
-    def _send_backward(self, work: ItemInProgress, action: Action) -> None:
-        assert action.micro_batch is not None
+    def _wait_backward(self, work: ItemInProgress, action: Action) -> None:
         self.timer.enter(Phase.ROOM)
         self.links.wait_for_room(self.spec.stage - 1)
+
+    def _send_backward(self, work: ItemInProgress, action: Action) -> None:
+        assert action.micro_batch is not None
         self.timer.enter(Phase.SEND)
         back = work.flows.pop(action.micro_batch).back  # the last that is done with it
         size = work.sizes[action.micro_batch]
@@ -342,12 +364,7 @@ class Executor:
             self.timer.enter(Phase.SYNC)
             self._sums.pop(action.block).finish()
         self.timer.enter(Phase.OPTIMIZER)
-        for optimizer in self.optimizers[action.block]:
-            for group in optimizer.param_groups:
-                group["lr"] = work.train.schedule["lr"] * group.get("lr_scale", 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.trainables[action.block].updated()
+        self.updaters[action.block].step(work.train.schedule)
 
     def _predict(self, work: ItemInProgress, action: Action) -> None:
         flow, block, _ = work.flow(action)
@@ -363,12 +380,9 @@ class Executor:
         assert action.micro_batch is not None
         flow = work.flows.pop(action.micro_batch)
         self.timer.enter(Phase.EVALUATE)
-        correct = (flow.back[0].argmax(1) == flow.labels).sum()
-        work.correct = correct if work.correct is None else work.correct + correct
-        work.total += len(flow.labels)
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        for name, (value, count) in self.method.task.metrics(flow.back[0], flow.labels).items():
+            before, counted = work.metrics.get(name, (0, 0))
+            work.metrics[name] = (before + value, counted + count)
 
 
 def feed(loader: Loader[Item], items: Iterable[Item]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from scpl_dist.control.items import Checkpoint, Item, Stop, Train
 from scpl_dist.control.messages import Stats
 from scpl_dist.run.faults import Trap
-from scpl_dist.run.phases import BLAMELESS, BLOCKED, OUTSIDE, WAITING, Phase
+from scpl_dist.run.phases import BLAMELESS, BLOCKED, OUTSIDE, TRAINING, WAITING, Phase
 
 
 class PhaseTimer:
@@ -26,6 +26,7 @@ class PhaseTimer:
         epoch: epoch of the present item.
         micro_batch: micro-batch within the item.
         begun: sequence number of the present item; -1 before the first.
+        block: block that the training thread works on; None between blocks.
         on_item: called in the training thread when an item begins.
     """
 
@@ -35,16 +36,19 @@ class PhaseTimer:
         self.epoch = 0
         self.micro_batch = 0
         self.begun = -1
+        self.block: int | None = None
         self.on_item: Callable[[], None] | None = None
-        self._seconds: dict[Phase, float] = defaultdict(float)
+        self._seconds: dict[tuple[Phase, int | None], float] = defaultdict(float)
+        self._entered: tuple[Phase, int | None] = (self.phase, None)
         self._since = time.perf_counter()
 
     def enter(self, phase: Phase) -> None:
-        """The phase that begins now."""
+        """The phase that begins now, of the present block."""
         now = time.perf_counter()
-        self._seconds[self.phase] += now - self._since
+        self._seconds[self._entered] += now - self._since
         self._since = now
         self.phase = phase
+        self._entered = (phase, self.block)
 
     def begin(self, item: Item) -> None:
         """The item that begins now."""
@@ -57,20 +61,34 @@ class PhaseTimer:
             self.epoch = item.epoch
         self.micro_batch = 0
 
+    def block_seconds(self) -> dict[int, float]:
+        """Cumulative seconds of training by block: forward, loss, backward and update."""
+        blocks: dict[int, float] = defaultdict(float)
+        for (phase, block), taken in self._passed().items():
+            if block is not None and phase in TRAINING:
+                blocks[block] += taken
+        return blocks
+
     def stats(self, **counters: int) -> Stats:
         """The seconds so far, with other counters of the worker."""
-        seconds = {BLOCKED: 0.0, **self._seconds}
-        seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
-        for phase in OUTSIDE:
-            seconds.pop(phase, None)
+        seconds: dict[Phase, float] = defaultdict(float, {BLOCKED: 0.0})
+        for (phase, _), taken in self._passed().items():
+            if phase not in OUTSIDE:
+                seconds[phase] += taken
         return Stats(
             busy=sum(spent for phase, spent in seconds.items() if phase not in BLAMELESS),
-            waiting=sum(seconds.get(phase, 0.0) for phase in WAITING),
+            waiting=sum(seconds[phase] for phase in WAITING if phase in seconds),
             blocked=seconds[BLOCKED],
-            phases=seconds,
+            phases=dict(seconds),
             begun=self.begun,
             **counters,
         )
+
+    def _passed(self) -> dict[tuple[Phase, int | None], float]:
+        """Seconds of all phases until now."""
+        seconds = dict(self._seconds)
+        seconds[self._entered] = seconds.get(self._entered, 0.0) + time.perf_counter() - self._since
+        return seconds
 
 
 class FaultyTimer(PhaseTimer):
@@ -81,6 +99,5 @@ class FaultyTimer(PhaseTimer):
         self._trap = trap
 
     def enter(self, phase: Phase) -> None:
-        """See `PhaseTimer.enter`."""
         super().enter(phase)
         self._trap.spring(phase, self.step)

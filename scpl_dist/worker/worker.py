@@ -38,8 +38,8 @@ from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
 from scpl_dist.control.messages import Message
 from scpl_dist.data.loader import Loader
-from scpl_dist.methods.block import TrainableBlock, make_optimizers
-from scpl_dist.plan.plan import Plan, describe, imagine, place_units
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.plan.plan import Plan
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import Aborted, NonFiniteLoss, PeerLost, SetupError
@@ -54,11 +54,12 @@ from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
 from scpl_dist.transport.rendezvous import Rendezvous
 from scpl_dist.transport.select import connectable
-from scpl_dist.worker.executor import Executor, feed, peak_memory
+from scpl_dist.transport.tensors import describe, imagine
+from scpl_dist.worker.executor import Context, Executor, feed, peak_memory
 from scpl_dist.worker.replicas import Replicas
 from scpl_dist.worker.stacks import Stacks
-from scpl_dist.worker.state import restore
 from scpl_dist.worker.timer import FaultyTimer, PhaseTimer
+from scpl_dist.worker.updater import Updater
 
 M = TypeVar("M", bound=Message)
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -171,7 +172,7 @@ class Worker:
 
         self.timer.enter(Phase.DATA)
         source = data.resolve(self.config)
-        example = describe(source.example())
+        example = describe(source.example(), "the data set")
         if self.worker_id.first:
             data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
             channel.send(messages.Described(data=data_set))
@@ -190,19 +191,18 @@ class Worker:
         )
         self.timer.on_item = self._stacks.rearm
         self._reachability.visit(self.worker_id.rank, start.endpoints, self.config.runtime.timeout_s / 3)
-        plan = Plan.plan(self.config, start.data.classes, imagine(start.data.input))
+        plan = Plan.plan(self.config, start.data.classes, imagine(start.data.input, "meta"))
         place = plan.specs[self.worker_id.stage]
         trainables = plan.trainables(place.blocks)
         if source is not None and not start.restore:
             source.prepare(trainables[0].block)
-        place_units(trainables, self.device)
-        optimizers = {
-            index: make_optimizers(trainable, self.config) for index, trainable in trainables.items()
+        updaters = {
+            index: Updater(trainable.to(self.device), self.config) for index, trainable in trainables.items()
         }
         if start.restore:
             folder = Path(start.restore)
-            for index, trainable in trainables.items():
-                restore(trainable, optimizers[index], read_part(folder, index, self.device, verified=True))
+            for index, updater in updaters.items():
+                updater.load_state_dict(read_part(folder, index, self.device, verified=True))
         store = self._rendezvous.join(self.worker_id.rank, start.endpoints, self.config.runtime.timeout_s)
         transport = self._connected(start, store)
         replicas = self._replicas(start, store, trainables)
@@ -213,22 +213,17 @@ class Worker:
             self._writer = CheckpointWriter(
                 self._written, self._write_failed, self._trap.spring if self._trap else None
             )
-        self._executor = Executor(
-            place,
-            plan.method,
-            trainables,
-            optimizers,
-            Neighbours(transport, self.layout, self.worker_id),
-            self._loader,
-            seed=self.config.run.seed,
+        context = Context(
             device=self.device,
             timer=self.timer,
             report=channel.send,
             run_dir=run_dir,
+            loader=self._loader,
             writer=self._writer,
             replicas=replicas,
-            replica=self.worker_id.replica,
         )
+        neighbours = Neighbours(transport, self.layout, self.worker_id)
+        self._executor = Executor(place, plan.method, updaters, neighbours, context)
         if self._ended is not None:
             raise self._ended
         self.timer.enter(Phase.IDLE)

@@ -119,5 +119,7 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
 
 
 def test_unknown_methods_and_numbers_are_refused() -> None:
-    assert "unknown method" in scpl_dist("compare", "--methods", "scpl,nothing", code=2).stderr
+    assert (
+        "run.method = 'nothing': unknown" in scpl_dist("compare", "--methods", "scpl,nothing", code=2).stderr
+    )
     assert "--micro-batches 'x'" in scpl_dist("compare", "--micro-batches", "x", code=2).stderr

@@ -28,10 +28,10 @@ class Lane(Transport):
     def connect(self, store: object) -> None:
         pass
 
-    def post(self, target: int, message: Envelope) -> None:
+    def _send(self, target: int, message: Envelope) -> None:
         self.lanes[self.rank, target].append(message)
 
-    def receive(self, source: int) -> Envelope:
+    def _take(self, source: int) -> Envelope:
         return self.lanes[source, self.rank].popleft()
 
     def queued(self) -> int:

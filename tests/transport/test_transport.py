@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import FileStore
 from scpl_dist.run.errors import Aborted, PeerLost
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.c10d import C10dTransport
-from scpl_dist.transport.parcel import open_parcel, pack
+from scpl_dist.transport.parcel import pack, unpack
 from scpl_dist.transport.rpc import RpcTransport
 from scpl_dist.transport.select import choose
 from scpl_dist.transport.tensors import narrow, nbytes, widen
@@ -229,11 +229,10 @@ def strided() -> list[torch.Tensor]:
 @pytest.mark.parametrize("number", range(len(strided())))
 def test_a_parcel_keeps_values_dtype_and_strides_of_dense_tensors(number: int) -> None:
     tensor = strided()[number]
-    sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
-    arrived = open_parcel(sent.header, CPU)
-    for target, source in zip(arrived.tensors, sent.tensors, strict=True):
+    header, sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
+    message, arrived = unpack(header, CPU)
+    for target, source in zip(arrived, sent, strict=True):
         target.copy_(source)
-    message = arrived.message
     assert (message.item, message.micro_batch, message.payload["a"][1]) == ({"kind": "train"}, 3, None)
     for copy in (message.payload["a"][0], message.payload["b"][0]):
         assert copy.dtype == tensor.dtype

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from scpl_dist.methods import objectives
 from scpl_dist.methods.batchnorm import SharedBatchNorm
 from scpl_dist.methods.scpl import LocalUnit
+from scpl_dist.methods.task import Classification
 from scpl_dist.run import config
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, share
@@ -43,7 +44,8 @@ def trainable(loss: str) -> LocalUnit:
     block = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
     settings = config.load(values={"loss.name": loss, "loss.projector": "mb,16,8"}).loss
     after = torch.empty(2, 5, 4, 4, device="meta")
-    return LocalUnit(block, objectives.make(loss, settings, block, after, 3), None)
+    task = Classification(3)
+    return LocalUnit(block, objectives.make(settings, block, after, task), task)
 
 
 def step(loss: str, replicas: Replicas | None, begin: int, end: int) -> dict[str, Any]:
