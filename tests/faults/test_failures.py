@@ -165,7 +165,7 @@ def test_a_crash_in_native_code_shows_where(tmp_path: Path) -> None:
     ended = conduct(tmp_path / "run", faults=(fault,))
     failed(ended, "stage 1", "SIGSEGV", stage=1)
     assert "Fatal Python error: Segmentation fault" in ended.screen
-    assert "stage.py" in ended.exit_json["traceback"]
+    assert "executor.py" in ended.exit_json["traceback"]
 
 
 def test_out_of_memory_says_where_and_what_to_lower(tmp_path: Path) -> None:

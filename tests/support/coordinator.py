@@ -43,7 +43,7 @@ from scpl_dist.run.phases import Phase
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
-I = TypeVar("I", bound=Item)  # noqa: E741
+ItemType = TypeVar("ItemType", bound=Item)
 SIZES = {"train": 50, "validation": 30, "test": 20}
 
 
@@ -192,7 +192,7 @@ class Run:
         """All items that stage 0 was sent."""
         return [item for message in self.sent(Work) for item in message.items]
 
-    def items_of(self, kind: type[I]) -> list[I]:
+    def items_of(self, kind: type[ItemType]) -> list[ItemType]:
         return [item for item in self.items() if isinstance(item, kind)]
 
     @property
