@@ -59,7 +59,7 @@ def measure(plan: Plan, source: DataSource) -> list[float]:
     passed: list[dict[int, float]] = [{}]  # seconds of all blocks up to the end of each item
 
     def note(done: Done) -> None:
-        if done.losses is not None:
+        if done.losses:
             passed.append(timer.block_seconds())
 
     alone = Layout([1])
