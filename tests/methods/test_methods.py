@@ -57,7 +57,7 @@ def function(config, num_blocks, task):
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    file = tmp_path / "own.py"
+    file = tmp_path / "own_method.py"
     file.write_text(OWN)
     return str(file)
 
@@ -78,7 +78,7 @@ def test_a_method_of_ones_own_trains_with_its_settings(own: str) -> None:
 
 def test_a_method_is_found_by_entry_point(tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("skipping", "own:Skipping", "scpl_dist.methods")
+    point = EntryPoint("skipping", "own_method:Skipping", "scpl_dist.methods")
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]).select(group=group))
     assert issubclass(resolve("skipping"), Scpl)
     with pytest.raises(
