@@ -29,14 +29,14 @@ class CheckpointWriter:
     Args:
         report: called in the writer's thread with a ``written`` message: sequence, files, seconds.
         on_error: called in the writer's thread with the error that ended it and the step of the checkpoint.
-        before_write: called with the path before each part is written, after it with ``done`` set; for fault tests.
+        watch: called with "write" before each part and "written" after it, and the step; for faults on purpose.
     """
 
     def __init__(
         self,
         report: Callable[[dict[str, Any]], None],
         on_error: Callable[[Exception, int], None],
-        watch: Callable[[str, int, Path], None] | None = None,
+        watch: Callable[[str, int], None] | None = None,
     ) -> None:
         self._report = report
         self._on_error = on_error
@@ -114,10 +114,10 @@ class CheckpointWriter:
         for block, part in state.items():
             path = folder / part_name(block)
             if self._watch is not None:
-                self._watch("write", item["step"], path)
+                self._watch("write", item["step"])
             files.append(write_part(path, part))
             if self._watch is not None:
-                self._watch("written", item["step"], path)
+                self._watch("written", item["step"])
         seconds = time.perf_counter() - start
         self._report({"type": "written", "sequence": item["sequence"], "files": files, "seconds": seconds})
 

@@ -79,13 +79,12 @@ class PhaseTimer:
 
 
 class FaultyTimer(PhaseTimer):
-    """A meter whose changes of phase may be the last thing that happens."""
+    """A timer whose changes of phase may be the last thing that happens."""
 
     def __init__(self, trap: Trap) -> None:
         super().__init__()
         self._trap = trap
 
     def enter(self, phase: str) -> None:
-        """See `Meter.enter`."""
         super().enter(phase)
         self._trap.spring(phase, self.step)
