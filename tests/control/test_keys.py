@@ -19,7 +19,7 @@ from scpl_dist.control.admission import TurnedAway
 from scpl_dist.control.channel import Channel
 from scpl_dist.control.sockets import dealer, router
 from scpl_dist.run import config
-from tests.support.command import scpl_dist
+from tests.support.command import called
 from tests.support.outsider import knock, throw
 
 LIMIT_S = 20.0
@@ -29,7 +29,7 @@ HELLO |= {"rank": 0, "host": "here", "pid": 1, "device": "cpu"}
 
 def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
-    output = scpl_dist("keys", "new", folder).stdout
+    output = called("keys", "new", folder).stdout
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == [
         "coordinator.key",
@@ -41,7 +41,7 @@ def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path)
     server = keys.load_server(str(folder))
     assert server is not None
     assert server.secret.decode() not in output + repr(server)
-    assert "exists: choose another folder" in scpl_dist("keys", "new", folder, code=2).stderr
+    assert "exists: choose another folder" in called("keys", "new", folder, code=2).stderr
 
 
 @pytest.mark.parametrize(

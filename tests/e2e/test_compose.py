@@ -52,7 +52,7 @@ def losses(run: Path) -> dict[tuple[int, str], float]:
 
 def trains(containers: Containers) -> bool:
     """Whether the last stage has finished a step."""
-    ended = [name for name in PROCESSES if containers.processes[name].poll() is not None]
+    ended = [name for name in PROCESSES if containers.programs[name].ended]
     assert not ended, "\n".join(f"{name}: {containers.log(name)}" for name in PROCESSES)
     metrics = containers.folder / "runs/cluster/metrics.jsonl"
     return metrics.exists() and '"train"' in metrics.read_text()
@@ -85,11 +85,11 @@ def stop(containers: Containers) -> None:
     """Stop as Compose does: in the reverse order of depends_on, waiting for each level."""
     for level in (STAGES, ("coordinator",)):
         for name in level:
-            if containers.processes[name].poll() is None:
+            if not containers.programs[name].ended:
                 containers.signal(name, signal.SIGTERM)
         for name in level:
             containers.wait(name, 90)
-    assert [containers.processes[name].returncode for name in PROCESSES] == [143, 0, 0, 0]
+    assert [containers.wait(name, 0) for name in PROCESSES] == [143, 0, 0, 0]
 
 
 def checkpoints(containers: Containers) -> list[int]:

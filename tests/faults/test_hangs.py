@@ -11,7 +11,7 @@ from tests.support.conduct import Ended, conduct
 
 pytestmark = pytest.mark.timeout(400)
 
-LIMITS = ("runtime.timeout_s=20", "runtime.first_step_timeout_s=30")
+LIMITS = ("runtime.timeout_s=8", "runtime.first_step_timeout_s=30")
 
 
 def stacks(ended: Ended, stage: int) -> str:
