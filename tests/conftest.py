@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -20,10 +21,17 @@ GRACE_S = 5.0
 
 
 def pytest_configure() -> None:
-    """Orphans of what tests start become children of this process, instead of getting lost."""
-    if sys.platform == "linux":
+    """Let the tests end what they have started when this process is stopped, and find orphans."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
+    if sys.platform == "linux":  # orphans of what tests start become children of this process
         set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
         ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    pytest.exit(f"stopped by {signal.Signals(number).name}")
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,8 @@ Compose reports what it has understood after merging, defaults and profiles: the
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import socket
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -21,37 +18,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from scpl_dist.run import config as configuration
+from tests.support.compose import COMPOSE, PROCESSES, STAGES, compose, model
 from tests.support.programs import ROOT, Program, find, run
 
-COMPOSE = ROOT / "docker-compose.yml"
 GPU = ROOT / "docker-compose.gpu.yml"
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
-STAGES = ("stage-0", "stage-1", "stage-2")
-PROCESSES = ("coordinator", *STAGES)
 MONITORING = ("prometheus", "grafana")
-
-
-def compose(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    program = find("docker-compose", 'pip install -e ".[test]"')
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SCPL_", "COMPOSE_"))}
-    return subprocess.run(
-        [program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**clean, **(env or {})},
-        cwd=ROOT,
-    )
-
-
-def model(*files: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """What Compose makes of the files, all profiles included."""
-    options = [option for file in files for option in ("-f", file)]
-    done = compose(*options, "--profile", "*", "config", "--format", "json", env=env)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    parsed: dict[str, Any] = json.loads(done.stdout)
-    return parsed
 
 
 @pytest.fixture(scope="module")

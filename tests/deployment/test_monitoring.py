@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from itertools import combinations
@@ -22,6 +21,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from scpl_dist.coordinator.metrics import NAMES
 from tests.support.conduct import Running
+from tests.support.ports import free_port
 from tests.support.programs import ROOT, Program, find, run, until_nothing
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -208,12 +208,6 @@ def test_provisioning_fits_dashboard_and_prometheus() -> None:
     assert uids == {source["uid"]}
     [job] = scrape["scrape_configs"]
     assert job["job_name"] == "scpl"  # the rules name it
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:

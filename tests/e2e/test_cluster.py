@@ -18,6 +18,7 @@ from tests.support import reference
 from tests.support.command import called
 from tests.support.hosts import Host, cluster
 from tests.support.programs import Program, until_nothing
+from tests.support.run_folder import losses, rows
 
 pytestmark = pytest.mark.timeout(400)
 TIMEOUT_S = 15
@@ -33,18 +34,9 @@ def write(path: Path, **values: Any) -> Path:
     return path
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def until_it_trains(run: Path, steps: int = 1) -> None:
     """Until the last of so many steps has been recorded."""
-    until_nothing(
-        lambda: (
-            not any(row["event"] == "train" and row["step"] >= steps - 1 for row in rows(run)) and "no step"
-        )
-    )
+    until_nothing(lambda: all(row["step"] < steps - 1 for row in rows(run, "train")) and "no step")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +94,7 @@ def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(
     assert (
         "turned away a connection from 10.77.0.4: its key is not in the folder control.keys" not in outputs[1]
     )
-    warnings = [row["text"] for row in rows(run) if row["event"] == "warning"]
+    warnings = [row["text"] for row in rows(run, "warning")]
     assert any("turned away a connection from 10.77.0.4" in text for text in warnings)
     secret = (tmp_path / "keys" / "worker.key_secret").read_text().split('secret-key = "')[1].split('"')[0]
     assert all(
@@ -110,8 +102,7 @@ def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(
     )
 
     expected = reference.train(load(values=values))
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows(run) if row["event"] == "train"}
-    assert losses == expected.losses
+    assert losses(run) == expected.losses
     called("export", run, tmp_path / "out.safetensors")
     exported = load_file(tmp_path / "out.safetensors")
     for name, tensor in reference.tensors(expected.trainables).items():
@@ -175,10 +166,10 @@ def test_replicas_on_hosts_of_their_own_share_a_stage_until_one_is_cut_off(
     assert "stage 1 replica 1" in here
     ended = json.loads((run / "exit.json").read_text())
     assert (ended["code"], ended["stage"], ended["replica"], ended["host"]) == (1, 1, 1, "host-c")
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows(run) if row["event"] == "train"}
+    found = losses(run)
     expected = reference.train(load(values=values)).losses
     for block in range(4):
-        assert losses[0, block] == pytest.approx(expected[0, block], rel=1e-5)
+        assert found[0, block] == pytest.approx(expected[0, block], rel=1e-5)
 
 
 @pytest.mark.parametrize(

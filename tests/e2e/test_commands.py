@@ -13,6 +13,7 @@ import pytest
 from scpl_dist.run.config import load
 from tests.support import programs
 from tests.support.command import called, scpl_dist
+from tests.support.run_folder import rows
 
 SMALL = ["-o", "run.epochs=2", "-o", "data.batch_size=256", "-o", "metrics.port=0"]
 
@@ -50,8 +51,7 @@ def test_the_run_folder_has_everything_of_the_contract(
         assert stage["busy_seconds"] > 0
         assert stage["peak_memory_bytes"] > 0
     assert result["per_stage"][0]["bytes_sent"] == result["per_stage"][1]["bytes_received"] > 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    train = [row for row in rows if row["event"] == "train"]
+    train = rows(run, "train")
     assert {(row["step"], row["block"]) for row in train} == {(s, b) for s in range(10) for b in range(4)}
     assert {row["stage"] for row in train if row["block"] < 2} == {0}
     assert (run / "checkpoints" / "step-10" / "manifest.json").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from scpl_dist.run.config import load
 from tests.support import in_threads, reference
 from tests.support.command import called, scpl_dist
 from tests.support.reference import Reference
+from tests.support.run_folder import accuracies, losses
 
 Expected = Callable[..., Reference]
 METHODS = {
@@ -73,11 +73,8 @@ def test_processes_equal_a_plain_loop(method: str, stages: int, expected: Expect
     wanted = expected(*settings)
     overrides = [part for text in (*settings, f"pipeline.stages={stages}") for part in ("-o", text)]
     scpl_dist("train", "--run-dir", run, *overrides)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows if row["event"] == "train"}
-    assert losses == wanted.losses
-    accuracy = [row["accuracy"] for row in rows if row["event"] == "eval" and row["split"] == "test"]
-    assert accuracy == wanted.accuracy
+    assert losses(run) == wanted.losses
+    assert [accuracy for _, split, accuracy in accuracies(run) if split == "test"] == wanted.accuracy
     called("export", run, tmp_path / "out.safetensors")
     same(load_file(tmp_path / "out.safetensors"), wanted)
 

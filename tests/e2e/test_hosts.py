@@ -11,9 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.command import scpl_dist
+from scpl_dist.run.config import load
+from tests.support import reference
+from tests.support.command import called
 from tests.support.containers import Containers
 from tests.support.programs import ROOT, Program, find, run, until_nothing
+from tests.support.run_folder import losses, rows
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +48,7 @@ class Cluster:
         (folder / "client").write_text(CLIENT.format(folder=folder))
         self.config = folder / "config.toml"
         keys = folder / "keys"
-        scpl_dist("keys", "new", keys)
+        called("keys", "new", keys)
         self.config.write_text(
             f"[pipeline]\nstages = 3\n[run]\nepochs = 2\n[control]\nkeys = {str(keys)!r}\n"
         )
@@ -93,27 +96,19 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         made.containers.close()
 
 
-def losses(run: Path) -> dict[tuple[int, str], float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {(row["step"], row["block"]): row["loss"] for row in rows if row["event"] == "train"}
-
-
 def until_it_trains(cluster: Cluster, launch: Program) -> None:
     def missing() -> bool:
         assert not launch.ended, launch.output
-        path = cluster.run / "metrics.jsonl"
-        return not path.exists() or '"train"' not in path.read_text()
+        return not rows(cluster.run, "train")
 
     until_nothing(missing)
 
 
-def test_three_hosts_train_with_the_losses_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
+def test_three_hosts_train_with_the_losses_of_one_process(cluster: Cluster) -> None:
     with cluster.launch() as launch:
         assert launch.wait(150) == 0, launch.output
     assert cluster.left() == []
-    settings = ["-o", "run.epochs=2", "-o", "pipeline.stages=1", "-o", "metrics.port=0"]
-    scpl_dist("train", *settings, "--run-dir", tmp_path / "one")
-    assert losses(cluster.run) == losses(tmp_path / "one")
+    assert losses(cluster.run) == reference.train(load(values={"run.epochs": 2})).losses
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -1,8 +1,9 @@
 """Whole runs whose stages have several workers.
 
 The first loss is that of one worker with the whole batch up to float32 sums in another order (relative 1e-5). Each
-update then carries such differences on, and Adam, which divides by the size of a gradient, makes small ones larger:
-after 10 steps losses differ by up to a few parts in 10,000, so 1 % is asked for there.
+update then carries such differences on, and Adam, which divides by the size of a gradient, makes small ones larger,
+by as much as the machine and the learning rate will have it: at the small one here losses differ by up to 1 part in
+10,000 after 10 steps, and 1 part in 1,000 is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
 from tests.support import reference
 from tests.support.command import called
-from tests.support.conduct import SMALL, Ended, conduct
+from tests.support.conduct import IMPATIENT, SMALL, Ended, conduct
 
 RUNS = {
     "scpl": ["pipeline.replicas=2", "data.augmentation=strong"],
@@ -29,14 +30,14 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_replicas_learn_what_one_worker_with_the_whole_batch_learns(name: str, tmp_path: Path) -> None:
-    settings = ["run.epochs=2", *RUNS[name]]
+    settings = ["run.epochs=2", "optimizer.lr=0.0001", *RUNS[name]]
     ended = conduct(tmp_path / "run", *settings)
     assert ended.code == 0, ended.screen
     wanted = reference.train(load(None, [*SMALL, *settings]))
     assert ended.losses().keys() == wanted.losses.keys()
     for (step, block), terms in ended.losses().items():
         expected = wanted.losses[step, block]
-        assert terms == pytest.approx(expected, rel=1e-5 if step == 0 else 1e-2, abs=1e-5), (step, block)
+        assert terms == pytest.approx(expected, rel=1e-5 if step == 0 else 1e-3), (step, block)
     test = [row for row in ended.rows("eval") if row["split"] == "test"]
     assert [row["accuracy"] for row in test] == pytest.approx(wanted.accuracy, abs=0.03)
     assert {row["total"] for row in test} == {355}
@@ -72,7 +73,7 @@ def test_a_checkpoint_of_replicas_is_that_of_a_run_without(undisturbed: Ended) -
 
 def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
     fault = Fault(action="hang", stage=1, replica=1, step=3, phase="forward")
-    settings = ("pipeline.replicas=2", "runtime.timeout_s=8")
+    settings = ("pipeline.replicas=2", IMPATIENT)
     ended = conduct(tmp_path / "run", *settings, faults=(fault,))
     assert ended.code == 1, ended.screen
     found = ended.exit_json

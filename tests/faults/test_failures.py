@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sys
 import textwrap
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
 from tests.support.command import scpl_dist
-from tests.support.conduct import Ended, Running, conduct, halted
+from tests.support.conduct import IMPATIENT, IMPATIENT_S, Ended, Running, conduct, halted
+from tests.support.ports import free_port
 from tests.support.programs import Program
 
 pytestmark = pytest.mark.timeout(400)
@@ -61,7 +61,7 @@ def test_a_killed_coordinator_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_stopped_coordinator_ends_the_run(tmp_path: Path) -> None:
     fault = Fault(action="stop", role="coordinator", step=7)
-    ended = conduct(tmp_path / "run", "runtime.timeout_s=8", faults=(fault,))
+    ended = conduct(tmp_path / "run", IMPATIENT, faults=(fault,))
     failed(ended, "the coordinator", "stopped", stage=None)
 
 
@@ -72,13 +72,6 @@ def test_a_killed_launcher_takes_everything_with_it(tmp_path: Path) -> None:
         ended = running.end()
         assert ended.exit_json["code"] == 1
         assert "the launcher is gone" in ended.last_line
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def test_a_killed_torchrun_takes_everything_with_it(tmp_path: Path) -> None:
@@ -155,8 +148,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(tmp_path: Pat
 
 def test_a_worker_that_never_arrives_is_missed(tmp_path: Path) -> None:
     fault = Fault(action="stop", stage=1, phase="loading")
-    ended = conduct(tmp_path / "run", "runtime.timeout_s=8", faults=(fault,))
-    failed(ended, "no worker for stage 1 within 8 s", stage=None)
+    ended = conduct(tmp_path / "run", IMPATIENT, faults=(fault,))
+    failed(ended, f"no worker for stage 1 within {IMPATIENT_S} s", stage=None)
 
 
 def test_a_crash_in_native_code_shows_where(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from scpl_dist.run.faults import Fault
 from tests.support.command import called
 from tests.support.faults import encode, fired
 from tests.support.programs import Program, until_nothing
+from tests.support.run_folder import Losses, accuracies, losses, rows
 
 SMALL = [
     "run.epochs=4",
@@ -29,6 +30,9 @@ SMALL = [
     "runtime.timeout_s=60",
 ]
 """5 steps an epoch, 20 in all."""
+IMPATIENT_S = 12
+IMPATIENT = f"runtime.timeout_s={IMPATIENT_S}"
+"""For runs that a time-out ends: no longer than it takes all workers to arrive on a busy machine."""
 TRAIN = ("-m", "scpl_dist", "train")
 
 
@@ -51,15 +55,10 @@ class Ended:
         return self.screen.rstrip().splitlines()[-1]
 
     def rows(self, event: str) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
-        return [row for row in rows if row["event"] == event]
+        return rows(self.run, event)
 
-    def losses(self) -> dict[tuple[int, int], dict[str, float]]:
-        """By step and block; every step must be there once."""
-        rows = self.rows("train")
-        found = {(row["step"], row["block"]): row["terms"] for row in rows}
-        assert len(found) == len(rows), "a step is there twice"
-        return found
+    def losses(self) -> Losses:
+        return losses(self.run)
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -142,17 +141,12 @@ class Running(Program):
                 return process
         return None
 
-    def rows(self, event: str) -> int:
-        """How many rows of this event metrics.jsonl has."""
-        path = self.run / "metrics.jsonl"
-        return path.read_text().count(f'"event": "{event}"') if path.exists() else 0
-
     def wait_for_rows(self, event: str, count: int = 1, limit_s: float = 120) -> None:
         """Until metrics.jsonl has so many rows of this event."""
 
         def missing() -> str:
             ended = self.ended
-            found = self.rows(event)
+            found = len(rows(self.run, event))
             if found >= count:
                 return ""
             assert not ended, self.output
@@ -210,11 +204,7 @@ def same(ended: Ended, undisturbed: Ended) -> None:
     """Losses of all steps and blocks, accuracies and weights, with ``==``."""
     assert ended.code == 0, ended.screen
     assert ended.losses() == undisturbed.losses()
-    accuracies = [
-        [(row["epoch"], row["split"], row["accuracy"]) for row in run.rows("eval")]
-        for run in (ended, undisturbed)
-    ]
-    assert accuracies[0] == accuracies[1]
+    assert accuracies(ended.run) == accuracies(undisturbed.run)
     assert ended.weights.keys() == undisturbed.weights.keys()
     for name, tensor in undisturbed.weights.items():
         assert torch.equal(ended.weights[name], tensor), name
