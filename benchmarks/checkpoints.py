@@ -28,11 +28,10 @@ from typing import Any
 import torch
 
 from scpl_dist import data
-from scpl_dist.methods.block import make_optimizers
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
 from scpl_dist.storage.writer import CheckpointWriter
-from scpl_dist.worker.state import state_of
+from scpl_dist.worker.updater import Updater
 
 SKIP = 20
 
@@ -59,12 +58,12 @@ class Timed(CheckpointWriter):
     """A writer that notes the processor time of each checkpoint."""
 
     def __init__(self) -> None:
-        super().__init__(lambda message: None, lambda error, step: None)
+        super().__init__(lambda sequence, files, seconds: None, lambda error, step: None)
         self.seconds: list[float] = []
 
-    def _write(self, item: dict[str, Any], folder: Path, state: dict[int, Any]) -> None:
+    def _write(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
         begin = time.thread_time()
-        super()._write(item, folder, state)
+        super()._write(sequence, step, folder, state)
         self.seconds.append(time.thread_time() - begin)
 
 
@@ -77,26 +76,22 @@ def processor_time(every: int, model: str, stages: int, repeats: int = 15) -> No
     carry, labels = source.batch("train", 0, torch.arange(settings.data.batch_size))
     for place in plan.specs:
         trainables = plan.trainables(place.blocks)
-        optimizers = {index: make_optimizers(trainable, settings) for index, trainable in trainables.items()}
+        updaters = {index: Updater(trainable, settings) for index, trainable in trainables.items()}
         steps, copies = [], []
         for _ in range(repeats):
             begin, after = time.thread_time(), carry
             for index, trainable in trainables.items():
                 before, after = after, trainable(after)
                 torch.autograd.backward(list(trainable.losses(before, after, labels).values()))
-                for optimizer in optimizers[index]:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                updaters[index].step({"lr": settings.optimizer.lr})
                 after = after.detach()
             steps.append(time.thread_time() - begin)
         carry, writer = after, Timed()
         with tempfile.TemporaryDirectory() as folder:
             for number in range(repeats):
                 begin = time.thread_time()
-                state = {
-                    index: state_of(trainable, optimizers[index]) for index, trainable in trainables.items()
-                }
-                writer.submit({"sequence": number, "step": number}, Path(folder, str(number)), state)
+                state = {index: updater.state_dict() for index, updater in updaters.items()}
+                writer.submit(number, number, Path(folder, str(number)), state)
                 copies.append(time.thread_time() - begin)
                 writer.drain()
         step, copy, write = map(statistics.median, (steps, copies, writer.seconds))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import scpl_dist
 from scpl_dist import data
-from scpl_dist.methods.block import make_optimizers
 from scpl_dist.methods.heads import Predictor, feature
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
+from scpl_dist.worker.updater import Updater
 
 NETWORKS = Path(__file__).with_name("networks.py")
 LIMIT_S = 300
@@ -121,18 +121,16 @@ def _plain_scpl(values: dict[str, Any], results: Any) -> None:
     torch.set_num_threads(1)
     config, source, plan = _plan(values)
     trainables = plan.trainables(range(len(plan.parameters)))
-    optimizers = {index: make_optimizers(trainable, config) for index, trainable in trainables.items()}
+    updaters = {index: Updater(trainable, config) for index, trainable in trainables.items()}
     times = []
     for indices in _batches(config, source):
         x, labels = source.batch("train", 0, indices)
         for index, trainable in trainables.items():
             output = trainable(x)
             loss = torch.stack(list(trainable.losses(x, output, labels).values())).sum()
-            torch.autograd.backward(loss)
+            updaters[index].backward(loss)
             loss.item()
-            for optimizer in optimizers[index]:
-                optimizer.step()
-                optimizer.zero_grad()
+            updaters[index].step({"lr": config.optimizer.lr})
             x = output.detach()
         times.append(time.perf_counter())
     results.put((times[-1] - times[WARM_UP]) / (len(times) - 1 - WARM_UP))

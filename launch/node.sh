@@ -15,7 +15,7 @@ options:
   --node-rank R        which of them this is, from 0 (0)
   --per-host K         workers on each host (1)
   --master HOST        first host, reachable by all (127.0.0.1)
-  --port P             port of torch's rendezvous on the first host (29500)
+  --port P             port of torchrun's rendezvous on the first host (29500)
   --control-port P     port of the coordinator on the first host (4711)
   --interface NAME     network interface of the data plane (the one that leads to the first host)
   --join-timeout S     seconds that torchrun waits for all hosts (600)

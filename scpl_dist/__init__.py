@@ -1,7 +1,7 @@
 """Decoupled training: every stage learns from a loss of its own, so no stage waits for another's backward pass.
 
-`train` runs a network of your own blocks on your own data in several processes; everything else is the command
-``scpl-dist``.
+`train` runs a network of your own blocks on your own data in several processes; `evaluate` and `export` use what it
+has saved. Everything else is the command ``scpl-dist``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunFailed", "__version__", "train"]
+__all__ = ["RunFailed", "__version__", "evaluate", "export", "train"]
 
 __version__ = "0.1.0"
 
@@ -55,9 +55,8 @@ def train(
         ValueError: a setting, the blocks or the data cannot be used; nothing was started.
         RunFailed: the run failed or was stopped.
     """
-    from scpl_dist.launch import local, preflight
+    from scpl_dist.launch import local
     from scpl_dist.run import config, imports
-    from scpl_dist.storage.run_folder import RunFolder
 
     values: dict[str, Any] = dict(settings or {})
     if blocks is not None:
@@ -66,9 +65,65 @@ def train(
         values["data.name"] = data if isinstance(data, str) else imports.name_of(data)
     values.setdefault("metrics.port", 0)
     configuration = config.load(values=values)
-    configuration = preflight.preflight(configuration).config
-    folder = RunFolder.create(run_dir, configuration)
-    code = local.launch(configuration, folder)
+    code, folder = local.train(configuration, run_dir)
     if code != 0:
         raise RunFailed(code, folder.read("exit.json") or {})
     return {**(folder.read("result.json") or {}), "run_dir": str(folder.path)}
+
+
+def evaluate(
+    run_dir: str | Path,
+    split: str = "test",
+    checkpoint: str | None = None,
+    *,
+    threshold: float | None = None,
+    block: int | None = None,
+) -> dict[str, Any]:
+    """Accuracy of the weights that a run has saved, computed in this process.
+
+    It computes where the run's ``runtime.device`` says, and on the CPU if there is no GPU here. Blocks and data of your
+    own are imported by the names that the run's ``config.toml`` has.
+
+    Args:
+        run_dir: run folder.
+        split: part of the data: "train", "validation" or "test".
+        checkpoint: such as "step-200", "best" or "latest"; None takes the newest.
+        threshold: let a sample leave at the first block that gives one class at least this probability, above 0.
+            None lets all samples go through all blocks, as in the run itself.
+        block: let all samples leave behind this block instead; blocks count from 0.
+
+    Returns:
+        ``{"split", "accuracy", "total", "mean_depth", "left", "correct"}``: the share of right answers, the number of
+        samples, the blocks that a sample passed on average, and by block the samples that left there and how many of
+        them got a right answer.
+
+    Raises:
+        ValueError: no run folder, or a split, a threshold or a block that means nothing for this run.
+        RuntimeError: there is no such checkpoint, or it is damaged.
+    """
+    from scpl_dist.commands.evaluate import evaluate
+
+    found = evaluate(Path(run_dir), split, checkpoint, threshold, block)
+    numbers = {"accuracy": found.accuracy, "total": found.total, "mean_depth": found.mean_depth}
+    return {"split": split, **numbers, "left": found.left, "correct": found.correct}
+
+
+def export(run_dir: str | Path, target: str | Path, checkpoint: str | None = None) -> int:
+    """Write the weights that a run has saved as one plain state dict, which needs nothing of this package.
+
+    Args:
+        run_dir: run folder.
+        target: safetensors file to write. Its keys are ``blocks.<i>.<name>``, and ``heads.<i>.<name>`` for what the
+            local objective of block ``i`` added; dtypes and shapes are those of the modules.
+        checkpoint: such as "step-200", "best" or "latest"; None takes the newest.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        ValueError: no run folder.
+        RuntimeError: there is no such checkpoint, or it is damaged.
+    """
+    from scpl_dist.commands.export import export
+
+    return export(Path(run_dir), Path(target), checkpoint)

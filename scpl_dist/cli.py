@@ -10,10 +10,11 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from scpl_dist.launch.child import leave as _leave
 from scpl_dist.run import config as configuration
 
 app = typer.Typer(
@@ -23,6 +24,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=__doc__,
 )
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="CURVE keys of the control plane.")
+app.add_typer(keys, name="keys")
+checkpoint_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at the checkpoints of a run."
+)
+app.add_typer(checkpoint_app, name="checkpoint")
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")
@@ -39,37 +46,54 @@ CheckpointName = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from scpl_dist import __version__
+
+        print(f"scpl-dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def train(
     config: ConfigFile = None,
     override: Overrides = None,
     run_dir: RunDir = None,
-    resume: Annotated[
-        str, typer.Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")
-    ] = "never",
+    resume: Resume = "never",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")
     ] = False,
 ) -> None:
     """Train on this machine, one process a stage."""
     from scpl_dist.storage.resume import require_same_model
-    from scpl_dist.storage.run_folder import RunFolder
 
     if resume != "never":
         config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
     if resume == "auto" and run_dir is not None:
         require_same_model(settings, run_dir)
-    from scpl_dist.launch import local, preflight  # torch comes with them: a mistyped key is answered before
-
-    plan = preflight.preflight(settings, absent=_without_data if dry_run else None)
-    settings = plan.config
     if dry_run:
-        print(settings.to_toml())
+        from scpl_dist.launch.preflight import (
+            preflight,  # torch comes with it: a mistyped key is answered before
+        )
+
+        plan = preflight(settings, absent=_without_data)
+        print(plan.config.to_toml())
         print(plan.table())
         return
-    folder = RunFolder.create(run_dir, settings, resume=resume != "never")
-    _leave(local.launch(settings, folder, resume))
+    from scpl_dist.launch import local
+
+    code, _ = local.train(settings, run_dir, resume)
+    _leave(code)
 
 
 @app.command()
@@ -84,18 +108,14 @@ def evaluate(
     block: Annotated[int | None, typer.Option(help="Take the answer of this block for all samples.")] = None,
 ) -> None:
     """Accuracy of a run's saved weights."""
-    if exit_threshold is not None or block is not None:
-        from scpl_dist.commands import exits
-
-        found = exits.evaluate(run_dir, split, checkpoint, threshold=exit_threshold, block=block)
-        print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
-        print(f"mean depth {found.mean_depth:.2f} of {len(found.left)} blocks")
-        print(found.table())
-        return
     from scpl_dist.commands import evaluate
+    from scpl_dist.commands.table import show
 
-    result = evaluate.evaluate(run_dir, split, checkpoint)
-    print(f"{result['split']} accuracy {result['accuracy']:.4f} ({result['correct']} of {result['total']})")
+    found = evaluate.evaluate(run_dir, split, checkpoint, exit_threshold, block)
+    print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
+    if exit_threshold is not None or block is not None:
+        print(f"mean depth {found.mean_depth:.2f} of {len(found.left)} blocks")
+        show(("block", "left", "accuracy"), found.rows())
 
 
 @app.command()
@@ -105,9 +125,9 @@ def export(
     checkpoint: CheckpointName = None,
 ) -> None:
     """Write a run's weights as one plain state dict."""
-    from scpl_dist.commands import evaluate
+    from scpl_dist.commands import export
 
-    print(f"{evaluate.export(run_dir, target, checkpoint)} tensors in {target}")
+    print(f"{export.export(run_dir, target, checkpoint)} tensors in {target}")
 
 
 @app.command()
@@ -125,6 +145,7 @@ def compare(
 ) -> None:
     """Train with several methods on the same data and stages, and write one table and a picture."""
     from scpl_dist.commands import compare
+    from scpl_dist.commands.table import show
     from scpl_dist.methods import resolve
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -136,7 +157,9 @@ def compare(
         raise ValueError(f"--micro-batches {micro_batches!r}: give numbers such as 2,4,8") from None
     folder = run_dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-compare")
     found = compare.compare(names, config, override or [], seeds, parts, folder, _note)
-    _show(found.rows(), compare.COLUMNS)
+    # A column a method: a table with all headings side by side is too wide for most terminals.
+    turned = list(zip(compare.COLUMNS.values(), *(row.values() for row in found.rows()), strict=True))
+    show(turned[0], turned[1:], left=("method",))
     print(f"{found.note}\ntables and picture: {folder}")
     sys.exit(1 if all(entry.failure for entry in found.entries) else 0)
 
@@ -160,9 +183,10 @@ def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     from scpl_dist import data
     from scpl_dist.launch import preflight
     from scpl_dist.plan import forecast
+    from scpl_dist.worker import costs
 
     assembly = preflight.preflight(configuration.load(config, override or []))
-    print(forecast.forecast(assembly, data.resolve(assembly.config)).text())
+    print(forecast.forecast(assembly, data.resolve(assembly.config), costs.measure).text())
 
 
 @app.command()
@@ -190,17 +214,16 @@ def worker(
         str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")
     ] = None,
     no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Rank 0 starts none.")] = False,
-    log_to_folder: Annotated[bool, typer.Option("--log-to-folder", help="Write output to RUN/log.")] = False,
     resume: Resume = "never",
 ) -> None:
-    """Be the stage of this rank; started by torchrun or by the local launcher. Rank 0 starts the coordinator."""
+    """Be the stage of this rank; started by torchrun. Rank 0 starts the coordinator."""
     # While a worker loads, SIGINT ends it as SIGTERM does: an exit code would look like a failure to the coordinator.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings = configuration.load(config, override or [])
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer's ordinary end is worth no warning
     from scpl_dist.launch import rank
 
-    _leave(rank.main(settings, run_dir, control, log_to_folder, not no_coordinator, resume))
+    _leave(rank.main(settings, run_dir, control, not no_coordinator, resume))
 
 
 @app.command()
@@ -211,7 +234,7 @@ def coordinator(
     from scpl_dist.coordinator import service
 
     settings = configuration.load(config, override or [])
-    _leave(service.serve(settings, run_dir, resume))
+    _leave(service.alone(settings, run_dir, resume))
 
 
 @app.command()
@@ -222,16 +245,11 @@ def doctor(
 ) -> None:
     """Look for what keeps a run from starting on this host; exit code 1 if something does."""
     from scpl_dist.commands.doctor import examine
+    from scpl_dist.commands.table import show
 
-    failed = False
-    for finding in examine(configuration.load(config, override or []), folder):
-        print(finding, flush=True)
-        failed = failed or finding.state == "fail"
-    raise typer.Exit(int(failed))
-
-
-keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="CURVE keys of the control plane.")
-app.add_typer(keys, name="keys")
+    findings = list(examine(configuration.load(config, override or []), folder))
+    show(("", "check", "finding"), findings, left=("", "check", "finding"))
+    raise typer.Exit(int(any(finding.state == "fail" for finding in findings)))
 
 
 @keys.command("new")
@@ -245,24 +263,29 @@ def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder,
     print("secret files stay readable by their owner only; control.keys names the folder on each host")
 
 
+@checkpoint_app.command("ls")
+def checkpoint_ls(run_dir: RunFolderArgument) -> None:
+    """List them, oldest first."""
+    from scpl_dist.commands import checkpoints
+    from scpl_dist.commands.table import show
+
+    show(checkpoints.HEADINGS, checkpoints.listing(run_dir), left=("checkpoint", "written", "called"))
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(run_dir: RunFolderArgument) -> None:
+    """Compare every file with its manifest; exit code 1 if one differs."""
+    from scpl_dist.commands import checkpoints
+
+    raise typer.Exit(checkpoints.check(run_dir))
+
+
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _show(rows: list[dict[str, str]], columns: dict[str, str]) -> None:
-    """A table for the terminal; a wide one is turned, so that nothing is cut off."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", *[row["method"] for row in rows])
-    for key, heading in columns.items():
-        if key != "method":
-            table.add_row(heading, *[row[key] for row in rows])
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
-
-
 def _without_data(reason: str) -> None:
-    print(f"data not checked, because its files are missing: {reason}", file=sys.stderr)
+    _note(f"data not checked, because its files are missing: {reason}")
 
 
 def _saved_config(run_dir: Path | None, resume: str) -> Path | None:
@@ -281,44 +304,13 @@ def _saved_config(run_dir: Path | None, resume: str) -> Path | None:
     return next((file for folder in folders if (file := folder / "config.toml").is_file()), None)
 
 
-checkpoints = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at the checkpoints of a run."
-)
-app.add_typer(checkpoints, name="checkpoint")
-
-
-@checkpoints.command("ls")
-def checkpoint_ls(run_dir: RunFolderArgument) -> None:
-    """List them, oldest first."""
-    from scpl_dist.storage import resume
-
-    print(resume.table(run_dir))
-
-
-@checkpoints.command("verify")
-def checkpoint_verify(run_dir: RunFolderArgument) -> None:
-    """Compare every file with its manifest; exit code 1 if one differs."""
-    from scpl_dist.storage import resume
-
-    _leave(resume.report(run_dir))
-
-
-def _leave(code: int) -> NoReturn:
-    """End at once: no thread or library of a finished run may keep the process, and children die with it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def main() -> None:
     """Entry point."""
+    from scpl_dist.run.errors import PreflightError
     from scpl_dist.storage.checkpoints import CheckpointError
 
     try:
         app()
-    except ValueError as error:
+    except (ValueError, CheckpointError, PreflightError) as error:
         print(f"scpl-dist: {error}", file=sys.stderr)
-        sys.exit(2)
-    except CheckpointError as error:
-        print(f"scpl-dist: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -1,114 +1,120 @@
-"""Using what a run has saved: accuracy of its weights, and its weights as one plain state dict."""
+"""``scpl-dist evaluate``: accuracy of the weights that a run has saved.
+
+    samples --> block 0 --> block 1 --> ... --> last block --> answer
+                   '-- sure enough? --> answer, and the blocks behind never see the sample
+
+Without an option all samples go to the end, and the figures are those of the run itself. With a threshold, a sample
+leaves at the first block that is sure enough of its answer, so the mean depth is work that is really saved. That works
+for every method whose blocks can answer: local classifiers (``early_exit``, and ``scpl`` with the objectives ce and
+predsim), local predictors (``loss.local_predictors``), and the decoders of ``al``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from scpl_dist import data
-from scpl_dist.data import DataSource
-from scpl_dist.data.loader import Loader
-from scpl_dist.methods.block import TrainableBlock
-from scpl_dist.methods.schedule import StageSpec
-from scpl_dist.plan.plan import Plan
-from scpl_dist.run import config
-from scpl_dist.run.layout import Layout
-from scpl_dist.storage import checkpoints
-from scpl_dist.storage.parts import read_part
-from scpl_dist.transport.neighbours import Neighbours
-from scpl_dist.transport.rpc import RpcTransport
-from scpl_dist.worker.executor import Executor
-from scpl_dist.worker.state import restore
-from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.commands.saved import load
+from scpl_dist.data.source import Split
 
 
-def load(run_dir: Path, name: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
-    """Plan, data and all units of a finished run, with the weights of a checkpoint, on the CPU.
+@dataclass
+class Evaluation:
+    """Counts on a part of the data: by block, the samples that left there, and how many of them had the right class."""
+
+    split: str
+    left: list[int]
+    correct: list[int]
+
+    @property
+    def total(self) -> int:
+        """Number of samples."""
+        return sum(self.left)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right classes, wherever the samples left."""
+        return sum(self.correct) / self.total
+
+    @property
+    def mean_depth(self) -> float:
+        """Blocks that a sample passed on average."""
+        return sum((block + 1) * count for block, count in enumerate(self.left)) / self.total
+
+    def rows(self) -> list[list[str]]:
+        """For each block, its number, the share of the samples that left there, and their accuracy."""
+        return [
+            [str(block), f"{left / self.total:.1%}", f"{correct / left:.4f}" if left else "-"]
+            for block, (left, correct) in enumerate(zip(self.left, self.correct, strict=True))
+        ]
+
+
+@torch.no_grad()
+def evaluate(
+    run_dir: Path,
+    split: str = "test",
+    checkpoint: str | None = None,
+    threshold: float | None = None,
+    block: int | None = None,
+) -> Evaluation:
+    """Accuracy of a checkpoint's weights; None takes the newest.
 
     Args:
         run_dir: run folder.
-        name: checkpoint, such as ``step-200`` or ``best``; None takes the newest.
+        split: "train", "validation" or "test".
+        checkpoint: such as ``step-200`` or ``best``.
+        threshold: smallest probability of the likeliest class to leave with, above 0.
+        block: let all samples leave behind this block, instead of the last one.
 
     Raises:
-        ValueError: the folder is no run folder.
+        ValueError: no run folder, split, threshold or block, or no block but the last can answer.
         CheckpointError: no usable checkpoint.
     """
-    if not (run_dir / "config.toml").is_file():
-        raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
-    configuration = config.load(run_dir / "config.toml")
-    folder = checkpoints.find(run_dir, name)
-    source = data.resolve(configuration)
-    plan = Plan.plan(configuration, source.classes, source.example())
-    trainables = plan.trainables(range(len(plan.parameters)))
-    for index, trainable in trainables.items():
-        restore(trainable, (), read_part(folder, index) | {"optimizers": []})
-        trainable.eval()
-    return plan, source, trainables
-
-
-def evaluate(run_dir: Path, split: str = "test", name: str | None = None) -> dict[str, Any]:
-    """Accuracy of saved weights.
-
-    The executor of the training run does the work, as a pipeline of one stage in this process: the figures are those
-    of the run itself.
-
-    Returns:
-        ``{"split", "accuracy", "correct", "total"}``.
-    """
-    plan, source, trainables = load(run_dir, name)
-    if split not in source.sizes:
+    plan, source, trainables = load(run_dir, checkpoint)
+    method, last = plan.method, len(trainables) - 1
+    if not source.sizes.get(split):
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
-    device, size, batch = torch.device("cpu"), source.sizes[split], plan.config.data.batch_size
-    loader, alone = Loader(source, plan.config.run.seed, workers=0), Layout([1])
-    counts: list[dict[str, Any]] = []
-    stage = Executor(
-        StageSpec(0, 1, range(len(trainables))),
-        plan.method,
-        trainables,
-        {},
-        Neighbours(RpcTransport(0, 1, "", 1, device), alone, alone.workers[0]),
-        loader,
-        seed=plan.config.run.seed,
-        device=device,
-        timer=PhaseTimer(),
-        report=counts.append,
-        run_dir=run_dir,
-    )
-    starts = range(0, size, batch)
-    loader.put(
-        [
-            {
-                "kind": "evaluate",
-                "sequence": n,
-                "epoch": 0,
-                "split": split,
-                "micro_batches": [[a, min(a + batch, size)]],
-            }
-            for n, a in enumerate(starts)
-        ]
-        + [{"kind": "stop", "sequence": len(starts)}]
-    )
-    stage.run()
-    correct = sum(count["correct"] or 0 for count in counts)
-    total = sum(count["total"] or 0 for count in counts)
-    return {"split": split, "accuracy": correct / total, "correct": correct, "total": total}
-
-
-def export(run_dir: Path, target: Path, name: str | None = None) -> int:
-    """Write all weights as one safetensors file with keys ``blocks.<i>.<name>`` and ``heads.<i>.<name>``.
-
-    Returns:
-        The number of tensors.
-    """
-    from safetensors.torch import save_file
-
-    plan, _, trainables = load(run_dir, name)
-    tensors: dict[str, torch.Tensor] = {}
-    for index, trainable in trainables.items():
-        for prefix, module in ((f"blocks.{index}", trainable.block), (f"heads.{index}", trainable.heads)):
-            for key, tensor in module.state_dict().items():
-                tensors[f"{prefix}.{key}"] = tensor.detach().clone().contiguous()
-    save_file(tensors, target, metadata={"model": plan.config.model.name, "method": plan.config.run.method})
-    return len(tensors)
+    if threshold is not None and not threshold > 0:
+        raise ValueError(f"--exit-threshold {threshold}: give the probability to leave with, such as 0.9")
+    if block is not None and not 0 <= block <= last:
+        raise ValueError(f"--block {block}: the model has the blocks 0 to {last}")
+    exits = list(trainables)
+    if block is not None or threshold is None:
+        exits = [last if block is None else block]
+    wanted = plan.config.runtime.device  # as in the run, but on the CPU of a machine that has no GPU
+    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    for trainable in trainables.values():
+        trainable.to(device)
+    found = Evaluation(split, [0] * len(trainables), [0] * len(trainables))
+    for part in torch.split(torch.arange(source.sizes[split]), plan.config.data.batch_size):
+        batch = source.batch(cast(Split, split), 0, part)
+        inputs, labels = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), batch)
+        carry = method.carry(inputs, labels)
+        answering = []
+        for index, trainable in trainables.items():
+            carry = trainable(carry)
+            scores = method.scores(trainables, index, carry) if index in exits else None
+            if scores is None:
+                continue
+            answering.append(index)
+            leaving = torch.ones_like(labels, dtype=torch.bool)
+            if threshold is not None and index != exits[-1]:
+                leaving = method.probabilities(scores).amax(1) >= threshold
+            found.left[index] += int(leaving.sum())
+            found.correct[index] += int((scores.argmax(1) == labels)[leaving].sum())
+            if leaving.all():
+                break
+            carry, labels = pytree.tree_map_only(Tensor, itemgetter(~leaving), (carry, labels))
+        if exits != [last] and answering in ([], [last]):
+            option = f"--exit-threshold {threshold}" if block is None else f"--block {block}"
+            raise ValueError(
+                f"{option}: no block before the last one can answer with run.method = {method.name!r} and loss.name "
+                f"= {plan.config.loss.name!r}; train with loss.local_predictors = true, or use early_exit or al"
+            )
+    return found

@@ -1,7 +1,8 @@
-"""Pictures of runs, drawn without a display."""
+"""``scpl-dist report``: pictures of runs, drawn without a display."""
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from scpl_dist.coordinator.status import shares
 from scpl_dist.storage.run_folder import RunFolder
 
 # Distinguishable with the common kinds of colour blindness (Okabe and Ito).
@@ -22,28 +24,19 @@ Curve = Sequence[tuple[float, float]]
 def accuracy_against_time(curves: Mapping[str, Sequence[Curve]], target: Path) -> None:
     """Test accuracy over the seconds since the start of training, a colour a method, a thin line a run.
 
-    Args:
-        curves: by label, (seconds, accuracy) after each epoch of each run.
-        target: PNG file to write.
+    `curves` has by label, for each run, (seconds, accuracy) after each epoch; `target` is the PNG file to write.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (label, runs) in enumerate(curves.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)]}
         for run in runs if len(runs) > 1 else ():
-            axes.plot([x for x, _ in run], [100 * y for _, y in run], color=colour, alpha=0.3, linewidth=0.8)
-        middle = [tuple(map(_mean, zip(*points, strict=True))) for points in zip(*runs, strict=False)]
-        marker = "o" if len(middle) < 40 else None
-        axes.plot(
-            [x for x, _ in middle],
-            [100 * y for _, y in middle],
-            color=colour,
-            label=label,
-            marker=marker,
-            markersize=3,
-        )
-    axes.set_xlabel("seconds since the start of training, evaluations included")
-    axes.set_ylabel("test accuracy (%)")
+            _line(axes, run, **style, alpha=0.3, linewidth=0.8)
+        middle = [
+            tuple(map(statistics.fmean, zip(*points, strict=True))) for points in zip(*runs, strict=False)
+        ]
+        _line(axes, middle, **style, label=label, marker="o" if len(middle) < 40 else None, markersize=3)
+    axes.set(xlabel="seconds since the start of training, evaluations included", ylabel="test accuracy (%)")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     if curves:
@@ -51,12 +44,12 @@ def accuracy_against_time(curves: Mapping[str, Sequence[Curve]], target: Path) -
     figure.savefig(target, dpi=120)
 
 
-def report(run_dir: Path, target: Path | None = None) -> Path:
-    """Losses, accuracies and the stages' time of one run.
+def _line(axes: Axes, points: Sequence[tuple[float, ...]], **style: Any) -> None:
+    axes.plot([x for x, _ in points], [100 * y for _, y in points], **style)
 
-    Args:
-        run_dir: run folder.
-        target: PNG file; None writes ``report.png`` into the run folder.
+
+def report(run_dir: Path, target: Path | None = None) -> Path:
+    """Losses, accuracies and the stages' time of one run, as a PNG file; None writes ``RUN_DIR/report.png``.
 
     Raises:
         ValueError: the folder has no ``metrics.jsonl`` with rows in it.
@@ -64,7 +57,7 @@ def report(run_dir: Path, target: Path | None = None) -> Path:
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir} is no run folder, or its run has not begun: it has no metrics.jsonl")
     folder = RunFolder(run_dir)
-    rows = folder.rows()
+    rows = folder.metrics.rows()
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     losses, accuracies, times = figure.subplots(1, 3)
     _losses(losses, [row for row in rows if row["event"] == "train"])
@@ -80,49 +73,41 @@ def _losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         blocks[row["block"]].append((row["step"], row["loss"]))
     for number, (block, points) in enumerate(sorted(blocks.items())):
-        points.sort()
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, label=f"block {block}")
-    axes.set(xlabel="step", ylabel="loss, all terms", title="Training loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if blocks:
-        axes.legend()
+        axes.plot(*zip(*sorted(points), strict=True), color=colour, linewidth=1, label=f"block {block}")
+    _finish(axes, "step", "loss, all terms", "Training loss")
 
 
 def _accuracies(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for number, split in enumerate(("validation", "test")):
-        points = sorted((row["epoch"] + 1, 100 * row["accuracy"]) for row in rows if row["split"] == split)
+        points = sorted((row["epoch"] + 1, row["accuracy"]) for row in rows if row["split"] == split)
         if points:
-            axes.plot(
-                *zip(*points, strict=True), color=COLOURS[number], marker="o", markersize=3, label=split
-            )
-    axes.set(xlabel="epochs done", ylabel="accuracy (%)", title="Accuracy")
+            _line(axes, points, color=COLOURS[number], marker="o", markersize=3, label=split)
+    _finish(axes, "epochs done", "accuracy (%)", "Accuracy")
+
+
+def _finish(axes: Axes, x: str, y: str, title: str) -> None:
+    axes.set(xlabel=x, ylabel=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="lower right")
+        axes.legend()
 
 
 def _times(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
-    left = [0.0] * len(stages)
-    totals = [
-        stage["busy_seconds"] + stage["waiting_seconds"] + stage["blocked_seconds"] or 1.0 for stage in stages
-    ]
+    kinds = (("busy", COLOURS[2]), ("waiting", COLOURS[5]), ("blocked", COLOURS[1]))
+    parts = [shares(*(stage[f"{kind}_seconds"] for kind, _ in kinds)) or (0.0, 0.0, 0.0) for stage in stages]
     replicated = any(stage.get("replica") for stage in stages)
     names = [f"stage {stage['stage']}" + (f".{stage['replica']}" if replicated else "") for stage in stages]
-    for name, colour in (("busy", COLOURS[2]), ("waiting", COLOURS[5]), ("blocked", COLOURS[1])):
-        shares = [100 * stage[f"{name}_seconds"] / total for stage, total in zip(stages, totals, strict=True)]
-        bars = axes.barh(names, shares, left=left, color=colour, label=name)
-        axes.bar_label(bars, [f"{share:.0f}" if share >= 5 else "" for share in shares], label_type="center")
-        left = [a + b for a, b in zip(left, shares, strict=True)]
+    left = [0.0] * len(stages)
+    for number, (kind, colour) in enumerate(kinds):
+        widths = [100 * part[number] for part in parts]
+        bars = axes.barh(names, widths, left=left, color=colour, label=kind)
+        axes.bar_label(bars, [f"{width:.0f}" if width >= 5 else "" for width in widths], label_type="center")
+        left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set(xlabel="share of the run (%)", title="Time of the stages", xlim=(0, 100))
     axes.invert_yaxis()
     if stages:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     else:
         axes.text(0.5, 0.5, "the run has no result", ha="center", transform=axes.transAxes)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -27,12 +27,12 @@ _BURST = 200
 """What is handled at a time: who knocks without end must not hide a timeout."""
 _REPORTED = 20
 """Strangers that are reported, each once; the others are counted, so that nobody can fill the disk."""
-_FAILURES = (
+FAILED_HANDSHAKES = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-_WATCHED = _FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+_WATCHED = FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,7 @@ class TurnedAway:
 class Admission:
     """The guard of one ROUTER socket. Make it before the socket binds; all calls belong to the socket's thread.
 
-    Args:
-        context: of the socket, and of no other one with keys.
-        router: the coordinator's socket.
-        keys: None lets everybody in and only counts who speaks no ZeroMQ.
-
-    Attributes:
-        sockets: poll these; call `events` when one is readable.
+    A context has one with keys. Without keys everybody is let in, and only who speaks no ZeroMQ is counted.
     """
 
     def __init__(
@@ -62,7 +56,6 @@ class Admission:
         self._monitor = router.get_monitor_socket(_WATCHED)
         self._allowed = {zmq.utils.z85.decode(key) for key in keys.allowed} if keys else set()
         self._zap: zmq.Socket[bytes] | None = None
-        self._keyed = keys is not None
         self._pending: dict[int, str] = {}
         self._failing = False
         self._denied = "?"
@@ -76,6 +69,7 @@ class Admission:
             router.curve_secretkey = keys.secret
             router.zap_domain = b"scpl"
         self.sockets = [self._monitor] if self._zap is None else [self._monitor, self._zap]
+        """Poll these; call `events` when one is readable."""
 
     def events(self) -> list[TurnedAway]:
         """Answer what is asked, and say who was turned away since the last call."""
@@ -125,20 +119,18 @@ class Admission:
             yield self._turned_away(
                 "key", self._denied, "its key is not in the folder control.keys of the coordinator"
             )
-        elif event & _FAILURES:
+        elif event & FAILED_HANDSHAKES:
             self._failing = True
             address = next(reversed(self._pending.values()), "?")
-            what = (
-                "no key, or another coordinator's key"
-                if self._keyed
-                else "no ZeroMQ, or with a key where none is used"
-            )
+            what = "no ZeroMQ, or with a key where none is used"
+            if self._zap is not None:
+                what = "no key, or another coordinator's key"
             yield self._turned_away("handshake", address, f"its handshake failed: {what}")
         else:
-            failing, self._failing = self._failing, False
             pending = self._pending.pop(value, None)
-            if pending is not None and not failing:
+            if pending is not None and not self._failing:
                 yield self._turned_away("handshake", pending, "it spoke no ZeroMQ")
+            self._failing = False
 
 
 def _peer(descriptor: int) -> str:

@@ -1,11 +1,9 @@
-"""The control plane: msgpack maps over ZeroMQ, ROUTER at the coordinator, DEALER at the workers.
+"""A worker's end of the control plane: msgpack maps over ZeroMQ, ROUTER at the coordinator, DEALER at the workers.
+
+The training thread never waits for the coordinator, and the worker sounds alive while that thread computes.
 
     training thread --send()--> queue --> control thread === TCP === service --> Coordinator.handle
-                    <--on_message, on_lost------'  every 0.5 s: heartbeat, also while the training thread computes
-
-Everything that comes from the network passes `decode`: limits first, then the shape of each message. Nothing in a
-frame can build an object, and a frame that is no message is an error of its own, counted and dropped. Sockets are
-made in `router` and `dealer` only, so that keys have one place at each end.
+                    <--on_message, on_lost------'  every 0.5 s: heartbeat
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from scpl_dist.control.codec import MAX_TEXT, check, decode, encode
+from scpl_dist.control.admission import FAILED_HANDSHAKES
+from scpl_dist.control.codec import decode, encode
 from scpl_dist.control.keys import Client
-from scpl_dist.control.messages import Hello, Message
+from scpl_dist.control.messages import Heartbeat, Hello, Message
 from scpl_dist.control.sockets import dealer
 
 HEARTBEAT_S = 0.5
@@ -33,48 +31,38 @@ HEAL_S = 2.0
 """How long a connection may be gone before the coordinator counts as lost."""
 REFUSALS = 5
 """Failed handshakes in a row after which a worker gives up; a single one may be a coordinator that just starts."""
-FAILED_HANDSHAKES = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
 
 
 class Channel:
-    """A worker's end of the control plane: one thread that owns the socket.
+    """One thread that owns the socket. The callables run in it and must not block.
 
     Args:
         address: the coordinator's, from ``run.json``.
         hello: the first message.
-        snapshot: called for each heartbeat: a map with phase, step, epoch, micro_batch and stats.
-        on_message: called with each message from the coordinator, as a map with "type".
+        heartbeat: makes one.
+        on_message: called with each message from the coordinator.
         on_lost: called once, with the reason, when the coordinator is gone or this thread fails.
         timeout_s: longest silence of the coordinator, in seconds.
         keys: this worker's; None is no encryption.
-
-    The callables run in the control thread and must not block.
     """
 
     def __init__(
         self,
         address: str,
-        hello: Message | Mapping[str, Any],
-        snapshot: Callable[[], Mapping[str, Any]],
-        on_message: Callable[[dict[str, Any]], None],
+        hello: Hello,
+        heartbeat: Callable[[], Heartbeat],
+        on_message: Callable[[Message], None],
         on_lost: Callable[[str], None],
         timeout_s: float,
         keys: Client | None = None,
     ) -> None:
-        first = check(dict(hello)) if not isinstance(hello, Message) else hello
-        assert isinstance(first, Hello)
-        self._who = {"stage": first.stage, "replica": first.replica}
         self._address = address
-        self._snapshot = snapshot
+        self._heartbeat = heartbeat
         self._on_message = on_message
         self._on_lost = on_lost
         self._timeout_s = timeout_s
         self._keys = keys
-        self._outbox = deque[Message | Mapping[str, Any] | bytes]([first])
+        self._outbox = deque[Message | bytes]([hello])
         self._closing = False
         self._flush_s = 0.0
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
@@ -83,29 +71,16 @@ class Channel:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._thread.start()
 
-    def send(self, message: Message | Mapping[str, Any]) -> None:
-        """Queue a message from any thread; returns at once. "stage" and "replica" may be left out.
+    def send(self, message: Message) -> None:
+        """Queue a message from any thread; returns at once.
 
-        It is checked and encoded by the control thread, so that the training thread can go on; what is queued must not
-        be changed. A message that does not have the shape of its type ends that thread, and the worker with it.
+        The control thread encodes it, so that the training thread can go on; what is in it must not be changed.
         """
         self._outbox.append(message)
         self._wake()
 
-    def _encoded(self, message: Message | Mapping[str, Any]) -> bytes:
-        if not isinstance(message, Message):
-            message = {**self._who, **message}
-            for key in ("traceback", "message"):  # the end of a long text has the cause
-                if len(str(message.get(key, ""))) > MAX_TEXT // 8:
-                    message[key] = "... " + message[key][-MAX_TEXT // 8 :]
-        return encode(message)
-
     def close(self, flush_s: float = 2.0) -> bool:
-        """Send what is queued, for at most `flush_s` seconds, and end the thread.
-
-        Returns:
-            Whether the thread has ended.
-        """
+        """Send what is queued, for at most `flush_s` seconds, and end the thread; whether it has ended."""
         if self._thread.is_alive():
             self._flush_s = flush_s
             self._closing = True
@@ -145,7 +120,7 @@ class Channel:
                 if reason is not None:
                     return reason
                 if now >= beat:
-                    self.send({"type": "heartbeat", **self._snapshot()})
+                    self.send(self._heartbeat())
                     beat = now + HEARTBEAT_S
                 self._drain(socket)
                 if self._closing:
@@ -168,7 +143,7 @@ class Channel:
             except zmq.Again:
                 return found
             found = True
-            self._on_message(decode(frame).model_dump())
+            self._on_message(decode(frame))
         return found
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
@@ -178,8 +153,9 @@ class Channel:
         with suppress(zmq.Again):
             while self._outbox:
                 message = self._outbox[0]
-                if not isinstance(message, bytes):
-                    message = self._outbox[0] = self._encoded(message)
+                if not isinstance(message, bytes):  # once, however often it is tried
+                    message = encode(message)
+                    self._outbox[0] = message
                 socket.send(message, zmq.NOBLOCK)
                 self._outbox.popleft()
 
@@ -190,7 +166,8 @@ class Lifeline:
     def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
         watched = FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self.monitor = socket.get_monitor_socket(watched)
-        self.heard = self._checked = time.monotonic()
+        self.heard = time.monotonic()
+        self._checked = self.heard
         self._address = address
         self._timeout_s = timeout_s
         self._connected = False
@@ -211,7 +188,9 @@ class Lifeline:
             elif event & FAILED_HANDSHAKES:
                 self._refusals += 1
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connected, self._broken, self._refusals = True, None, 0
+                self._connected = True
+                self._broken = None
+                self._refusals = 0
             elif self._connected:
                 self._broken = self._broken or now
         if self._refusals >= REFUSALS:
@@ -219,7 +198,8 @@ class Lifeline:
                 f"what listens at {self._address} does not complete the handshake: control.keys must be set "
                 "at both ends or at neither, and coordinator.key here must belong to the coordinator's secret key"
             )
-        pause, self._checked = now - self._checked, now
+        pause = now - self._checked
+        self._checked = now
         if pause > 5 * HEARTBEAT_S:  # this process was stopped: the coordinator is not to blame for it
             self.heard = now
             self._broken = self._broken and now

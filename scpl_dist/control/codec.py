@@ -1,4 +1,4 @@
-"""Frames of the control plane: msgpack maps, checked both ways.
+"""Frames of the control plane: msgpack maps, checked on arrival.
 
 Everything that comes from the network passes `decode`: limits first, then the shape of each message. Nothing in a
 frame can build an object, and a frame that is no message is an error of its own, counted and dropped.
@@ -6,35 +6,40 @@ frame can build an object, and a frame that is no message is an error of its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgpack
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from scpl_dist.control.messages import MESSAGES, Message
+from scpl_dist.control.messages import AnyMessage, Message
 
 MAX_BYTES = 1 << 20
 """Longest frame, in bytes."""
-
-
 MAX_TEXT = 1 << 18
+
+_MESSAGES: TypeAdapter[Message] = TypeAdapter(AnyMessage)
 
 
 class ProtocolError(ValueError):
     """A frame is no message of this protocol."""
 
 
-def encode(message: Message | Mapping[str, Any]) -> bytes:
+def to_plain(message: Message) -> dict[str, Any]:
+    """A message as plain values."""
+    plain: dict[str, Any] = _MESSAGES.dump_python(message)
+    return plain
+
+
+def encode(message: Message) -> bytes:
     """A message as one frame.
 
     Raises:
-        ProtocolError: the message does not have the shape of its type.
+        ProtocolError: it is too long.
     """
-    checked = message if isinstance(message, Message) else check(dict(message))
-    frame: bytes = msgpack.packb(checked.model_dump())
+    frame: bytes = msgpack.packb(to_plain(message))
     if len(frame) > MAX_BYTES:
-        raise ProtocolError(f"a {checked.type!r} message of {len(frame)} bytes is longer than {MAX_BYTES}")
+        name = type(message).__name__
+        raise ProtocolError(f"a {name} message of {len(frame)} bytes is longer than {MAX_BYTES}")
     return frame
 
 
@@ -56,23 +61,10 @@ def decode(frame: bytes) -> Message:
             max_array_len=1 << 16,
             max_map_len=1 << 12,
         )
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ProtocolError(f"not a msgpack map: {error}") from None
-    return check(value)
-
-
-def check(value: object) -> Message:
-    if not isinstance(value, dict):
-        raise ProtocolError(f"a {type(value).__name__} instead of a map")
-    name = value.get("type")
-    model = MESSAGES.get(name) if isinstance(name, str) else None
-    if model is None:
-        raise ProtocolError(f"unknown type {name!r:.80}")
-    try:
-        return model.model_validate(value)
+        return _MESSAGES.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(f"{name}.{place} = {first['input']!r:.80}: {first['msg']}") from None
-    except RecursionError:
-        raise ProtocolError(f"{name}: nested too deeply") from None
+        place = ".".join(map(str, first["loc"]))
+        raise ProtocolError(f"{place} = {first['input']!r:.80}: {first['msg']:.200}") from None
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"not a msgpack map: {error}") from None

@@ -38,21 +38,19 @@ def router(
     """
     address = resolve(host, "control.host")
     socket = _configured(context.socket(zmq.ROUTER))
-    socket.setsockopt(
-        zmq.ROUTER_MANDATORY, 1
-    )  # sending to a peer that is gone is an error, not a silent loss
-    socket.setsockopt(
-        zmq.RCVHWM, QUEUED // 10
-    )  # a stranger can fill QUEUED // 10 * MAX_BYTES of memory, not more
+    # Sending to a peer that is gone is an error, not a silent loss.
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    # A stranger can fill QUEUED // 10 * MAX_BYTES of memory, not more.
+    socket.setsockopt(zmq.RCVHWM, QUEUED // 10)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that reconnects takes its name over
     literal = f"[{address}]" if ":" in address else address
     if ":" in address:
         socket.setsockopt(zmq.IPV6, 1)
-    gate = Admission(context, socket, keys)
+    admission = Admission(context, socket, keys)
     try:
         socket.bind(f"tcp://{literal}:{port or '*'}")
     except zmq.ZMQError as error:
-        gate.close()
+        admission.close()
         socket.close()
         raise ValueError(
             f"control.host = {host!r}, control.port = {port}: cannot listen there ({error.strerror}); choose "
@@ -60,7 +58,7 @@ def router(
         ) from None
     bound = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(bound, bytes)
-    return socket, bound.decode().rstrip("\0"), gate
+    return socket, bound.decode().rstrip("\0"), admission
 
 
 def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) -> zmq.Socket[bytes]:
@@ -72,10 +70,8 @@ def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) 
     if "[" in address:
         socket.setsockopt(zmq.IPV6, 1)
     if keys is not None:
-        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = (
-            keys.public,
-            keys.secret,
-            keys.server,
-        )
+        socket.curve_publickey = keys.public
+        socket.curve_secretkey = keys.secret
+        socket.curve_serverkey = keys.server
     socket.connect(address)
     return socket

@@ -63,10 +63,6 @@ class Committed:
     bytes: int
     seconds: float
 
-    def row(self) -> dict[str, Any]:
-        """For ``metrics.jsonl``."""
-        return {"event": "checkpoint", "step": self.step, "bytes": self.bytes, "seconds": self.seconds}
-
 
 @dataclass(frozen=True, slots=True)
 class NotWritten:
@@ -81,22 +77,20 @@ class Tick:
     """Time has passed."""
 
 
-Event = (
-    Received
-    | Unreachable
-    | Garbage
-    | TurnedAway
-    | Signal
-    | Exited
-    | LauncherLost
-    | Committed
-    | NotWritten
-    | Tick
-)
+Network = Received | Unreachable | Garbage | TurnedAway
+Event = Network | Signal | Exited | LauncherLost | Committed | NotWritten | Tick
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class Command:
+    """Base of the commands."""
+
+    cause: int = field(default=0, kw_only=True)
+    """Number of the event that caused it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Command):
     """Send a message to these peers."""
 
     peers: tuple[bytes, ...]
@@ -104,22 +98,27 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Record(Command):
     """Append a row to ``metrics.jsonl``; the service adds the time."""
 
     row: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class Say(Command):
     """Tell the user: "progress" lines replace a live table, "warning" lines are shown always."""
 
     text: str
     kind: Literal["progress", "warning"] = "progress"
 
 
+def warning(text: str, stage: int | None = None) -> list[Command]:
+    """Tell the user now, and whoever reads the metrics later."""
+    return [Say(text, "warning"), Record({"event": "warning", "stage": stage, "text": text})]
+
+
 @dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Command):
     """All stages wrote their parts of a checkpoint: publish it."""
 
     step: int
@@ -133,7 +132,7 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(Command):
     """Nobody needs the parts of this checkpoint: it was written in case its epoch is the best."""
 
     step: int
@@ -141,10 +140,7 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Command):
     """The run is over."""
 
     outcome: Outcome
-
-
-Command = Send | Record | Say | Commit | Discard | Finish

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from scpl_dist.control.items import Computed, Item, Train
 from scpl_dist.control.messages import PROTOCOL, VERSION, Done, Failed, Heartbeat, Hello, Stats
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import ADVICE, Failure
+from scpl_dist.run.failures import MEANING, Cause, Failure
+from scpl_dist.run.phases import Phase
 
 
 @dataclass(slots=True)
@@ -22,20 +23,19 @@ class Member:
     """When a message came last."""
     changed: float
     """When the stage last did something else than before."""
-    phase: str = "starting"
+    phase: Phase = Phase.STARTING
     step: int = 0
     epoch: int = 0
     micro_batch: int | None = None
     ready: bool = False
     left: bool = False
-    blocks: int | None = None
     done: int = -1
     """Sequence number of the last item that the stage finished."""
-    done_busy: float = 0.0
-    """Busy seconds of the stage when it finished that item."""
     kinds: set[str] = field(default_factory=set)
     """Kinds of items that the stage has finished at least once."""
     stats: Stats = field(default_factory=Stats)
+    busy_before: float = 0.0
+    """Busy seconds of the stage when it finished its last item."""
     losses: dict[str, float] = field(default_factory=dict)
     """Latest loss of each of the stage's blocks."""
     micro_batches: Counter[str] = field(default_factory=Counter)
@@ -44,7 +44,6 @@ class Member:
 
     @property
     def stage(self) -> int:
-        """Number of its stage."""
         return self.hello.stage
 
     @property
@@ -69,26 +68,30 @@ class Member:
 
     def beat(self, message: Heartbeat, now: float) -> None:
         """Take over what a heartbeat says."""
-        place = (message.phase, message.step, message.micro_batch)
-        if place != (self.phase, self.step, self.micro_batch) or message.stats.begun != self.stats.begun:
+        before = (self.phase, self.step, self.micro_batch, self.stats.begun)
+        if before != (message.phase, message.step, message.micro_batch, message.stats.begun):
             self.changed = now
-        self.phase, self.step, self.micro_batch = place
+        self.phase = message.phase
+        self.step = message.step
         self.epoch = message.epoch
+        self.micro_batch = message.micro_batch
         self.stats = message.stats
 
-    def finish(self, message: Done, item: Mapping[str, Any], now: float) -> None:
+    def finish(self, message: Done, item: Item, now: float) -> None:
         """Take over what a finished item says."""
         self.done = message.sequence
-        self.done_busy = message.stats.busy
         self.changed = now
-        self.kinds.add(message.kind)
+        self.kinds.add(item.kind)
         self.stats = message.stats
-        if message.kind == "train":
-            self.step, self.epoch = item["step"], item["epoch"]
-        self.micro_batches[message.kind] += len(item.get("micro_batches", ()))
+        self.busy_before = message.stats.busy
+        if isinstance(item, Train):
+            self.step = item.step
+            self.epoch = item.epoch
+        if isinstance(item, Computed):
+            self.micro_batches[item.kind] += len(item.micro_batches)
 
 
-def objection(hello: Hello, members: Mapping[int, Member], config: Config) -> str | None:
+def objection(peer: bytes, hello: Hello, members: Mapping[int, Member], config: Config) -> str | None:
     """Why this worker cannot take part, with both values; None if it can."""
     first = next(iter(members.values()), None)
     pairs = [
@@ -104,9 +107,10 @@ def objection(hello: Hello, members: Mapping[int, Member], config: Config) -> st
     rank = config.layout.rank(hello.stage, hello.replica)
     if rank < 0:
         return f"{_name(hello)} does not exist, the run has {config.pipeline.stages} stages"
-    if rank in members:
-        there = members[rank].hello
-        return f"{_name(hello)} is taken by rank {there.rank} (pid {there.pid} on {there.host})"
+    for member in members.values():
+        if member.peer == peer or member.place == (hello.stage, hello.replica):
+            there = member.hello
+            return f"{member.name} is taken by rank {there.rank} (pid {there.pid} on {there.host})"
     return None
 
 
@@ -115,14 +119,14 @@ def _name(hello: Hello) -> str:
 
 
 def blame(
-    member: Member, cause: str, message: str, advice: str | None = None, report: Failed | None = None
+    member: Member, cause: Cause, message: str, advice: str | None = None, report: Failed | None = None
 ) -> Failure:
     """A failure at the place where the worker was seen last, or where its own report says it was."""
     seen = report or member
     return Failure(
         cause=cause,
         message=message,
-        advice=ADVICE[cause] if advice is None else advice,
+        advice=MEANING[cause].advice if advice is None else advice,
         stage=member.stage,
         replica=member.hello.replica,
         host=member.hello.host,

@@ -8,44 +8,42 @@ in any order. What belongs to the position of the cut is taken when the last sta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from scpl_dist.control.messages import Done, Written
+from scpl_dist.control.messages import Written
 from scpl_dist.coordinator.events import Commit, Discard
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.members import Member, blame
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure
+from scpl_dist.run.failures import Cause, Failure
+from scpl_dist.run.phases import Phase
 
 SLOW = "the disk of the run folder is slow or does not answer; if it is only slow, raise runtime.timeout_s"
 
 
 @dataclass(slots=True)
-class _Cut:
-    """One checkpoint whose parts are not all there."""
+class _Parts:
+    """A checkpoint whose parts are not all there."""
 
+    copied: dict[int, float] = field(default_factory=dict)
+    """When each stage had copied its state."""
     files: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """Files by stage."""
-    begun: dict[int, float] = field(default_factory=dict)
-    """When a stage had copied its state."""
+    """What each stage has written."""
     seconds: float = 0.0
+    """The longest time that a stage has written."""
     ready: Commit | None = None
     """What to publish when all parts are there; known when the marker has left the pipeline."""
 
 
 class PendingCheckpoints:
-    """The checkpoints of one generation that are not published yet.
+    """The checkpoints of one generation that are not published yet; the sequence hears which ones did not stay."""
 
-    Args:
-        stages: number of stages.
-    """
-
-    def __init__(self, stages: int) -> None:
-        self.agenda: ItemSequence | None = None
-        """Told which checkpoints did not stay."""
+    def __init__(self, sequence: ItemSequence, stages: int) -> None:
+        self._sequence = sequence
         self._stages = stages
-        self._cuts: dict[int, _Cut] = {}
+        self._parts: dict[int, _Parts] = {}
+        """By sequence number of the item."""
         self._writers: set[int] = set()
         """Stages that have written a part before, so that the shorter limit holds for them."""
         self._publishing: dict[int, float] = {}
@@ -54,64 +52,71 @@ class PendingCheckpoints:
     @property
     def pending(self) -> bool:
         """Whether something is not on disk yet."""
-        return bool(self._cuts or self._publishing)
+        return bool(self._parts or self._publishing)
 
-    def copied(self, message: Done, now: float) -> None:
+    def copied(self, stage: int, sequence: int, now: float) -> None:
         """A stage has copied its state."""
-        self._cuts.setdefault(message.sequence, _Cut()).begun[message.stage] = now
+        self._parts.setdefault(sequence, _Parts()).copied[stage] = now
 
-    def written(self, message: Written) -> bool:
+    def written(self, stage: int, message: Written) -> bool:
         """A stage's part is on disk; False if no such part is awaited."""
-        cut = self._cuts.get(message.sequence)
-        if cut is None or message.stage not in cut.begun or message.stage in cut.files:
+        parts = self._parts.get(message.sequence)
+        if parts is None or stage not in parts.copied or stage in parts.files:
             return False
-        cut.files[message.stage] = [file.model_dump() | {"stage": message.stage} for file in message.files]
-        cut.seconds = max(cut.seconds, message.seconds)
-        self._writers.add(message.stage)
+        parts.files[stage] = [asdict(file) | {"stage": stage} for file in message.files]
+        parts.seconds = max(parts.seconds, message.seconds)
+        self._writers.add(stage)
         return True
 
     def complete(self, sequence: int, commit: Commit) -> None:
-        """All stages have copied their state, so this describes the cut."""
-        self._cuts[sequence].ready = commit
+        """All stages have copied their state, and this describes the cut."""
+        self._parts[sequence].ready = commit
 
     def take(self, now: float) -> list[Commit | Discard]:
         """What can be done now, oldest first: checkpoints are published in order.
 
         One that is neither due nor the best does not stay, except for the newest one of a run that is ending.
         """
-        assert self.agenda is not None
         found: list[Commit | Discard] = []
-        for sequence, cut in sorted(self._cuts.items()):
-            commit = cut.ready
-            if commit is None or len(cut.files) < self._stages:
+        for sequence, parts in sorted(self._parts.items()):
+            commit = parts.ready
+            if commit is None or len(parts.files) < self._stages:
                 break
-            del self._cuts[sequence]
-            if not (commit.due or commit.best or (self.agenda.stopping and not self._cuts)):
-                self.agenda.forget(commit.step)
+            del self._parts[sequence]
+            if commit.due or commit.best or (self._sequence.stopping and not self._parts):
+                files = [file for files in parts.files.values() for file in files]
+                files.sort(key=lambda file: (file["stage"], file["name"]))
+                self._publishing[commit.step] = now
+                found.append(replace(commit, files=files, seconds=parts.seconds))
+            else:
+                self._sequence.forget(commit.step)
                 found.append(Discard(commit.step, commit.unique))
-                continue
-            parts = [file for files in cut.files.values() for file in files]
-            parts.sort(key=lambda file: (file["stage"], file["name"]))
-            self._publishing[commit.step] = now
-            found.append(replace(commit, files=parts, seconds=cut.seconds))
         return found
 
     def published(self, step: int) -> None:
-        """The service has published a checkpoint, or failed to."""
+        """The service has published a checkpoint."""
         self._publishing.pop(step, None)
 
     def late(self, members: Mapping[int, Member], config: Config, now: float) -> Failure | None:
         """The failure of a disk that takes too long."""
+        runtime = config.runtime
         for step, since in self._publishing.items():
-            if now - since >= config.runtime.timeout_s:
+            if now - since >= runtime.timeout_s:
                 text = f"publishing the checkpoint of step {step} has taken {now - since:.1f} s"
-                return Failure("hang", text, SLOW, step=step, phase="checkpoint")
-        for cut in self._cuts.values():
-            for stage, since in cut.begun.items():
-                limit = config.runtime.timeout_s
+                return Failure(Cause.HANG, text, SLOW, step=step, phase=Phase.CHECKPOINT)
+        for parts in self._parts.values():
+            for stage, since in parts.copied.items():
+                limit = runtime.timeout_s
                 if stage not in self._writers:
-                    limit = max(limit, config.runtime.first_step_timeout_s)
-                if stage not in cut.files and now - since >= limit:
+                    limit = max(limit, runtime.first_step_timeout_s)
+                if stage not in parts.files and now - since >= limit:
                     text = f"stage {stage} has been writing its part of a checkpoint for {now - since:.1f} s"
-                    return blame(members[stage], "hang", text, SLOW)
+                    return blame(members[stage], Cause.HANG, text, SLOW)
         return None
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        for parts in self._parts.values():
+            assert parts.files.keys() <= parts.copied.keys() <= set(range(self._stages))
+            assert parts.files.keys() <= self._writers
+            assert parts.ready is None or len(parts.copied) == self._stages

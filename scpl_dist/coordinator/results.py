@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from scpl_dist.control.items import Checkpoint, Evaluate, Item, Split, Train
 from scpl_dist.control.messages import Done
 from scpl_dist.coordinator.events import Commit
-from scpl_dist.coordinator.item_sequence import ItemSequence
+from scpl_dist.coordinator.item_sequence import HELD, ItemSequence
 from scpl_dist.coordinator.members import Member
 from scpl_dist.run.config import Config
 
@@ -21,34 +22,36 @@ class Results:
     """Counts over the items that the stages finish.
 
     Args:
-        agenda: what there is to do.
+        sequence: what there is to do.
         stages: number of stages; the items that the last one finishes are the clock of the run.
         position: of the checkpoint to go on from, with the earlier "accuracies", "samples" and "seconds".
     """
 
-    def __init__(self, agenda: ItemSequence, stages: int, position: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, sequence: ItemSequence, stages: int, position: Mapping[str, Any] | None = None
+    ) -> None:
         position = position or {}
-        steps = agenda.steps - agenda.position["step"]
         self.accuracies: dict[int, dict[str, float]] = {
-            row["epoch"]: {name: row[name] for name in ("validation", "test") if name in row}
+            row["epoch"]: {name: row[name] for name in HELD if name in row}
             for row in position.get("accuracies", [])
             if row["epoch"] < position["epoch"]
         }
         self.learning_rate: float | None = None
         self.samples: int = position.get("samples", 0)
         self.earlier_seconds: float = position.get("seconds", 0.0)
-        self._agenda = agenda
-        self._last = stages - 1
-        self.last_split = agenda.splits[-1] if agenda.splits else None
+        self._sequence = sequence
+        self._last = (stages - 1, 0)
         # A tenth of a short run; a long one is steady after a while, and its speed is wanted early.
-        self._skip = min(50, max(1, math.ceil(steps / 10)))
+        self._skip = min(50, max(1, math.ceil((sequence.steps - sequence.position["step"]) / 10)))
         self._steps = 0
         self._earlier_steps: int = position.get("step", 0)
         self._steady_samples = 0
         self._steady_seconds = 0.0
         self._previous: float | None = None
-        self._counts: dict[tuple[int, str], dict[int, list[int]]] = {}
+        self._counts: dict[tuple[int, Split], dict[int, list[int]]] = {}
+        """Right answers and samples by stage, of the evaluations in progress."""
         self._busy: dict[int, dict[tuple[int, int], float]] = {}
+        """Busy seconds by worker, of the steps in progress."""
 
     @property
     def steps_done(self) -> int:
@@ -57,49 +60,48 @@ class Results:
 
     def opening(self, config: Config) -> tuple[dict[str, Any], str]:
         """The row and the line with which a run begins."""
-        run, stages, done = config.run, config.pipeline.stages, self._earlier_steps
+        run, stages, steps = config.run, config.pipeline.stages, self._sequence.steps
         row = {"event": "start", "method": run.method, "stages": stages, "workers": config.layout.world}
-        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {self._agenda.steps} steps"
-        text += f", going on after step {done}" if done else ""
-        return row | {"step": done, "steps": self._agenda.steps}, text
+        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {steps} steps"
+        if self._earlier_steps:
+            text += f", going on after step {self._earlier_steps}"
+        return row | {"step": self._earlier_steps, "steps": steps}, text
 
-    def losses(
-        self, member: Member, message: Done, item: Mapping[str, Any]
-    ) -> tuple[list[dict[str, Any]], str | None]:
-        """The rows of a stage's losses in one step, and a text if one of them is not finite."""
-        self.learning_rate = item.get("lr", self.learning_rate)
+    def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
+        """Count an item of one worker."""
+        if isinstance(item, Train):
+            busy = message.stats.busy - member.busy_before
+            self._busy.setdefault(item.sequence, {})[member.place] = busy
+            self.learning_rate = item.schedule["lr"]
+        elif isinstance(item, Evaluate) and message.correct is not None and message.total is not None:
+            stages = self._counts.setdefault((item.epoch, item.split), {})
+            counts = stages.setdefault(member.stage, [0, 0])
+            counts[0] += message.correct
+            counts[1] += message.total
+        if member.place == self._last:
+            if isinstance(item, Train):
+                self.samples += item.samples
+                self._steps += 1
+                # The time since the previous item of any kind, so evaluations and checkpoints are left out.
+                if self._steps > self._skip and self._previous is not None:
+                    self._steady_samples += item.samples
+                    self._steady_seconds += now - self._previous
+            self._previous = now
+
+    def losses(self, member: Member, message: Done, item: Train) -> tuple[list[dict[str, Any]], str | None]:
+        """The rows of a worker's losses in one step, and a text if one of them is not finite."""
         rows: list[dict[str, Any]] = []
-        for block, terms in (message.losses or {}).items():
+        for block, terms in message.losses.items():
             loss = sum(terms.values())
             if not math.isfinite(loss):
                 return rows, f"the loss of block {block} is {loss} ({terms})"
             member.losses[block] = loss
-            row = {"event": "train", "step": item.get("step"), "epoch": item["epoch"], "stage": member.stage}
+            row = {"event": "train", "step": item.step, "epoch": item.epoch, "stage": member.stage}
             row |= {"block": int(block) if block.isdecimal() else block, "loss": loss, "terms": terms}
-            rows.append(row | {"lr": item.get("lr")})
+            rows.append(row | {"lr": item.schedule["lr"]})
         return rows if member.first else [], None  # replicas have the same losses
 
-    def finished(self, message: Done, before: float, now: float) -> None:
-        """Count an item of one stage; `before` is the stage's busy time, in seconds, when it began."""
-        if message.kind == "train":
-            busy = message.stats.busy - before
-            self._busy.setdefault(message.sequence, {})[message.stage, message.replica] = busy
-        if message.kind == "evaluate" and message.correct is not None and message.total is not None:
-            stages = self._counts.setdefault((message.epoch, message.split or ""), {})
-            counts = stages.setdefault(message.stage, [0, 0])
-            counts[0] += message.correct
-            counts[1] += message.total
-        if message.stage == self._last and message.replica == 0:
-            if message.kind == "train":
-                self.samples += message.samples
-                self._steps += 1
-                # The time since the previous item of any kind, so evaluations and checkpoints are left out.
-                if self._steps > self._skip and self._previous is not None:
-                    self._steady_samples += message.samples
-                    self._steady_seconds += now - self._previous
-            self._previous = now
-
-    def evaluated(self, epoch: int, split: str) -> dict[str, Any] | None:
+    def evaluated(self, epoch: int, split: Split) -> dict[str, Any] | None:
         """The row of a finished evaluation; the last stage that knows its correct answers counts."""
         stages = self._counts.pop((epoch, split), {})
         if not stages:
@@ -110,29 +112,27 @@ class Results:
         row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
         return row | {"correct": correct, "total": total}
 
-    def commit(self, item: Mapping[str, Any], seconds: float) -> Commit:
+    def commit(self, item: Checkpoint, seconds: float) -> Commit:
         """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
-        step, best = item["step"], self.best_epoch
-        position = dict(item["position"]) | {
+        position = item.position | {
             "accuracies": self.history(),
             "samples": self.samples,
             "seconds": self.earlier_seconds + seconds,
         }
-        is_best = best is not None and step == (best + 1) * self._agenda.steps_per_epoch
-        return Commit(step, item["epoch"], position, best=is_best, unique=item["unique"], due=item["due"])
+        best = self.best_epoch
+        is_best = best is not None and item.step == (best + 1) * self._sequence.steps_per_epoch
+        return Commit(item.step, item.epoch, position, best=is_best, unique=item.unique, due=item.due)
 
     def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[int, str]]:
         """Stages whose worker has just become a straggler, and a warning about each.
 
         The median is the lower one, so that of two stages one can be the straggler.
         """
-        busy = self._busy.pop(sequence, {})
-        if not busy:
-            return []
+        busy = self._busy.pop(sequence)
         median = statistics.median_low(busy.values())
         found = []
         for member in members:
-            seconds = busy.get(member.place, 0.0)
+            seconds = busy[member.place]
             member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
             if member.slow_in_a_row == PATIENCE and not member.stragglings:
                 member.stragglings += 1
@@ -177,6 +177,8 @@ class Results:
         last = max(self.accuracies, default=None)
         wall = self.earlier_seconds + seconds
         speed = self.samples_per_second
+        if speed is None and wall > 0:
+            speed = self.samples / wall
         return {
             "method": config.run.method,
             "stages": config.pipeline.stages,
@@ -189,19 +191,21 @@ class Results:
             "accuracies": self.history(),
             "wall_seconds": wall,
             "samples": self.samples,
-            "samples_per_second": speed if speed is not None else (self.samples / wall if wall > 0 else None),
-            "per_stage": [
-                {
-                    "stage": member.stage,
-                    "replica": member.hello.replica,
-                    "busy_seconds": member.stats.busy,
-                    "waiting_seconds": member.stats.waiting,
-                    "blocked_seconds": member.stats.blocked,
-                    "phase_seconds": member.stats.phases,
-                    "bytes_sent": member.stats.bytes_sent,
-                    "bytes_received": member.stats.bytes_received,
-                    "peak_memory_bytes": member.stats.peak_memory,
-                }
-                for member in members
-            ],
+            "samples_per_second": speed,
+            "per_stage": [_of_worker(member) for member in members],
         }
+
+
+def _of_worker(member: Member) -> dict[str, Any]:
+    stats = member.stats
+    return {
+        "stage": member.stage,
+        "replica": member.hello.replica,
+        "busy_seconds": stats.busy,
+        "waiting_seconds": stats.waiting,
+        "blocked_seconds": stats.blocked,
+        "phase_seconds": stats.phases,
+        "bytes_sent": stats.bytes_sent,
+        "bytes_received": stats.bytes_received,
+        "peak_memory_bytes": stats.peak_memory,
+    }

@@ -1,4 +1,4 @@
-"""The coordinator's process: ``python -m scpl_dist.coordinator.service CONFIG --run-dir DIR --generation ID``.
+"""The coordinator's process.
 
     workers --ROUTER--.                        .-- messages to workers
     launcher --stdin--+-> events -> Coordinator -> commands -+-- run folder, checkpoints
@@ -10,7 +10,6 @@ imports no torch, and nothing here waits for a peer.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
@@ -22,6 +21,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -50,17 +50,19 @@ from scpl_dist.coordinator.events import (
     Tick,
     Unreachable,
 )
+from scpl_dist.coordinator.http_server import HttpServer
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
-from scpl_dist.coordinator.metrics import Exporter, RunCollector
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.coordinator.publisher import Publisher
+from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.checkpoints import CheckpointError
+from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.resume import choose
 from scpl_dist.storage.run_folder import RunFolder
 
@@ -79,7 +81,7 @@ class Service:
         generation: unique name of this start.
         resume: "never", "auto" or a folder, see `scpl_dist.storage.resume.choose`.
         restarts: earlier starts of this run by what ended them.
-        launcher: whether a launcher is at the other end of standard input.
+        launched: whether a launcher is at the other end of standard input.
         may_restart: whether the launcher may start the run again after a failure.
 
     Raises:
@@ -93,7 +95,7 @@ class Service:
         generation: str,
         resume: str = "never",
         restarts: Counter[str] | None = None,
-        launcher: bool = False,
+        launched: bool = False,
         may_restart: bool = False,
     ) -> None:
         self.config = config
@@ -104,33 +106,25 @@ class Service:
         self._publisher = Publisher(self._publish)
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
-        restore = None
-        if chosen:
-            restore = {
-                "folder": str(chosen[0].resolve()),
-                "step": chosen[1]["step"],
-                "epoch": chosen[1]["epoch"],
-            }
+        restore = str(chosen[0].resolve()) if chosen else ""
         self.coordinator = Coordinator(
             config, generation, resume=position, restore=restore, folder=str(folder.path.resolve())
         )
         self._lock = threading.Lock()
         self._signals: deque[int] = deque()
-        self._launcher = Launcher(sys.stdin.fileno()) if launcher else None
+        self._launcher = Launcher(0) if launched else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         allowed = keys.load_server(config.control.keys)
         self._router, self.control, self._gate = router(
             self._context, config.control.host, config.control.port, allowed
         )
-        self._collector = RunCollector(self.coordinator, self._lock, restarts)
+        self._restarts = restarts
         try:
-            self._exporter = Exporter(
-                self._collector, self._unready, config.metrics.host, config.metrics.port
-            )
+            self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
         except ValueError:
             self._context.destroy(0)
             raise
-        folder.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
+        folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, chosen[0] if chosen else None)
         self._logs = {worker_id.file: folder.log_size(worker_id.file) for worker_id in config.layout.workers}
         self._progress = Progress(self.coordinator)
@@ -138,13 +132,13 @@ class Service:
             "generation": generation,
             "pid": os.getpid(),
             "control": self.control,
-            "metrics": self._exporter.url,
+            "metrics": self._http.url,
         }
         folder.write("run.json", run)
 
-    def _unready(self) -> str | None:
+    def _status(self) -> Status:
         with self._lock:
-            return self.coordinator.unready(time.monotonic())
+            return snapshot(self.coordinator, time.monotonic(), self._restarts)
 
     def on_signal(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: the loop takes it from here."""
@@ -165,7 +159,8 @@ class Service:
             self._progress.close()
             self._gate.close()
             self._router.close(FLUSH_MS)
-            self._exporter.close()
+            self._http.close()
+            self.folder.metrics.close()
             self._context.term()
         assert self.outcome is not None
         return self._conclude(self.outcome)
@@ -195,10 +190,8 @@ class Service:
 
     def _crashed(self, error: Exception) -> None:
         text = f"the coordinator failed: {type(error).__name__}: {error}"
-        failure = Failure(
-            "coordinator", text, "this is a bug of scpl_dist: please report it, then resume the run"
-        )
-        self.outcome = Outcome(1, text, replace(failure, traceback=traceback.format_exc()))
+        crash = replace(failure(Cause.COORDINATOR, text), traceback=traceback.format_exc())
+        self.outcome = Outcome(1, text, crash)
         frame = encode(Abort(reason=text[:1000]))
         for member in self.coordinator.ordered():
             self._sent(member.peer, frame)
@@ -237,7 +230,7 @@ class Service:
                 return [Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
             case Record(row):
                 try:
-                    self.folder.append(row | {"time": time.time()})
+                    self.folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:
                     return [NotWritten("metrics.jsonl", str(error))]
             case Say():
@@ -273,7 +266,6 @@ class Service:
                 self._trap.spring("committed", command.step)
         except Exception as error:  # whatever it is, the coordinator must hear of it
             return NotWritten("checkpoint", f"{type(error).__name__}: {error}")
-        self._collector.committed_at = time.monotonic()
         size = sum(int(file["bytes"]) for file in command.files)
         return Committed(command.step, size, command.seconds + time.monotonic() - begin)
 
@@ -285,7 +277,6 @@ class Service:
             "position": command.position,
             "method": self.config.run.method,
             "stages": self.config.pipeline.stages,
-            "blocks": [member.blocks for member in members if member.first],
             "config": self.config.digest(),
             "versions": {"scpl_dist": VERSION, "torch": members[0].hello.torch},
             "files": command.files,
@@ -296,12 +287,14 @@ class Service:
         }
 
     def _conclude(self, outcome: Outcome) -> int:
-        failure = outcome.failure
-        if failure is not None and failure.cause == "died" and failure.rank is not None:
+        found = outcome.failure
+        if found is not None:
+            self._write_events()
+        if found is not None and found.cause is Cause.DIED and found.rank is not None:
             # Whoever died before it could report may have left its reason in the log.
-            name = self.config.layout.workers[failure.rank].file
+            name = self.config.layout.workers[found.rank].file
             words = self.folder.last_words(name, self._logs[name])
-            outcome = replace(outcome, failure=replace(failure, traceback=words))
+            outcome = replace(outcome, failure=replace(found, traceback=words))
         try:
             self.folder.finish(outcome)
         except OSError as error:  # a full disk must not hide why the run ended
@@ -317,17 +310,18 @@ class Service:
             print(summary(outcome, self.folder.path), flush=True)
         return outcome.code
 
+    def _write_events(self) -> None:
+        """What led to a failure, event by event."""
+        try:
+            write_text(self.folder.log / "events.jsonl", "\n".join(self.coordinator.log.lines()) + "\n")
+        except OSError as error:
+            print(f"warning: log/events.jsonl could not be written: {error}", file=sys.stderr)
 
-def serve(config: Config, run_dir: Path | None, resume: str) -> int:
+
+def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     """Run the service on its own, without a launcher: the workers come when they come.
 
-    Args:
-        config: the run; with ``control.port = 0`` the port is the one that workers expect.
-        run_dir: run folder; None makes one.
-        resume: "never", "auto" or a folder.
-
-    Returns:
-        The exit code of the run.
+    With ``control.port = 0`` the port is the one that workers expect. Returns the exit code of the run.
 
     Raises:
         ValueError: the folder cannot be used.
@@ -335,46 +329,41 @@ def serve(config: Config, run_dir: Path | None, resume: str) -> int:
     fixed = config.model_copy(update={"control": config.control.fixed()})
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
     folder.remove("run.json", "exit.json", "result.json")
-    command = [str(folder.path / "config.toml"), "--run-dir", str(folder.path)]
-    return main([*command, "--generation", uuid.uuid4().hex, "--resume", resume])
+    return serve(str(folder.path), uuid.uuid4().hex, resume)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the service; returns the exit code of the run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scpl_dist.coordinator.service", description="The coordinator of a run."
-    )
-    parser.add_argument("config", type=Path, help="TOML file of the run")
-    parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--generation", required=True, help="unique name of this start of the run")
-    parser.add_argument("--resume", default="never", help="never, auto, or a checkpoint's or run's folder")
-    parser.add_argument("--restarted", action="append", default=[], help="what ended an earlier start")
-    parser.add_argument("--launcher", action="store_true", help="a launcher speaks on standard input")
-    parser.add_argument("--may-restart", action="store_true", help="the launcher may start the run again")
-    options = parser.parse_args(arguments)
+def serve(
+    run_dir: str,
+    generation: str,
+    resume: str = "never",
+    restarted: Sequence[str] = (),
+    launched: bool = False,
+    may_restart: bool = False,
+) -> int:
+    """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration.
+
+    Args:
+        run_dir: the run's folder.
+        generation: unique name of this start of the run.
+        resume: "never", "auto" or the folder of a checkpoint or run.
+        restarted: what ended each earlier start of this run.
+        launched: whether a launcher is at the other end of standard input.
+        may_restart: whether the launcher may start the run again after a failure.
+
+    Returns:
+        The exit code of the run.
+    """
     try:
-        config = configuration.load(options.config)
-        folder = RunFolder(options.run_dir)
-        restarts = Counter(options.restarted)
-        service = Service(
-            config,
-            folder,
-            options.generation,
-            options.resume,
-            restarts,
-            options.launcher,
-            options.may_restart,
-        )
+        config = configuration.load(Path(run_dir, "config.toml"))
+        folder = RunFolder.open_for_writing(Path(run_dir))
+        service = Service(config, folder, generation, resume, Counter(restarted), launched, may_restart)
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        code, cause = (1, "checkpoint") if isinstance(error, CheckpointError) else (2, "config")
+        cause = Cause.CHECKPOINT if isinstance(error, CheckpointError) else Cause.CONFIG
+        code = MEANING[cause].code
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
-            RunFolder(options.run_dir).fail(code, str(error), cause)
+            RunFolder(Path(run_dir)).fail(code, str(error), cause)
         return code
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, service.on_signal)
     return service.run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from scpl_dist.control.messages import WAITING, Failed
+from scpl_dist.control.items import Item
+from scpl_dist.control.messages import Failed
 from scpl_dist.coordinator.members import Member, blame
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure
+from scpl_dist.run.failures import Cause, Failure, failure
 from scpl_dist.run.layout import Layout
+from scpl_dist.run.phases import BLAMELESS
+
+State = Literal["gathering", "loading", "preparing", "running", "over"]
 
 GRACE_S = 1.5
 """How long a death waits for a report that explains it."""
@@ -23,86 +27,68 @@ PAUSE_S = 5.0
 """A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
 STOP_GRACE_S = 3.0
 """How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
-SILENT = "its process is stopped, its interpreter is blocked in native code, or its host is cut off"
-STANDING_STILL = (
-    "if this stage is only slow, raise runtime.timeout_s (runtime.first_step_timeout_s for a stage's first item); "
-    "otherwise look at its stack in the log"
-)
-DEAD = "look into its log, and into the system's log for an out-of-memory kill; then resume"
 
 
 def late(
-    members: Mapping[int, Member], config: Config, state: str, waited: float, now: float
+    members: Mapping[int, Member], config: Config, state: State, waited: float, now: float
 ) -> Failure | None:
-    """The failure of a start that takes too long.
-
-    Args:
-        members: the workers that have joined, by rank.
-        config: for the number of workers and the limits.
-        state: "gathering", "loading" or "preparing".
-        waited: seconds in this state.
-        now: monotonic seconds.
-    """
-    patience = max(config.runtime.timeout_s, config.runtime.first_step_timeout_s)
-    if state == "gathering" and waited >= config.runtime.timeout_s:
-        missing = [worker_id.label for worker_id in config.layout.workers if worker_id.rank not in members]
-        text = f"no worker for stage {', '.join(missing)} within {config.runtime.timeout_s:g} s"
-        return Failure(
-            "missing", text, "start all workers, and check that they reach the coordinator's address"
-        )
+    """The failure of a start that takes too long; `waited` is how many seconds it is in this state."""
+    runtime = config.runtime
+    patience = max(runtime.timeout_s, runtime.first_step_timeout_s)
+    if state == "gathering" and waited >= runtime.timeout_s:
+        missing = [worker.label for worker in config.layout.workers if worker.rank not in members]
+        text = f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
+        return failure(Cause.MISSING, text)
     for member in members.values():
-        if now - member.heard >= config.runtime.timeout_s:
-            return _silent(member, now)[1]
+        if now - member.heard >= runtime.timeout_s:
+            return _silent(member, now)
     if state == "loading" and waited >= patience:
         text = f"stage 0 has not read the data set within {patience:g} s"
-        return blame(
-            members[0], "missing", text, "raise runtime.first_step_timeout_s if it only needs longer"
-        )
+        advice = "raise runtime.first_step_timeout_s if it only needs longer"
+        return blame(members[0], Cause.MISSING, text, advice)
     if state == "preparing" and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
         names = ", ".join(member.name for member in slow)
         text = f"{names} was not ready within {patience:g} s"
-        return blame(slow[0], "missing", text, "look into its log, or raise runtime.first_step_timeout_s")
+        advice = "look into its log, or raise runtime.first_step_timeout_s"
+        return blame(slow[0], Cause.MISSING, text, advice)
     return None
 
 
 def overdue(
-    members: Sequence[Member], items: Mapping[int, Mapping[str, Any]], config: Config, now: float
+    members: Sequence[Member], items: Mapping[int, Item], config: Config, now: float
 ) -> Failure | None:
     """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
 
-    Args:
-        members: all workers, after the run has started.
-        items: the items by sequence number that some worker has yet to finish.
-        config: for ``runtime.timeout_s`` and ``runtime.first_step_timeout_s``.
-        now: monotonic seconds.
+    `members` are all workers of a run that goes on, `items` those by sequence number that some have yet to finish.
     """
+    runtime = config.runtime
     there = [member for member in members if not member.left]
-    found = [_silent(member, now) for member in there if now - member.heard >= config.runtime.timeout_s]
+    found: list[tuple[float, Failure]] = []
     for member in there:
-        kind = items.get(member.done + 1, {}).get("kind")
-        runtime = config.runtime
-        limit = runtime.timeout_s if kind in member.kinds else runtime.first_step_timeout_s
+        silent = now - member.heard
         still = now - member.changed
-        if member.phase not in WAITING and still >= limit:
+        item = items.get(member.done + 1)
+        known = item is not None and item.kind in member.kinds
+        limit = runtime.timeout_s if known else runtime.first_step_timeout_s
+        if silent >= runtime.timeout_s:
+            found.append((silent, _silent(member, now)))
+        if member.phase not in BLAMELESS and still >= limit:
             text = f"{member.name} has made no progress for {still:.1f} s in phase {member.phase}"
-            found.append((still, blame(member, "hang", text, STANDING_STILL)))
+            found.append((still, blame(member, Cause.HANG, text)))
     if found:
         return max(found, key=lambda entry: entry[0])[1]
     still = now - max(member.changed for member in members)
-    if not there or still < config.runtime.timeout_s or any(member.phase not in WAITING for member in there):
+    if not there or still < runtime.timeout_s or any(member.phase not in BLAMELESS for member in there):
         return None
     places = ", ".join(f"{member.name}: {member.phase} after item {member.done}" for member in there)
-    return Failure(
-        cause="deadlock",
-        message=f"all stages have only waited for {still:.1f} s ({places})",
-        advice="a message between two stages was lost: check the network between their hosts, then resume",
-        phase=there[0].phase,
-        step=max(member.step for member in there),
+    text = f"all stages have only waited for {still:.1f} s ({places})"
+    return replace(
+        failure(Cause.DEADLOCK, text), phase=there[0].phase, step=max(member.step for member in there)
     )
 
 
-def unready(members: Collection[Member], config: Config, state: str, now: float) -> str | None:
+def unready(members: Collection[Member], config: Config, state: State, now: float) -> str | None:
     """Why a run is not making progress, or None if it is."""
     if state != "running":
         return f"{len(members)} of {config.layout.world} workers have joined; the run is {state}"
@@ -123,10 +109,9 @@ def exit_text(code: int) -> str:
     return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
 
 
-def _silent(member: Member, now: float) -> tuple[float, Failure]:
-    seconds = now - member.heard
-    text = f"{member.name} has been silent for {seconds:.1f} s (not even a heartbeat)"
-    return seconds, blame(member, "silent", text, SILENT)
+def _silent(member: Member, now: float) -> Failure:
+    text = f"{member.name} has been silent for {now - member.heard:.1f} s (not even a heartbeat)"
+    return blame(member, Cause.SILENT, text)
 
 
 @dataclass(slots=True)
@@ -172,11 +157,10 @@ class Suspects:
         member = members.get(rank)
         if member is None:
             text = f"the worker of rank {rank} ended before it joined the run ({how})"
-            return Failure("died", text, DEAD, stage=self.layout.workers[rank].stage, rank=rank)
+            return replace(failure(Cause.DIED, text), stage=self.layout.workers[rank].stage, rank=rank)
         place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
         who = f"{member.name} ({member.hello.host}, pid {member.hello.pid})"
         if "exited" in texts:
-            return blame(
-                member, "died", f"{who} died without a report (killed or crashed): {how}; {place}", DEAD
-            )
-        return blame(member, "unreachable", f"{who} does not answer: {how}; {place}", f"{SILENT}; {DEAD}")
+            text = f"{who} died without a report (killed or crashed): {how}; {place}"
+            return blame(member, Cause.DIED, text)
+        return blame(member, Cause.UNREACHABLE, f"{who} does not answer: {how}; {place}")

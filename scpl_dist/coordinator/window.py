@@ -7,8 +7,8 @@ what stage 0 does in `LEAD_S` seconds, at the pace at which it has finished item
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from scpl_dist.control.items import Item
 from scpl_dist.coordinator.item_sequence import ItemSequence
 
 LEAD_S = 0.5
@@ -18,20 +18,13 @@ WINDOW = 64
 
 
 class Window:
-    """Takes items from the agenda and follows them.
+    """Takes items from their sequence and follows them; stage 0 never has more than `limit` that it has not begun."""
 
-    Args:
-        agenda: the items to come.
-        generation: name of this start; its checkpoints are written into folders that no other start uses.
-        window: most items that stage 0 may have and not have begun.
-    """
-
-    def __init__(self, agenda: ItemSequence, generation: str, window: int = WINDOW) -> None:
-        self.open: dict[int, dict[str, Any]] = {}
+    def __init__(self, sequence: ItemSequence, limit: int = WINDOW) -> None:
+        self.open: dict[int, Item] = {}
         """Items that some stage has yet to finish, by sequence number."""
-        self._agenda = agenda
-        self._generation = generation
-        self._window = window
+        self._sequence = sequence
+        self._limit = limit
         self._sent = 0
         self._begun = -1
         self._complete = 0
@@ -42,9 +35,9 @@ class Window:
     def ahead(self) -> int:
         """Items that stage 0 may have and not have begun, at its present pace."""
         wanted = FIRST if self._pace is None else max(2, math.ceil(LEAD_S / max(self._pace, 1e-6)))
-        return min(self._window, wanted)
+        return min(self._limit, wanted)
 
-    def take(self, begun: int, rest: bool = False) -> list[dict[str, Any]]:
+    def take(self, begun: int, rest: bool = False) -> list[Item]:
         """Items to send now.
 
         Args:
@@ -52,14 +45,12 @@ class Window:
             rest: take all that is left, after a stop.
         """
         self._begun = max(self._begun, begun)
-        items = []
+        items: list[Item] = []
         while rest or self._sent - 1 - self._begun < self.ahead:
-            item = self._agenda.next()
+            item = self._sequence.next()
             if item is None:
                 break
-            if item["kind"] == "checkpoint":
-                item["unique"] = f"{self._generation[:8]}-{item['sequence']}"
-            self.open[item["sequence"]] = item
+            self.open[item.sequence] = item
             self._sent += 1
             items.append(item)
         return items
@@ -71,8 +62,14 @@ class Window:
             self._pace = seconds if self._pace is None else 0.8 * self._pace + 0.2 * seconds
         self._previous = now
 
-    def complete(self, slowest: int) -> list[dict[str, Any]]:
+    def complete(self, slowest: int) -> list[Item]:
         """Items that are complete now, in order; `slowest` is the last one that every stage has finished."""
         items = [self.open.pop(sequence) for sequence in range(self._complete, slowest + 1)]
         self._complete = max(self._complete, slowest + 1)
         return items
+
+    def validate(self, slowest: int, fastest: int) -> None:
+        """Check the invariants; the arguments are the last items that all stages and that any stage has finished."""
+        assert list(self.open) == list(range(self._complete, self._sent))
+        assert self._complete == slowest + 1 <= fastest + 1 <= self._sent
+        assert self._begun < self._sent

@@ -1,59 +1,70 @@
-"""Data sets as three parts that are read by position; see `DataSource`."""
+"""Data sets as three parts that are read by position; see `DataSource`.
+
+A name means a *loader*: a function ``(config, **data.args) -> DataSource`` of the run's `scpl_dist.run.config.Config`.
+The package has digits, image_folder and csv; installed packages add theirs as entry points in the group
+``scpl_dist.data``, as ``recipes/`` does:
+
+    [project.entry-points."scpl_dist.data"]
+    cifar10 = "scpl_dist_recipes.cifar:cifar10"
+
+A loader reads files under ``config.data.root`` and returns an `ImageSource`, a `TextSource` or a `DataSource` of its
+own; parts that it does not have are held out of the training part, the same samples in every run. It raises ValueError
+with path, what is wrong and the fix, and `MissingFiles` if the files are absent but known. ``data.args`` are checked
+against the types that it declares, so these need to exist when it runs.
+
+For a single experiment there is a shorter way: ``data.name = "file.py:function"`` (see `scpl_dist.data.user`).
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-
-from scpl_dist.data import corpora, digits, docstrings, images, user
-from scpl_dist.data.outline import outline
-from scpl_dist.data.source import DataSource, ImageSource
+from scpl_dist.data import user
+from scpl_dist.data.folders import class_names, find_images, image_part
+from scpl_dist.data.images import ImageSource
+from scpl_dist.data.source import DataSource, MissingFiles
+from scpl_dist.data.tables import read_table
 from scpl_dist.data.text import TextSource
-from scpl_dist.data.user import ItemSource
+from scpl_dist.data.words import clean
 from scpl_dist.run.config import Config
-from scpl_dist.run.imports import checked
+from scpl_dist.run.imports import bind, checked
+from scpl_dist.run.registry import Registry
 
-__all__ = ["DataSource", "ImageSource", "ItemSource", "TextSource", "names", "outline", "resolve"]
+__all__ = [
+    "DATA",
+    "DataSource",
+    "ImageSource",
+    "MissingFiles",
+    "TextSource",
+    "class_names",
+    "clean",
+    "find_images",
+    "image_part",
+    "read_table",
+    "resolve",
+]
 
-_LOADERS: dict[str, Callable[..., DataSource]] = {
-    "digits": digits.load,
-    "cifar10": images.cifar10,
-    "cifar100": images.cifar100,
-    "tiny_imagenet": images.tiny_imagenet,
-    "image_folder": images.image_folder,
-    "docstrings": docstrings.load,
-    "csv": corpora.table,
-    **dict.fromkeys(corpora.PUBLISHED, corpora.published),
-}
-
-
-def names() -> list[str]:
-    """Names of the built-in data sets."""
-    return list(_LOADERS)
+DATA = Registry(
+    "data",
+    "data.name",
+    {
+        "digits": "scpl_dist.data.digits:load",
+        "image_folder": "scpl_dist.data.folders:image_folder",
+        "csv": "scpl_dist.data.tables:load",
+    },
+)
 
 
 def resolve(config: Config) -> DataSource:
     """Load the data set that ``data.name`` means, with ``data.args`` as keyword arguments of its loader.
 
     Raises:
+        MissingFiles: the files of a known data set are absent or damaged.
         ValueError: unknown name or arguments, files that are missing or not readable, labels or shapes that
             do not fit.
     """
-    name, args = config.data.name, config.data.args
+    name = config.data.name
+    loader = DATA.find(name)
     if ":" in name:
-        return user.load(config)
-    if name not in _LOADERS:
-        raise ValueError(
-            f"data.name = {name!r}: unknown; built in are {', '.join(names())}; "
-            "for your own write package.module:function or path/to/file.py:function"
-        )
-    loader = _LOADERS[name]
-    try:
-        inspect.signature(loader).bind(config, **args)
-    except TypeError:
-        known = list(inspect.signature(loader).parameters)[1:]
-        raise ValueError(
-            f"data.args = {args!r}: {name} takes {', '.join(known) if known else 'no arguments'}"
-        ) from None
-    source: DataSource = checked(loader, "data.args")(config, **args)
+        return user.load(config, loader)
+    load = bind(checked(loader, "data.args"), "data.args", config.data.args, config, name=name)
+    source: DataSource = load(config)
     return source

@@ -3,6 +3,8 @@
 Each sample's numbers come from a hash of its position, not from a generator's state, so they do not depend
 on the batch it is in, on the thread that prepares it or on where a run was resumed. Colour jitter has the
 meaning of torchvision's functions, which take one factor for a whole batch; these take one for each image.
+
+Images are ``(N, C, H, W)`` float32 in [0, 1]; numbers are float64 in [0, 1), one row for each image.
 """
 
 from __future__ import annotations
@@ -21,26 +23,14 @@ DRAWS = 13
 """Numbers that a sample needs: shift and flip of view 1, then of view 2, then colour of view 2."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_ORDERS = torch.tensor(
-    list(itertools.permutations(range(4)))
-)  # (24, 4): orders of the four colour operations
+_ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4): of the colour operations
 
 
 def uniform(seed: int, epoch: int, samples: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers for each sample: SplitMix64 (Steele et al. 2014) at the counter of the number.
-
-    Args:
-        seed: the run's seed.
-        epoch: epoch, from 0.
-        samples: ``(N,)`` int64, positions in the training set.
-
-    Returns:
-        ``(N, DRAWS)`` float64 in [0, 1).
-    """
+    """``(N, DRAWS)`` numbers for samples ``(N,)``: SplitMix64 (Steele et al. 2014) at the counter of the number."""
     key = np.uint64(derive(seed, "augmentation", epoch))
-    counter = samples.numpy().astype(np.uint64)[:, None] * np.uint64(DRAWS) + np.arange(
-        1, DRAWS + 1, dtype=np.uint64
-    )
+    draws = np.arange(1, DRAWS + 1, dtype=np.uint64)
+    counter = samples.numpy().astype(np.uint64)[:, None] * np.uint64(DRAWS) + draws
     # Unsigned arithmetic of numpy arrays wraps, as the hash wants.
     state: npt.NDArray[Any] = key + counter * _GAMMA
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -50,20 +40,10 @@ def uniform(seed: int, epoch: int, samples: torch.Tensor) -> torch.Tensor:
 
 
 def views(images: torch.Tensor, numbers: torch.Tensor, kind: str, shift: int, flip: bool) -> torch.Tensor:
-    """The views of a batch that a kind of augmentation asks for.
+    """What a kind of augmentation makes of images: "basic" is shift and flip.
 
-    Args:
-        images: ``(N, C, H, W)`` float32 in [0, 1].
-        numbers: ``(N, DRAWS)``, see `uniform`.
-        kind: "none", "basic" (shift and flip) or "strong" (two views: basic, and shift, flip and colour).
-        shift: largest shift in pixels in each direction; zeros come in at the edge.
-        flip: whether images may be mirrored.
-
-    Returns:
-        ``(N, C, H, W)``, for "strong" ``(2N, C, H, W)``: all first views, then all second ones.
+    "strong" is ``(2N, C, H, W)``: all first views, which are basic, then all second ones, with shift, flip and colour.
     """
-    if kind == "none":
-        return images
     first = shift_and_flip(images, numbers[:, :3], shift, flip)
     if kind == "basic":
         return first
@@ -71,13 +51,9 @@ def views(images: torch.Tensor, numbers: torch.Tensor, kind: str, shift: int, fl
 
 
 def shift_and_flip(images: torch.Tensor, numbers: torch.Tensor, shift: int, flip: bool) -> torch.Tensor:
-    """Crop each image at random from its padded self, then mirror it with probability 1/2 if `flip`.
+    """Crop each image from itself with `shift` black pixels on each side, then mirror every second one if `flip`.
 
-    Args:
-        images: ``(N, C, H, W)``.
-        numbers: ``(N, 3)`` in [0, 1): row, column, mirror.
-        shift: padding on each side, in pixels.
-        flip: whether images may be mirrored.
+    `numbers` are row, column and mirror.
     """
     size, _, height, width = images.shape
     offsets = (numbers[:, :2] * (2 * shift + 1)).long()
@@ -91,9 +67,8 @@ def shift_and_flip(images: torch.Tensor, numbers: torch.Tensor, shift: int, flip
 def jitter(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Colour changes of SCPL's second view: ColorJitter(.4, .4, .4, .1) with p = .8, then grey with p = .2.
 
-    Args:
-        images: ``(N, C, H, W)`` in [0, 1]; with C = 1 only brightness and contrast change anything.
-        numbers: ``(N, 7)`` in [0, 1): apply, brightness, contrast, saturation, hue, order, grey.
+    `numbers` are apply, brightness, contrast, saturation, hue, order and grey. With one channel only brightness and
+    contrast change anything.
     """
     images = images.clone()
     chosen = numbers[:, 0] < 0.8

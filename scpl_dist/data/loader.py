@@ -7,30 +7,27 @@ tensor operators release the interpreter lock, and nothing has to be copied betw
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from scpl_dist.data import DataSource, loader
+from scpl_dist.data.source import DataSource, Split
 from scpl_dist.run.errors import Aborted
 from scpl_dist.run.layout import share
 from scpl_dist.run.seeds import derive
 
 Batch = tuple[Any, Tensor]
+Item = TypeVar("Item")
 
 
-class Loader:
-    """The items of the coordinator, each with its batches.
+class Loader(Generic[Item]):
+    """The items of the coordinator, whatever they are, each with its batches.
 
-    Args:
-        source: the data set.
-        seed: the run's seed, for the order of the samples.
-        workers: threads that prepare batches; 0 prepares them when they are asked for.
-        replica: number of this worker among those of its stage, which share each micro-batch.
-        replicas: how many there are.
+    `workers` threads prepare them; with 0 they are prepared when they are asked for. Of each micro-batch this worker
+    takes the share of its number among the `replicas` of its stage.
     """
 
     def __init__(
@@ -40,15 +37,27 @@ class Loader:
         self.seed = seed
         self._replica, self._replicas = replica, replicas
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
-        self._items: queue.SimpleQueue[tuple[dict[str, Any], list[Future[Batch]]] | Exception] = (
-            queue.SimpleQueue()
-        )
+        self._items: queue.SimpleQueue[tuple[Item, list[Future[Batch]]] | Exception] = queue.SimpleQueue()
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
-    def put(self, items: list[dict[str, Any]]) -> None:
-        """Take items from the coordinator and start to prepare their batches. Called by the control thread only."""
-        for item in items:
-            self._items.put((item, [self._submit(item, part) for part in item.get("micro_batches", [])]))
+    def put(
+        self,
+        item: Item,
+        split: Split = "train",
+        epoch: int = 0,
+        parts: Sequence[tuple[int, int]] = (),
+        shuffled: bool = False,
+    ) -> None:
+        """Take an item from the coordinator and start to prepare its batches. Called by the control thread only.
+
+        Args:
+            item: what `next` gives back.
+            split: where the samples come from.
+            epoch: whose order and augmentation they have.
+            parts: first position, and the one after the last, of each batch.
+            shuffled: whether these are positions in the epoch's order of the training samples.
+        """
+        self._items.put((item, [self._submit(split, epoch, part, shuffled) for part in parts]))
 
     def abort(self, error: Exception) -> None:
         """End the training thread's wait in `next`."""
@@ -56,7 +65,7 @@ class Loader:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def next(self) -> tuple[dict[str, Any], Iterator[Batch]]:
+    def next(self) -> tuple[Item, Iterator[Batch]]:
         """The next item with its batches, in order.
 
         Raises:
@@ -72,24 +81,24 @@ class Loader:
         """Items that wait."""
         return self._items.qsize()
 
-    def _submit(self, item: dict[str, Any], part: list[int]) -> Future[Batch]:
+    def _submit(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Future[Batch]:
         if self._pool is not None:
             try:
-                return self._pool.submit(self._batch, item, part)
+                return self._pool.submit(self._batch, split, epoch, part, shuffled)
             except RuntimeError:  # shut down by abort()
                 raise Aborted("the run ended") from None
-        return _Lazy(lambda: self._batch(item, part))
+        return _Lazy(lambda: self._batch(split, epoch, part, shuffled))
 
-    def _batch(self, item: dict[str, Any], part: list[int]) -> Batch:
+    def _batch(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Batch:
         begin, end = part
         start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
-        if item["kind"] != "train":
-            return self.source.batch(item["split"], item["epoch"], torch.arange(start, stop))
-        epoch, order = self._order
-        if epoch != item["epoch"]:
-            order = loader.permutation(self.seed, item["epoch"], self.source.sizes["train"])
-            self._order = (item["epoch"], order)
-        return self.source.batch("train", item["epoch"], order[start:stop])
+        if not shuffled:
+            return self.source.batch(split, epoch, torch.arange(start, stop))
+        known, order = self._order
+        if known != epoch:
+            order = permutation(self.seed, epoch, self.source.sizes["train"])
+            self._order = (epoch, order)
+        return self.source.batch(split, epoch, order[start:stop])
 
 
 class _Lazy(Future[Batch]):
@@ -105,10 +114,6 @@ class _Lazy(Future[Batch]):
 
 
 def permutation(seed: int, epoch: int, size: int) -> torch.Tensor:
-    """The order of the training samples in one epoch.
-
-    Returns:
-        An ``int64`` tensor of shape ``(size,)``, a permutation of ``0..size-1`` drawn from (seed, epoch) alone.
-    """
+    """The order of the training samples in one epoch: ``(size,)`` int64, drawn from (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
     return torch.randperm(size, generator=generator)

@@ -7,13 +7,10 @@ replay a step after a restart, and to compare runs with different numbers of sta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
-
-from scpl_dist.data.augmentation import uniform, views
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -37,7 +34,7 @@ class DataSource(ABC):
         May be called by several threads at once.
 
         Returns:
-            Inputs (a pytree of tensors, batch first) and int64 labels. With "strong" augmentation a training
+            Inputs (a pytree of tensors, batch first) and int64 labels ``(B,)``. With "strong" augmentation a training
             batch has 2B samples: the first view of each, then the second view of each, with the labels
             repeated.
         """
@@ -56,95 +53,16 @@ class DataSource(ABC):
         """
 
 
-class Images(Protocol):
-    """Images of one size that are read by position: a tensor, or files that look like one."""
-
-    shape: Any
-    """``(N, C, H, W)``."""
-
-    def __getitem__(self, indices: torch.Tensor, /) -> torch.Tensor:
-        """Images ``(B, C, H, W)``, uint8 or float32 in [0, 1], for ``(B,)`` int64."""
-
-
-class ImageSource(DataSource):
-    """Images of one size, augmented as a whole batch.
+class MissingFiles(ValueError):
+    """The files of a known data set are absent: a dry run can check everything else.
 
     Args:
-        parts: images and labels of each part: ``(N, C, H, W)`` uint8, or float32 in [0, 1]; and ``(N,)``
-        int64.
-        classes: number of classes.
-        mean: mean of each channel in units of the full range, subtracted last.
-        std: standard deviation of each channel, divided by last.
-        augmentation: "none", "basic" or "strong".
-        flip: whether mirrored images keep their class.
-        seed: the run's seed.
+        message: what is missing, where to get it and where to put it.
+        classes: number of classes that the files have.
+        example: inputs of 2 samples like theirs; values do not matter.
     """
 
-    def __init__(
-        self,
-        parts: Mapping[str, tuple[Images, torch.Tensor]],
-        classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        augmentation: str,
-        flip: bool,
-        seed: int,
-    ) -> None:
+    def __init__(self, message: str, classes: int, example: Any) -> None:
+        super().__init__(message)
         self.classes = classes
-        self.sizes = {split: len(parts[split][1]) for split in SPLITS}
-        self._parts = dict(parts)
-        self._mean = torch.tensor(mean)[:, None, None]
-        self._std = torch.tensor(std)[:, None, None]
-        self._augmentation = augmentation
-        self._flip = flip
-        self._seed = seed
-        self._shift = parts["train"][0].shape[-1] // 8  # 4 pixels for 32x32 images, as published
-
-    def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `DataSource.batch`; inputs are ``(B, C, H, W)`` float32, normalised."""
-        stored, labels = self._parts[split]
-        images, labels = stored[indices], labels[indices]
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        if split == "train" and self._augmentation != "none":
-            numbers = uniform(self._seed, epoch, indices)
-            images = views(images, numbers, self._augmentation, self._shift, self._flip)
-            labels = labels.repeat(len(images) // len(labels))
-        return (images - self._mean) / self._std, labels
-
-
-def check_share(share: object) -> None:
-    """Refuse a share of the training part that cannot be held out for validation.
-
-    Raises:
-        ValueError: no number above 0 and up to 0.5.
-    """
-    if not isinstance(share, int | float) or not 0 < share <= 0.5:
-        raise ValueError(
-            f"data.args: validation = {share!r}: give the share of the training part to hold out for validation, "
-            "above 0 and at most 0.5"
-        )
-
-
-def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
-    """Refuse labels that are no class.
-
-    Args:
-        labels: ``(N,)`` integers.
-        classes: number of classes.
-        where: the part and data set, for the message.
-
-    Raises:
-        ValueError: fewer than two classes, no samples, or a label outside ``0..classes-1``.
-    """
-    if classes < 2:
-        raise ValueError(f"{where}: has {classes} class, a classifier needs at least 2; check the labels")
-    if len(labels) == 0:
-        raise ValueError(f"{where}: has no samples; check the files")
-    wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
-    if len(wrong):
-        index = int(wrong[0])
-        raise ValueError(
-            f"{where}: sample {index} has label {int(labels[index])}; "
-            f"{classes} classes have the labels 0 to {classes - 1}"
-        )
+        self.example = example

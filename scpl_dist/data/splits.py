@@ -1,28 +1,74 @@
-"""Cuts a data set in parts that keep the shares of the classes and never change.
+"""Completes a data set to three parts that keep the shares of the classes and never change.
 
 A split is a property of the data set, not of a run: it does not depend on ``run.seed``, so the test samples
-of two runs are the same. Rare classes are allowed: a class with one sample stays in the first part.
+of two runs are the same. Rare classes are allowed: a class with one sample stays in the training part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from scpl_dist.data.source import SPLITS, Split
 from scpl_dist.run.seeds import derive
+
+TEST_SHARE = 0.2
+"""Of the training part, where a data set has no test part."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one part.
+
+    Attributes:
+        stored: the part that the data set has them in; "train" for those that were held out.
+        positions: where in it they are, ``(N,)`` int64.
+        labels: their classes, ``(N,)`` int64.
+    """
+
+    stored: Split
+    positions: torch.Tensor
+    labels: torch.Tensor
+
+
+def complete(
+    labels: Mapping[str, torch.Tensor], classes: int, where: str, validation: float = 0.1
+) -> dict[Split, Part]:
+    """All three parts; those that a data set does not have are held out of its training part.
+
+    Args:
+        labels: ``(N,)`` integers of "train" and perhaps of "validation" and "test".
+        classes: number of classes.
+        where: the data set, for messages.
+        validation: share of the training part.
+
+    Raises:
+        ValueError: an impossible share, or a part with labels that no classifier can learn from.
+    """
+    if not 0 < validation <= 0.5:
+        raise ValueError(
+            f"data.args: validation = {validation!r}: give the share of the training part to hold out for "
+            "validation, above 0 and at most 0.5"
+        )
+    shares = {"validation": validation, "test": TEST_SHARE}
+    missing = [split for split in shares if split not in labels]
+    held_out = stratified(labels["train"], [shares[split] for split in missing])
+    taken = dict(zip(["train", *missing], held_out, strict=True))
+    parts: dict[Split, Part] = {}
+    for split in SPLITS:
+        stored: Split = "train" if split in taken else split
+        positions = taken.get(split, torch.arange(len(labels[stored])))
+        parts[split] = Part(stored, positions, labels[stored][positions])
+        check_labels(parts[split].labels, classes, f"{where}, {split}")
+    return parts
 
 
 def stratified(labels: torch.Tensor, shares: Sequence[float]) -> list[torch.Tensor]:
-    """Positions of the samples of each part.
+    """Positions of the samples of each part, sorted: the first part gets what the `shares` of the others leave.
 
-    Args:
-        labels: ``(N,)`` integers.
-        shares: share of each part except the first, which gets the rest; for example ``(0.1, 0.2)``.
-
-    Returns:
-        One sorted ``int64`` tensor of positions for each part: the first, then one for each share. Each
-        share is rounded down within each class.
+    Each share is rounded down within each class.
     """
     parts = [[torch.empty(0, dtype=torch.int64)] for _ in range(len(shares) + 1)]
     for label in sorted(set(labels.tolist())):
@@ -36,3 +82,18 @@ def stratified(labels: torch.Tensor, shares: Sequence[float]) -> list[torch.Tens
             start = end
         parts[0].append(members[start:])
     return [torch.cat(part).sort().values for part in parts]
+
+
+def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
+    """Refuse fewer than two classes, no samples, or a label outside ``0..classes-1``."""
+    if classes < 2:
+        raise ValueError(f"{where}: has {classes} class, a classifier needs at least 2; check the labels")
+    if len(labels) == 0:
+        raise ValueError(f"{where}: has no samples; check the files")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+    if len(wrong):
+        index = int(wrong[0])
+        raise ValueError(
+            f"{where}: sample {index} has label {int(labels[index])}; "
+            f"{classes} classes have the labels 0 to {classes - 1}"
+        )

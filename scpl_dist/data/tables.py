@@ -13,10 +13,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from scpl_dist.data.text import Row, TextSource
+from scpl_dist.run.config import Config
+
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Kinds of tables, by their file's extension."""
 
-Row = tuple[str, str]
+_PARTS = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
+
+
+def load(
+    config: Config,
+    length: int = 200,
+    vocabulary: int | None = None,
+    vectors: str | None = None,
+    validation: float = 0.1,
+) -> TextSource:
+    """``data.root`` is one table, or a folder with ``train`` and perhaps ``validation`` and ``test`` tables.
+
+    Parts without a table are held out of the training texts; see `TextSource` for the arguments.
+    """
+    root = Path(config.data.root)
+    files: dict[str, Path | None] = {"train": root}
+    if root.is_dir():
+        files = {split: find(root, names) for split, names in _PARTS.items()}
+    if files["train"] is None:
+        raise ValueError(
+            f"data.root = {config.data.root!r}: has no train table; name it train with one of the extensions "
+            f"{', '.join(EXTENSIONS)}, or set data.root to the file"
+        )
+    columns = [config.data.text_column], config.data.label_column
+    parts = {split: read_table(path, *columns) for split, path in files.items() if path is not None}
+    return TextSource(config, parts, length, vocabulary, vectors, validation)
 
 
 def find(folder: Path, names: Sequence[str]) -> Path | None:
@@ -25,14 +53,14 @@ def find(folder: Path, names: Sequence[str]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read(
+def read_table(
     path: Path,
     text_columns: Sequence[str],
     label_column: str,
     header: Sequence[str] | None = None,
     quoted: bool = True,
 ) -> list[Row]:
-    """Texts and labels of a table.
+    """Text and label of each row of a table, both as text.
 
     Args:
         path: the file; its extension says what it is.
@@ -41,17 +69,15 @@ def read(
         header: names of the columns of a CSV file whose first row is a row of data.
         quoted: whether a double quote has a meaning in a CSV or TSV file.
 
-    Returns:
-        Text and label of each row, both as text.
-
     Raises:
         ValueError: the file is missing, empty or not readable, or lacks a column, or a row lacks a value.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    texts: list[Row] = []
+    columns = [*text_columns, label_column]
+    found: list[Row] = []
     try:
-        for number, row in enumerate(_rows(path, [*text_columns, label_column], header, quoted), start=1):
+        for number, row in enumerate(_rows(path, columns, header, quoted), start=1):
             values = [row.get(name) for name in text_columns]
             label = row.get(label_column)
             if not all(isinstance(value, str) for value in values):
@@ -61,14 +87,14 @@ def read(
                     f"{path}: row {number} has the label {label!r} in column {label_column!r}; "
                     "labels are texts or whole numbers"
                 )
-            texts.append((" ".join(map(str, values)), str(label).strip()))
+            found.append((" ".join(map(str, values)), str(label).strip()))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text: {error}; convert it to UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not texts:
+    except (OSError, csv.Error, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read after row {len(found)}: {error}") from None
+    if not found:
         raise ValueError(f"{path}: has no rows")
-    return texts
+    return found
 
 
 def _rows(
@@ -91,26 +117,18 @@ def _separated(
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, fieldnames=header, delimiter=separator, quoting=quoting, strict=quoted)
-        try:
-            if reader.fieldnames is None:
-                raise ValueError(f"{path}: is empty")
-            _check_columns(path, columns, reader.fieldnames)
-            yield from reader
-        except csv.Error as error:
-            raise ValueError(f"{path}: cannot be read after line {reader.line_num}: {error}") from None
+        if reader.fieldnames is None:
+            raise ValueError(f"{path}: is empty")
+        _check_columns(path, columns, reader.fieldnames)
+        yield from reader
 
 
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is no JSON: {error}") from None
+        for line in filter(str.strip, file):
+            row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError(f"{path}: line {number} is no JSON object with {', '.join(columns)}")
+                raise ValueError(f"{path}: {line.strip()[:40]} is no JSON object with {', '.join(columns)}")
             _check_columns(path, columns, list(row))
             yield row
 

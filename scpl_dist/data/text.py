@@ -6,7 +6,7 @@ the training part alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,100 +14,76 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from scpl_dist import models
-from scpl_dist.data.source import DataSource, Split, check_labels, check_share
-from scpl_dist.data.splits import stratified
-from scpl_dist.data.tables import Row
-from scpl_dist.data.words import PADDING, Vocabulary, clean, read_vectors
+from scpl_dist.data.source import DataSource, Split
+from scpl_dist.data.splits import complete
+from scpl_dist.data.words import PADDING, clean, encode, number_words, read_vectors
 from scpl_dist.run.config import Config
 
-
-def text_source(
-    config: Config,
-    parts: Mapping[str, Sequence[Row]],
-    length: int,
-    vocabulary: int | None = None,
-    vectors: str | None = None,
-    validation: float = 0.1,
-    legacy: bool = False,
-    whole: bool = False,
-) -> TextSource:
-    """Clean texts, hold out missing parts and number the words.
-
-    Args:
-        config: the run.
-        parts: texts and labels of "train" and perhaps of "validation" and "test". Samples without any word
-            left after cleaning are dropped.
-        length: words of a text that are used.
-        vocabulary: largest number of words, padding and unknown words included; None takes what the model
-            takes.
-        vectors: file with word vectors, or None.
-        validation: share of the training part that is held out if there is no validation part; of a single
-            table a fifth becomes the test part too.
-        legacy: repeat the mistakes of the published code (see `scpl_dist.data.words`).
-        whole: keep stop-words and take the vocabulary from all parts.
-
-    Raises:
-        ValueError: labels that the training part does not have, one class only, impossible arguments.
-    """
-    _check_arguments(config, length, vectors, validation)
-    names = sorted({label for _, label in parts["train"]}, key=_numerically)
-    words: dict[str, list[list[str]]] = {}
-    labels: dict[str, torch.Tensor] = {}
-    for split, rows in parts.items():
-        numbers = _numbers(rows, names, split)
-        cleaned = [clean(text, keep_stop_words=whole)[:length] for text, _ in rows]
-        words[split] = [text for text in cleaned if text]
-        labels[split] = torch.tensor(
-            [number for text, number in zip(cleaned, numbers, strict=True) if text]
-        ).long()
-    missing = {"validation": validation, "test": 0.2}
-    missing = {split: share for split, share in missing.items() if split not in parts}
-    everything, all_labels = words["train"], labels["train"]
-    positions = stratified(all_labels, list(missing.values()))
-    for split, chosen in zip(["train", *missing], positions, strict=True):
-        words[split], labels[split] = [everything[index] for index in chosen.tolist()], all_labels[chosen]
-    for split in words:
-        check_labels(labels[split], len(names), f"data.root = {config.data.root!r}, {split}")
-    counted = [text for split in (words if whole else ["train"]) for text in words[split]]
-    entries = Vocabulary(counted, _limit(config, vocabulary))
-    encoded = {
-        split: ([entries.encode(text) for text in texts], labels[split]) for split, texts in words.items()
-    }
-    return TextSource(encoded, names, entries, vectors, legacy)
+Row = tuple[str, str]
+"""Text and label."""
 
 
 class TextSource(DataSource):
     """Texts as word numbers.
 
     Args:
-        parts: word numbers of each text and ``(N,)`` labels, for each part.
-        names: the classes.
-        vocabulary: the words.
-        vectors: file with word vectors for the embedding, or None.
-        legacy: see `read_vectors`.
+        config: the run.
+        parts: texts and labels of "train" and perhaps of "validation" and "test"; missing parts are held out of the
+            training part. Samples without any word are dropped.
+        length: words of a text that are used.
+        vocabulary: largest number of words, padding and unknown words included; None takes what the model takes.
+        vectors: file with word vectors in the text format of GloVe and fastText, or None.
+        validation: share of the training part that becomes the validation part, if there is none.
+        words_of: makes words of a text.
+        counted: parts whose words make the vocabulary.
+
+    Attributes:
+        names: the classes, in the order of their labels.
+        vocabulary: word -> number; 0 is padding, 1 an unknown word, 2 the most frequent word.
+        vector_rows: word -> row of the embedding that its vector goes to.
+
+    Raises:
+        ValueError: labels that the training part does not have, one class only, impossible arguments.
     """
 
     def __init__(
         self,
-        parts: Mapping[str, tuple[list[list[int]], torch.Tensor]],
-        names: Sequence[str],
-        vocabulary: Vocabulary,
+        config: Config,
+        parts: Mapping[str, Sequence[Row]],
+        length: int,
+        vocabulary: int | None = None,
         vectors: str | None = None,
-        legacy: bool = False,
+        validation: float = 0.1,
+        words_of: Callable[[str], list[str]] = clean,
+        counted: Sequence[Split] = ("train",),
     ) -> None:
-        self.classes = len(names)
-        self.names = list(names)
-        self.vocabulary = vocabulary
-        self.sizes = {split: len(labels) for split, (_, labels) in parts.items()}
+        _check_arguments(config, length, vectors)
+        self.names = sorted({label for _, label in parts["train"]}, key=_numerically)
+        self.classes = len(self.names)
+        texts: dict[str, list[list[str]]] = {}
+        labels: dict[str, torch.Tensor] = {}
+        for split, rows in parts.items():
+            cleaned = [words_of(text)[:length] for text, _ in rows]
+            numbers = _numbers(rows, self.names, split)
+            texts[split] = [words for words in cleaned if words]
+            labels[split] = torch.tensor(
+                [number for words, number in zip(cleaned, numbers, strict=True) if words], dtype=torch.int64
+            )
+        self._parts = complete(labels, self.classes, f"data.root = {config.data.root!r}", validation)
+        self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
+        self.vocabulary = number_words(self._words(texts, counted), _limit(config, vocabulary))
+        self.vector_rows: Mapping[str, int] = self.vocabulary
+        self._texts = {
+            split: [torch.tensor(encode(words, self.vocabulary)) for words in part]
+            for split, part in texts.items()
+        }
         self._vectors = vectors
-        self._legacy = legacy
-        self._texts = {split: [torch.tensor(text) for text in texts] for split, (texts, _) in parts.items()}
-        self._labels = {split: labels for split, (_, labels) in parts.items()}
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `DataSource.batch`; inputs are ``(B, L)`` int64, L is the length of the longest text."""
-        texts = [self._texts[split][index] for index in indices.tolist()]
-        return pad_sequence(texts, batch_first=True, padding_value=PADDING), self._labels[split][indices]
+        part = self._parts[split]
+        texts = [self._texts[part.stored][position] for position in part.positions[indices].tolist()]
+        return pad_sequence(texts, batch_first=True, padding_value=PADDING), part.labels[indices]
 
     def prepare(self, first: nn.Module) -> None:
         """Put word vectors into the embedding ``first.vectors``, if a file of them is given.
@@ -125,15 +101,19 @@ class TextSource(DataSource):
             )
         with torch.no_grad():
             initial = embedding.weight
-            initial.copy_(read_vectors(Path(self._vectors), self.vocabulary, initial.clone(), self._legacy))
+            initial.copy_(read_vectors(Path(self._vectors), self.vector_rows, initial.clone()))
+
+    def _words(self, texts: Mapping[str, list[list[str]]], counted: Sequence[Split]) -> Iterator[list[str]]:
+        for split in counted:
+            part = self._parts[split]
+            yield from (texts[part.stored][position] for position in part.positions.tolist())
 
 
-def _check_arguments(config: Config, length: int, vectors: str | None, validation: float) -> None:
+def _check_arguments(config: Config, length: int, vectors: str | None) -> None:
     if config.data.augmentation == "strong":
         raise ValueError(
             'data.augmentation = "strong": there is no augmentation of texts; set it to "none" or "basic"'
         )
-    check_share(validation)
     if length < 1:
         raise ValueError(f"data.args: length = {length}: give the number of words to use, at least 1")
     if vectors is not None and not Path(vectors).is_file():
@@ -144,16 +124,15 @@ def _check_arguments(config: Config, length: int, vectors: str | None, validatio
 
 def _limit(config: Config, vocabulary: int | None) -> int:
     taken = models.argument(config.model.name, config.model.args, "vocabulary")
-    limit = int(taken) if isinstance(taken, int) else None
     if vocabulary is None:
-        return limit or 30000
+        return taken if isinstance(taken, int) else 30000
     if vocabulary < 3:
         raise ValueError(
             f"data.args: vocabulary = {vocabulary}: give at least 3, for padding, unknown and a word"
         )
-    if limit is not None and vocabulary > limit:
+    if isinstance(taken, int) and vocabulary > taken:
         raise ValueError(
-            f"data.args: vocabulary = {vocabulary}: the embedding of model.name = {config.model.name!r} has {limit} "
+            f"data.args: vocabulary = {vocabulary}: the embedding of model.name = {config.model.name!r} has {taken} "
             f"words; set model.args.vocabulary = {vocabulary}"
         )
     return vocabulary

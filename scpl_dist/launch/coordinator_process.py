@@ -1,28 +1,26 @@
 """The coordinator as a child of the process that starts a run: the local launcher, or rank 0 under torchrun.
 
-    parent  -- standard input: signals, workers that exited -->  coordinator   end of file: the parent died
-            <-------- run.json in the run folder --------------               "sockets are bound"
-
-The child runs in a session of its own: a Ctrl-C reaches the parent only, which passes it on.
+parent  -- standard input: signals, workers that exited -->  coordinator   end of file: the parent died
+<-------- run.json in the run folder --------------               "sockets are bound"
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from scpl_dist.launch.child import Order
 from scpl_dist.storage.run_folder import RunFolder
 
 _START_S = 60.0
 
 
 class CoordinatorProcess:
-    """A started coordinator.
+    """A coordinator to be started, and the way to tell it something.
 
     Args:
         folder: the run's folder; its ``config.toml`` is the configuration.
@@ -32,6 +30,7 @@ class CoordinatorProcess:
 
     Attributes:
         generation: unique name of this start.
+        order: for whoever starts it, with `stdin` as standard input; close `stdin` then.
     """
 
     def __init__(
@@ -44,23 +43,25 @@ class CoordinatorProcess:
         self.generation = uuid.uuid4().hex
         self._folder = folder
         folder.remove("run.json", "exit.json", "result.json")
-        command = [sys.executable, "-m", "scpl_dist.coordinator.service", str(folder.path / "config.toml")]
-        command += ["--run-dir", str(folder.path), "--generation", self.generation, "--resume", resume]
-        command += ["--launcher"]
-        command += ["--may-restart"] if may_restart else []
-        for reason in restarted:
-            command += ["--restarted", reason]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self._ours, self.stdin = socket.socketpair()
+        self.order = Order(
+            entry="scpl_dist.coordinator.service:serve",
+            arguments={
+                "run_dir": str(folder.path),
+                "generation": self.generation,
+                "resume": resume,
+                "restarted": list(restarted),
+                "launched": True,
+                "may_restart": may_restart,
+            },
+            title=f"scpl-dist: coordinator {folder.path}",
+            orphan=True,  # it says how the run ended, also when its parent was killed
+        )
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    def endpoint(self) -> str | None:
+    def endpoint(self, alive: Callable[[], bool]) -> str | None:
         """Address of the control plane; None if the coordinator ended instead of binding it."""
         deadline = time.monotonic() + _START_S
-        while self._process.poll() is None and time.monotonic() < deadline:
+        while alive() and time.monotonic() < deadline:
             run = self._folder.read("run.json")
             if run is not None and run.get("generation") == self.generation:
                 return str(run["control"])
@@ -69,21 +70,11 @@ class CoordinatorProcess:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Send one event; returns at once."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(event).encode() + b"\n")
-            self._process.stdin.flush()
+            self._ours.sendall(json.dumps(event).encode() + b"\n")
         except OSError:
             pass  # it has ended, which is an event of its own
 
-    def wait(self, timeout_s: float | None = None) -> int | None:
-        """Exit code, negative for a signal; None if the process still runs after the time."""
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
-        self._process.wait()
+    def close(self) -> None:
+        """Say nothing more."""
+        self._ours.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run.config import Config
@@ -35,12 +38,13 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
 
     try:
         source = data.resolve(config)
-    except ValueError as error:
-        known = data.outline(config)
-        if absent is None or known is None or config.pipeline.partition == "measured":
+    except data.MissingFiles as error:
+        if absent is None or config.pipeline.partition == "measured":
             raise
         absent(str(error))
-        return Plan.plan(config, *known)
+        plan = Plan.plan(config, error.classes, error.example)
+        plan.check()
+        return plan
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
@@ -51,6 +55,7 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
     assembly = Plan.plan(config, source.classes, source.example())
+    assembly.check()
     if config.runtime.device == "cuda":
         import torch
 
@@ -61,10 +66,25 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     return assembly
 
 
+def answer(config: dict[str, Any]) -> int:
+    """`preflight` in a process of its own; the answer goes to standard input, which is a socket of the launcher."""
+    try:
+        found: dict[str, Any] = {
+            "config": preflight(Config.model_validate(config)).config.model_dump(mode="json")
+        }
+    except ValueError as error:
+        found = {"mistake": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        found = {"raised": f"{type(error).__name__}: {error}"}
+    os.write(0, json.dumps(found).encode())
+    return 0
+
+
 def _measured(config: Config, source: DataSource) -> Config:
     """The configuration with the block counts that measuring gives."""
-    from scpl_dist.plan import costs
     from scpl_dist.plan.plan import Plan
+    from scpl_dist.worker import costs
 
     pipeline = config.pipeline.model_copy(update={"partition": "uniform"})
     plan = Plan.plan(config.model_copy(update={"pipeline": pipeline}), source.classes, source.example())

@@ -1,4 +1,4 @@
-"""A process of a launch: what the launcher's environment makes of it, and that it never outlives the launcher.
+"""The worker of one rank, under any launcher.
 
 Under torchrun rank 0 also starts the coordinator, as a child, and ends after it; the local launcher and a cluster
 with a coordinator of its own start workers only.
@@ -7,18 +7,19 @@ with a coordinator of its own start workers only.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import json
 import os
-import signal
-import sys
+import subprocess
 import time
 from pathlib import Path
 
 import torch
 
+from scpl_dist.launch.child import die_with_parent, spawn
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
+from scpl_dist.launch.preflight import preflight
+from scpl_dist.run import config as configuration
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
@@ -28,41 +29,20 @@ from scpl_dist.worker.worker import Worker
 _COORDINATOR_END_S = 10.0
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies, however that happens. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
-        os._exit(1)
+def local(run_dir: str, control: str) -> int:
+    """Be the worker of this rank in a run of the local launcher; returns the exit code."""
+    config = configuration.load(Path(run_dir, "config.toml"))
+    code, _ = _work(config, Path(run_dir), control, _ranks(config)[0])
+    return code
 
 
-def redirect_output(path: Path) -> None:
-    """Send what this process and its libraries print to a file, also what C++ prints."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
-def main(
-    config: Config,
-    run_dir: Path | None,
-    control: str | None,
-    log_to_folder: bool,
-    companion: bool,
-    resume: str,
-) -> int:
-    """Run the worker of this process; ranks come from the launcher's environment.
+def main(config: Config, run_dir: Path | None, control: str | None, companion: bool, resume: str) -> int:
+    """Be the worker of this rank in a cluster; ranks come from the environment, as torchrun sets it.
 
     Args:
         config: the run.
         run_dir: run folder; None for the coordinator's.
         control: address of the coordinator; None for control.host and control.port.
-        log_to_folder: send all output to the run folder's log.
         companion: let rank 0 start the coordinator.
         resume: "never", "auto" or the folder of a checkpoint; for the coordinator that rank 0 starts.
 
@@ -73,8 +53,16 @@ def main(
         ValueError: the launch does not fit the configuration.
     """
     die_with_parent()
+    fixed = config.model_copy(update={"control": config.control.fixed()})
     try:
-        code, reason = _work(config, run_dir, control, log_to_folder, companion, resume)
+        rank, world_size = _ranks(config)
+        if control is None:
+            _check_reachable(fixed, world_size)
+            control = f"tcp://{fixed.control.host}:{fixed.control.port}"
+        if companion and rank == 0:
+            code, reason = _lead(fixed, run_dir, resume)
+        else:
+            code, reason = _work(config, run_dir, control, rank)
     except ValueError as error:
         _tell_torchrun(str(error))
         raise
@@ -91,41 +79,29 @@ def _tell_torchrun(reason: str) -> None:
             Path(path).write_text(json.dumps({"message": reason, "timestamp": int(time.time())}))
 
 
-def _work(
-    config: Config,
-    run_dir: Path | None,
-    control: str | None,
-    log_to_folder: bool,
-    companion: bool,
-    resume: str,
-) -> tuple[int, str]:
-    rank, world_size = _ranks(config)
-    if log_to_folder and run_dir is not None:
-        redirect_output(run_dir / "log" / f"{config.layout.workers[rank].file}.log")
+def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tuple[int, str]:
+    """Exit code and reason."""
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
-    fixed = config.model_copy(update={"control": config.control.fixed()})
-    if control is None:
-        _check_reachable(fixed, world_size)
-        control = f"tcp://{fixed.control.host}:{fixed.control.port}"
-    if companion and rank == 0:
-        return _lead(fixed, run_dir, resume)
     worker = Worker(config, run_dir, control, rank)
     return worker.run(), worker.reason
 
 
 def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
-    """Be rank 0 under torchrun: start the coordinator, work, and end after it. Returns code and reason."""
-    from scpl_dist.launch.preflight import preflight
-
+    """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
     preflight(config)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     coordinator = CoordinatorProcess(folder, resume)
-    endpoint = coordinator.endpoint()
-    code = 1 if endpoint is None else Worker(config, folder.path, endpoint, 0).run()
-    ended = coordinator.wait(_COORDINATOR_END_S)
-    if ended is None:
-        coordinator.kill()
+    with coordinator.stdin as stdin:
+        process = spawn(coordinator.order, stdin.fileno())
+    endpoint = coordinator.endpoint(lambda: process.poll() is None)
+    code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]
+    try:
+        ended = process.wait(_COORDINATOR_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        ended = 0
+    coordinator.close()
     if folder.read("exit.json") is None:
         folder.fail(1, "the coordinator did not finish the run")
     reason = (folder.read("exit.json") or {}).get("reason", "")

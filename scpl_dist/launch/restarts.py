@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scpl_dist.run.failures import FINAL
+from scpl_dist.run.failures import meaning
 
 SAME = 3
 """Failures of one kind in a row, without progress between them, that are called a storm."""
@@ -61,8 +61,8 @@ class Restarts:
         self._previous, self._furthest = kind, max(self._furthest, end.step)
         if end.code != 1:
             return "the run did not fail"
-        if end.cause in FINAL:
-            return f"not started again: {FINAL[end.cause]}"
+        if meaning(end.cause).final:
+            return f"not started again: {meaning(end.cause).final}"
         if self._same >= SAME:
             where = (
                 f"before step {self._furthest + 1} was done"

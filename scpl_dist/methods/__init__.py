@@ -1,30 +1,41 @@
-"""Training methods: each a generator of actions for one stage, plus the objective of its units.
+"""Training methods: each a generator of actions for one stage, plus the objective of its blocks.
 
-The executor knows none of them by name. A method is added by a file here and a line in `METHODS`.
+The executor knows none of them by name. A method is a subclass of `Method`: built in, an entry point in the group
+``scpl_dist.methods``, or the user's own, ``run.method = "path/to/file.py:Class"``.
 """
 
 from __future__ import annotations
 
-from scpl_dist.methods.al import AssociatedLearning
+import inspect
+
 from scpl_dist.methods.base import Method
-from scpl_dist.methods.bp import BackPropagation
-from scpl_dist.methods.early_exit import EarlyExit
-from scpl_dist.methods.gpipe import GPipe
-from scpl_dist.methods.scpl import Scpl
+from scpl_dist.run.registry import Registry
 
 __all__ = ["METHODS", "Method", "resolve"]
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Scpl, BackPropagation, EarlyExit, GPipe, AssociatedLearning)
-}
+METHODS = Registry(
+    "methods",
+    "run.method",
+    {
+        "scpl": "scpl_dist.methods.scpl:Scpl",
+        "bp": "scpl_dist.methods.bp:BackPropagation",
+        "early_exit": "scpl_dist.methods.scpl:EarlyExit",
+        "gpipe": "scpl_dist.methods.gpipe:GPipe",
+        "al": "scpl_dist.methods.al:AssociatedLearning",
+    },
+)
 
 
 def resolve(name: str) -> type[Method]:
     """The method of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or what there is is no method.
     """
-    if name not in METHODS:
-        raise ValueError(f"run.method = {name!r}: unknown method; use one of {', '.join(METHODS)}")
-    return METHODS[name]
+    found = METHODS.find(name)
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ValueError(f"run.method = {name!r}: give a subclass of scpl_dist.methods.Method")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ValueError(f"run.method = {name!r}: the class needs {missing}; see scpl_dist.methods.Method")
+    return found

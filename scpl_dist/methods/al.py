@@ -26,23 +26,18 @@ from scpl_dist.methods.base import LocalMethod, forward
 from scpl_dist.methods.block import Carry, TrainableBlock
 from scpl_dist.methods.heads import feature
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
+from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Association
 
 
 class AssociatedUnit(TrainableBlock):
     """f with g, b and h.
 
-    Args:
-        block: f.
-        width: features of a sample behind f.
-        entering: width of the code that g is given: the number of classes for the first block.
-        settings: section ``al``.
-        first: whether h gives class scores.
+    The first block's g is given the label, and its h gives class scores.
     """
 
-    def __init__(
-        self, block: nn.Module, width: int, entering: int, settings: Association, first: bool
-    ) -> None:
+    def __init__(self, block: nn.Module, width: int, settings: Association, task: Task, first: bool) -> None:
+        entering = task.classes if first else settings.code
         activation = nn.Sigmoid if settings.activation == "sigmoid" else nn.Tanh
         hidden = [nn.Linear(width, settings.bridge), activation()] if settings.bridge else []
         bridge = [nn.Flatten(), *hidden, nn.Linear(settings.bridge or width, settings.code), activation()]
@@ -54,7 +49,8 @@ class AssociatedUnit(TrainableBlock):
             "decoder": nn.Sequential(*decoder),
         }
         super().__init__(block, heads)
-        self.by_cross_entropy = settings.activation == "tanh" and first
+        self.task = task
+        self.by_scores = settings.activation == "tanh" and first
         self.autoencoder_lr = settings.autoencoder_lr
 
     def forward(self, carry: Carry) -> Carry:
@@ -71,11 +67,12 @@ class AssociatedUnit(TrainableBlock):
 
     def loss_terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """``associated`` and ``autoencoder``."""
+        associated = functional.mse_loss(seen["bridged"], seen["code"])
+        if self.by_scores:
+            return {"associated": associated, "autoencoder": self.task.loss(seen["back"], labels)}
         return {
-            "associated": functional.mse_loss(seen["bridged"], seen["code"]),
-            "autoencoder": functional.cross_entropy(seen["back"], labels)
-            if self.by_cross_entropy
-            else functional.mse_loss(seen["back"], seen["entered"]),
+            "associated": associated,
+            "autoencoder": functional.mse_loss(seen["back"], seen["entered"]),
         }
 
     def predict(self, after: Carry) -> Tensor:
@@ -106,14 +103,12 @@ class AssociatedLearning(LocalMethod):
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         """Data and one-hot labels."""
-        return {"data": inputs, "code": functional.one_hot(labels, self.classes).float()}
+        return {"data": inputs, "code": functional.one_hot(labels, self.task.classes).float()}
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """All blocks have the same heads; the first one's code is the label."""
-        first = index == 0
         width = feature(block, after).shape[1:].numel()
-        entering = self.classes if first else self.config.al.code
-        return AssociatedUnit(block, width, entering, self.config.al, first)
+        return AssociatedUnit(block, width, self.config.al, self.task, first=index == 0)
 
     def evaluate(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Forward through all stages and back through their decoders; the first stage counts."""
@@ -127,12 +122,13 @@ class AssociatedLearning(LocalMethod):
                 yield Action(Kind.DECODE, block, m)
             yield Action(Kind.COUNT if spec.first else Kind.SEND_B, micro_batch=m)
 
-    def probabilities(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
-        """The shortcut: over the bridge of `block`, and back through the decoders before it.
-
-        The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are.
-        """
+    def scores(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor:
+        """The shortcut: over the bridge of `block`, and back through the decoders before it."""
         answer = trainables[block].predict(carry)
         for index in range(block, -1, -1):
             answer = trainables[index].decode(answer)
-        return torch.clamp(answer, 0, 1)
+        return answer
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are."""
+        return torch.clamp(scores, 0, 1)

@@ -1,4 +1,4 @@
-"""What every training method has to say: the actions of a stage and the units of its blocks."""
+"""What every training method has to say: the actions of a stage, and what its blocks learn from."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scpl_dist.methods.block import Carry, TrainableBlock
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
-from scpl_dist.run.config import Config
+from scpl_dist.methods.task import Task
+from scpl_dist.run.config import Config, Section
 
 
 class Method(ABC):
-    """A training method for a model of ``num_blocks`` blocks and ``classes`` classes.
+    """A training method.
 
-    Class attributes:
+    Args:
+        config: the run.
+        num_blocks: blocks of the whole model.
+        task: what the model is trained for.
+
+    Attributes:
+        name: what the method is called.
         local: gradients end at every block; if False, they are handed on from block to block.
-        whole: why a batch must stay whole; empty if it may be split into micro-batches.
         schedules: whether the pipeline's keys that shape the schedule of micro-batches mean something here.
+        Settings: what ``run.args`` may hold: a subclass of `Section`, fields with types and defaults.
+        settings: ``run.args`` as that class.
 
     Raises:
         ValueError: the configuration asks for something that the method cannot do.
@@ -27,10 +36,14 @@ class Method(ABC):
 
     name: ClassVar[str]
     local: ClassVar[bool]
-    whole: ClassVar[str] = ""
     schedules: ClassVar[bool] = False
+    Settings: ClassVar[type[Section]] = Section
 
-    def __init__(self, config: Config, num_blocks: int, classes: int) -> None:
+    def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
+        self.config = config
+        self.num_blocks = num_blocks
+        self.task = task
+        self.settings = self._settings(config.run.args)
         parts = config.pipeline.micro_batches
         if parts != 1 and self.whole:
             raise ValueError(
@@ -42,9 +55,22 @@ class Method(ABC):
                 raise ValueError(
                     f"pipeline.{key} = {value!r}: only run.method = 'gpipe' has it, this is {self.name!r}; leave it out"
                 )
-        self.config = config
-        self.num_blocks = num_blocks
-        self.classes = classes
+
+    def _settings(self, args: dict[str, Any]) -> Section:
+        try:
+            return self.Settings.model_validate(args)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(["run.args", *map(str, problem["loc"])])
+            known = ", ".join(self.Settings.model_fields) or "no arguments"
+            raise ValueError(
+                f"{key} = {problem['input']!r}: {problem['msg'].lower()}; {self.name} takes {known}"
+            ) from None
+
+    @property
+    def whole(self) -> str:
+        """Why a batch must stay whole; empty if it may be split into micro-batches."""
+        return ""
 
     @abstractmethod
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
@@ -59,10 +85,10 @@ class Method(ABC):
 
     @abstractmethod
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
-        """Actions of one stage for one training step."""
+        """What one stage computes and passes on in one training step; see `scpl_dist.methods.lowering` for the rest."""
 
     def evaluate(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
-        """Actions of one stage for one batch of an evaluation: forward only, prediction at the last block."""
+        """The same for one batch of an evaluation: forward only, prediction at the last block."""
         for m in range(micro_batches):
             yield from forward(spec, m)
             if spec.last:
@@ -70,25 +96,24 @@ class Method(ABC):
                 yield Action(Kind.COUNT, micro_batch=m)
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
-        """What the first unit is given for a batch."""
+        """What the first block is given for a batch."""
         return inputs
 
-    def probabilities(
-        self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry
-    ) -> Tensor | None:
-        """Class probabilities (N, classes) of an answer from `block`; None if it cannot give one.
+    def scores(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor | None:
+        """Class scores (N, classes) of an answer from `block`; None if it cannot give one.
 
         Args:
-            units: all units, in evaluation mode.
-            block: the block that has just run.
+            trainables: all blocks, in evaluation mode.
+            block: the one that has just run.
             carry: its output.
         """
-        scores = (
-            trainables[block].predict(carry)
-            if block == self.num_blocks - 1
-            else trainables[block].local_scores(carry)
-        )
-        return None if scores is None else scores.softmax(1)
+        if block == self.num_blocks - 1:
+            return trainables[block].predict(carry)
+        return trainables[block].local_scores(carry)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Class probabilities (N, classes) of `scores`."""
+        return self.task.probabilities(scores)
 
 
 def forward(spec: StageSpec, m: int) -> Iterator[Action]:
@@ -109,18 +134,12 @@ class LocalMethod(Method):
 
     A block inside a stage finishes its update before the next one starts, so only one block's activations are alive;
     the last one sends its output first, so that the next stage works while this one goes backward. With several
-    micro-batches the update follows the last one. Where a stage has replicas, their gradients are added up while the
-    next block computes:
-
-        ... F0 LOSS0 B0 SUM0 F1 LOSS1 B1 SUM1 STEP0 F2 ...
+    micro-batches the update follows the last one.
     """
 
     local = True
 
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
-        """See the class."""
-        lag = int(spec.replicas > 1)  # blocks whose sums are awaited while the next one computes
-        behind: list[int] = []
         for m in range(micro_batches):
             yield Action(Kind.LOAD if spec.first else Kind.RECV_F, micro_batch=m)
             for block in spec.blocks:
@@ -130,10 +149,4 @@ class LocalMethod(Method):
                 yield Action(Kind.LOSS, block, m)
                 yield Action(Kind.BACKWARD, block, m)
                 if m == micro_batches - 1:
-                    if spec.replicas > 1:
-                        yield Action(Kind.SUM, block)
-                    behind.append(block)
-                    if len(behind) > lag:
-                        yield Action(Kind.STEP, behind.pop(0))
-        for block in behind:
-            yield Action(Kind.STEP, block)
+                    yield Action(Kind.STEP, block)

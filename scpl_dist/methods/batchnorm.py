@@ -18,15 +18,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Exchanged(_BatchNorm):
-    """Takes the place of a BatchNorm. State and parameters have its names, so checkpoints and exports are the same."""
+    """Takes the place of a BatchNorm: the same parameters, buffers, hooks and names, so checkpoints are the same."""
 
     def __init__(self, norm: _BatchNorm) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({key: value for key, value in norm.__dict__.items() if not key.startswith("_")})
-        for name, parameter in norm.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in norm.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
+        self.affine = norm.affine
+        self.track_running_stats = norm.track_running_stats
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(norm, name))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        for name, value in vars(norm).items():
+            if "_hook" in name:  # shared, so that the handle which removes a hook still does
+                setattr(self, name, value)
+        self.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -89,10 +94,8 @@ Gather = Callable[[Tensor], Tensor]
 class SharedBatchNorm(_Exchanged):
     """See the module.
 
-    Args:
-        norm: whose place it takes.
-        gather: the statistics (1, W) of this replica to those of all (replicas, W); differentiable, and the gradients
-            of all replicas are added up.
+    ``gather`` makes of the statistics (1, W) of this replica those of all (replicas, W); it is differentiable, and adds
+    up the gradients of all replicas.
     """
 
     def __init__(self, norm: _BatchNorm, gather: Gather) -> None:
@@ -137,11 +140,16 @@ def shared(module: nn.Module, gather: Gather) -> nn.Module:
 
 
 def _exchanged(module: nn.Module, exchange: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
-    if isinstance(module, _BatchNorm):
-        return module if isinstance(module, _Exchanged) else exchange(module)
-    for name, child in module.named_children():
-        setattr(module, name, _exchanged(child, exchange))
-    return module
+    """Each one is exchanged once, and one that has several names keeps all of them."""
+    made: dict[nn.Module, nn.Module] = {
+        norm: exchange(norm)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, _Exchanged)
+    }
+    for name, child in list(module.named_modules(remove_duplicate=False)):
+        if name and child in made:
+            module.set_submodule(name, made[child])
+    return made.get(module, module)
 
 
 def commit(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""A unit: one block and everything that trains together with it.
+"""One block and everything that trains together with it.
 
-The executor moves a *carry* (a pytree of tensors, batch first) from unit to unit. Most methods carry activations
+The executor moves a *carry* (a pytree of tensors, batch first) from block to block. Most methods carry activations
 only; a method with a second stream, such as associated learning, carries both.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from scpl_dist.methods.heads import feature
 from scpl_dist.run import seeds
-from scpl_dist.run.config import Config
 
 Carry = Any
 """A pytree of tensors, batch dimension first."""
@@ -34,15 +34,15 @@ class TrainableBlock(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, carry: Carry) -> Carry:
-        """Output of the block, which is the carry of the next unit."""
+        """Output of the block, which is the carry of the next one."""
         return self.block(carry)
 
     def embed(self, before: Carry, after: Carry) -> Any:
         """What the objective sees of the samples: a pytree of tensors (N, ...), each row from its own sample alone.
 
         Args:
-            before: carry that the unit was given.
-            after: what `forward` made of it, still joined to the unit by autograd.
+            before: carry that the block was given.
+            after: what `forward` made of it, still joined to the block by autograd.
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
@@ -50,8 +50,8 @@ class TrainableBlock(nn.Module):
         """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `embed`.
 
         Args:
-            seen: of all samples of the micro-batch, also those of other replicas.
-            labels: their classes, int64 of shape (N,).
+            seen: what `embed` gave, of all samples of the micro-batch, also those of other replicas.
+            labels: their labels, int64, sample first; of a classification (N,).
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
@@ -60,8 +60,9 @@ class TrainableBlock(nn.Module):
         return self.loss_terms(self.embed(before, after), labels)
 
     def predict(self, after: Carry) -> Tensor:
-        """The answer of this block from its output: class scores (N, classes), or a code that `decode` turns back."""
-        raise NotImplementedError(f"{type(self).__name__} makes no prediction")
+        """The answer of this block from its output: scores of its predictor, or a code that `decode` turns back."""
+        scores: Tensor = self.heads["predictor"](feature(self.block, after))
+        return scores
 
     def decode(self, answer: Tensor) -> Tensor:
         """The answer in terms of the block before, (N, ...)."""
@@ -75,7 +76,7 @@ class TrainableBlock(nn.Module):
         """Called after each update, with all micro-batches of the step behind."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: one Adam is made for each that is not empty.
+        """Parameter groups: one optimizer is made for each that is not empty.
 
         ``params`` holds the parameters; ``lr_scale`` may hold a factor on the learning rate.
         """
@@ -91,18 +92,6 @@ def floating(carry: Carry) -> list[Tensor]:
     """The floating-point tensors of a carry in order: those that gradients belong to."""
     return [
         leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
-
-
-def make_optimizers(trainable: TrainableBlock, config: Config) -> list[torch.optim.Optimizer]:
-    """One Adam for each path of the unit (betas 0.9 and 0.999, eps 1e-8, no weight decay), as published.
-
-    The fused kernel updates all parameters of a unit in one pass over memory; the update is Adam's all the same.
-    """
-    return [
-        torch.optim.Adam([path], lr=config.optimizer.lr, fused=True)
-        for path in trainable.parameter_groups()
-        if path["params"]
     ]
 
 

@@ -1,4 +1,4 @@
-"""Back-propagation through the whole network: one cross-entropy at its end.
+"""Back-propagation through the whole network: one loss at its end.
 
 On one stage this is the plain training loop. On several it is *naive model parallelism*: activations travel down,
 gradients travel up, and only one stage works at a time.
@@ -10,33 +10,30 @@ gradients travel up, and only one stage works at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from scpl_dist.methods.base import Method, forward
 from scpl_dist.methods.block import Carry, TrainableBlock
-from scpl_dist.methods.heads import Predictor, feature
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
+from scpl_dist.methods.task import Task
 
 
 class LinkUnit(TrainableBlock):
     """A block of a chain; the last one has the predictor and the only loss."""
 
+    def __init__(self, block: nn.Module, heads: Mapping[str, nn.Module], task: Task) -> None:
+        super().__init__(block, heads)
+        self.task = task
+
     def embed(self, before: Carry, after: Carry) -> Tensor:
-        """Class scores (N, classes)."""
         return self.predict(after)
 
     def loss_terms(self, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``classifier``: cross-entropy whose gradient goes through all blocks."""
-        return {"classifier": functional.cross_entropy(seen, labels)}
-
-    def predict(self, after: Carry) -> Tensor:
-        """Class scores (N, classes) of the predictor."""
-        scores: Tensor = self.heads["predictor"](feature(self.block, after))
-        return scores
+        """``classifier``: the task's loss, whose gradient goes through all blocks."""
+        return {"classifier": self.task.loss(seen, labels)}
 
 
 class BackPropagation(Method):
@@ -44,15 +41,17 @@ class BackPropagation(Method):
 
     name = "bp"
     local = False
-    whole = 'the method bp takes a batch as a whole, its pipelined form is run.method = "gpipe"'
+
+    @property
+    def whole(self) -> str:
+        return 'the method bp takes a batch as a whole, its pipelined form is run.method = "gpipe"'
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """A predictor for the last block, nothing for the others."""
         last = index == self.num_blocks - 1
-        return LinkUnit(block, {"predictor": Predictor(block, after, self.classes)} if last else {})
+        return LinkUnit(block, {"predictor": self.task.head(block, after)} if last else {}, self.task)
 
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
-        """Forward, backward, update."""
         for m in range(micro_batches):
             yield from forward(spec, m)
             yield from backward(spec, m)
@@ -60,7 +59,7 @@ class BackPropagation(Method):
 
 
 def backward(spec: StageSpec, m: int, recompute: bool = False) -> Iterator[Action]:
-    """Its gradients back, from the loss or from the stage behind."""
+    """Gradients of micro-batch `m` back through a stage, from the loss or from the stage behind."""
     if not spec.last:
         yield Action(Kind.RECV_B, micro_batch=m)
     for block in reversed(spec.blocks):
@@ -75,8 +74,5 @@ def backward(spec: StageSpec, m: int, recompute: bool = False) -> Iterator[Actio
 
 def update(spec: StageSpec) -> Iterator[Action]:
     """All blocks of a stage, after its gradients have left."""
-    if spec.replicas > 1:
-        for block in spec.blocks:
-            yield Action(Kind.SUM, block)
     for block in spec.blocks:
         yield Action(Kind.STEP, block)

@@ -24,6 +24,7 @@ from scpl_dist.methods.batchnorm import commit, deferred
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, update
 from scpl_dist.methods.schedule import Action, StageSpec
+from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Config
 
 
@@ -39,11 +40,14 @@ class GPipe(BackPropagation):
     """GPipe and one-forward-one-backward: see the module."""
 
     name = "gpipe"
-    whole = ""
     schedules = True
 
-    def __init__(self, config: Config, num_blocks: int, classes: int) -> None:
-        super().__init__(config, num_blocks, classes)
+    @property
+    def whole(self) -> str:
+        return ""
+
+    def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
+        super().__init__(config, num_blocks, task)
         pipeline = config.pipeline
         if pipeline.deferred_batch_norm and config.layout.world > pipeline.stages:
             raise ValueError(
@@ -56,15 +60,23 @@ class GPipe(BackPropagation):
         trainable = super().trainable(index, block, before, after)
         if not self.config.pipeline.deferred_batch_norm:
             return trainable
-        return DeferredUnit(deferred(block), dict(trainable.heads.items()))
+        return DeferredUnit(deferred(block), dict(trainable.heads.items()), self.task)
 
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Backward passes in reverse order, or each as soon as the stage behind can have sent it."""
+        # m      micro-batch that goes forward
+        # ahead  micro-batches that go forward before the first one comes back
+        # order  in which they come back
+        #
+        # stage 0 of 3, 4 micro-batches     ahead  order    program
+        # gpipe                             4      3 2 1 0  F0 F1 F2 F3  B3 B2 B1 B0
+        # 1f1b                              2      0 1 2 3  F0 F1  F2 B0  F3 B1  B2 B3
         again = self.config.pipeline.recompute
+        order = iter(range(micro_batches))
+        ahead = min(spec.stages - 1 - spec.stage, micro_batches)
         if self.config.pipeline.schedule == "gpipe":
-            ahead, order = micro_batches, reversed(range(micro_batches))
-        else:
-            ahead, order = min(spec.stages - 1 - spec.stage, micro_batches), iter(range(micro_batches))
+            order = reversed(range(micro_batches))
+            ahead = micro_batches
         for m in range(ahead):
             yield from forward(spec, m)
         for m in range(ahead, micro_batches):

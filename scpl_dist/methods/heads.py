@@ -13,6 +13,7 @@ last block only. A block may say how its output is read, with plain attributes, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,15 +29,7 @@ _PREDICTOR_FIX = 'write "l", or an activation and a width such as "sigmoid,2500"
 
 
 def feature(block: nn.Module, output: Any) -> torch.Tensor:
-    """The tensor that the heads of `block` read from its output.
-
-    Args:
-        block: the block, for its optional ``feature`` method.
-        output: what the block returned, a pytree of tensors, batch first.
-
-    Returns:
-        ``(B, ...)``; the heads flatten it from dimension 1.
-    """
+    """The tensor (B, ...) that the heads of `block` read from its output; they flatten it from dimension 1."""
     method = getattr(block, "feature", None)
     if method is not None:
         result: torch.Tensor = method(output)
@@ -45,21 +38,26 @@ def feature(block: nn.Module, output: Any) -> torch.Tensor:
     return first
 
 
-class Projector(nn.Module):
-    """Maps a block's feature to the space of the contrastive loss; see methods: "i", "l", "m", "mb", ",avg".
+class _Head(nn.Module):
+    layers: nn.Module
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.layers(feature)
+        return output
+
+
+class Projector(_Head):
+    """Maps a block's feature (B, ...) to the space of the contrastive loss (B, OUT).
 
     Kinds: "i" flattens; "l" Linear to OUT; "m" Linear to HIDDEN, ReLU, Linear to OUT; "mb" the same with
     BatchNorm before the ReLU. ",avg" halves height and width by adaptive average pooling first (images only).
     ",HIDDEN,OUT" sets the widths; for "l" HIDDEN is not used.
 
-    Args:
-        kind: the text described above, ``loss.projector``.
-        block: the block whose output is projected, for its preferences (see the module).
-        output: what the block returns for some batch: a pytree of tensors; only shapes are read.
-
     Raises:
         ValueError: `kind` is none of these, or ",avg" meets a feature without height and width.
     """
+
+    layers: nn.Sequential
 
     def __init__(self, kind: str, block: nn.Module, output: Any) -> None:
         super().__init__()
@@ -77,7 +75,7 @@ class Projector(nn.Module):
             shape[1:] = [max(1, side // 2) for side in shape[1:]]
             layers.append(nn.AdaptiveAvgPool2d((shape[1], shape[2])))
         layers.append(nn.Flatten())
-        width = _product(shape)
+        width = math.prod(shape)
         if name == "l":
             layers.append(nn.Linear(width, out))
         elif name in ("m", "mb"):
@@ -85,20 +83,11 @@ class Projector(nn.Module):
             layers += [nn.Linear(width, hidden), *norm, nn.ReLU(), nn.Linear(hidden, out)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        """Project ``(B, ...)`` features to ``(B, OUT)``."""
-        projected: torch.Tensor = self.layers(feature)
-        return projected
 
-
-class Predictor(nn.Module):
+class Predictor(_Head):
     """Class scores from a block's feature: "l" is Linear, "sigmoid,2500" Linear-Sigmoid-Linear.
 
-    Args:
-        block: the block whose output is read, for its preferences (see the module).
-        output: what the block returns for some batch: a pytree of tensors; only shapes are read.
-        classes: number of classes.
-        kind: what to build; None takes the block's ``predictor`` preference.
+    No kind takes the block's ``predictor`` preference.
 
     Raises:
         ValueError: `kind` is not of this form.
@@ -108,9 +97,9 @@ class Predictor(nn.Module):
         super().__init__()
         chosen = getattr(block, "predictor", "l") if kind is None else kind
         if not isinstance(chosen, str):
-            self.layers: nn.Module = chosen(classes)
+            self.layers = chosen(classes)
             return
-        width = _product(feature(block, output).shape[1:])
+        width = math.prod(feature(block, output).shape[1:])
         if chosen == "l":
             self.layers = nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
             return
@@ -122,11 +111,6 @@ class Predictor(nn.Module):
             nn.Flatten(), nn.Linear(width, hidden), _ACTIVATIONS[name](), nn.Linear(hidden, classes)
         )
 
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        """Class scores ``(B, classes)`` of ``(B, ...)`` features."""
-        scores: torch.Tensor = self.layers(feature)
-        return scores
-
 
 def _parse_projector(kind: str) -> tuple[str, bool, tuple[int, int] | None]:
     name, *rest = kind.split(",")
@@ -136,10 +120,3 @@ def _parse_projector(kind: str) -> tuple[str, bool, tuple[int, int] | None]:
     if name not in ("i", "l", "m", "mb") or len(sizes) not in (0, 2) or not readable:
         raise ValueError(f"loss.projector = {kind!r}: {_PROJECTOR_FIX}")
     return name, pooled, (int(sizes[0]), int(sizes[1])) if sizes else None
-
-
-def _product(sizes: Any) -> int:
-    product = 1
-    for size in sizes:
-        product *= int(size)
-    return product

@@ -8,7 +8,7 @@ features.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def supcon(
@@ -25,20 +25,13 @@ def supcon(
     ``|P(i)|`` for "positives", which is L_out of Khosla et al. (arXiv 2004.11362, equation 2) averaged over
     the batch. An anchor without positives contributes 0 to the sum and counts in N.
 
-    Args:
-        features: ``(N, D)``, floating point, not normalised.
-        labels: ``(N,)``, integers.
-        temperature: divisor of the cosine similarities, above 0.
-        divisor: "all" or "positives", ``loss.divisor``.
-
-    Returns:
-        A float32 scalar. It is 0 with a gradient of 0 for fewer than two samples, which have no pair to
-        compare.
+    Features are ``(N, D)``, not normalised, labels ``(N,)``, and the loss is a float32 scalar. It is 0 with a gradient
+    of 0 for fewer than two samples, which have no pair to compare.
     """
     size = features.shape[0]
     if size < 2:
         return features.float().sum() * 0.0
-    normalised = F.normalize(features.float(), dim=1, eps=1e-12)
+    normalised = functional.normalize(features.float(), dim=1, eps=1e-12)
     similarity = normalised @ normalised.T / temperature
     itself = torch.eye(size, dtype=torch.bool, device=features.device)
     positive = (labels[:, None] == labels[None, :]) & ~itself
@@ -54,18 +47,14 @@ def similarity_matching(features: torch.Tensor, labels: torch.Tensor, classes: i
 
     Similarity is the correlation of two samples' feature vectors, clamped to [-1, 1]; the labels' vectors are one-hot
     (Nokland and Eidnes, arXiv 1901.06656, "sim"). Of images, the vector holds the deviation of each channel over the
-    pixels, if there are more than three channels and pixels enough.
-
-    Args:
-        features: ``(N, D)`` or ``(N, C, H, W)``.
-        labels: ``(N,)``, integers.
-        classes: number of classes.
+    pixels, if there are more than three channels and pixels enough. Features are ``(N, D)`` or ``(N, C, H, W)``, labels
+    ``(N,)``.
     """
     features = features.float()
     if features.dim() == 4 and features.shape[1] > 3 and features.shape[2] > 1:
         features = features.flatten(2).std(dim=2)
-    wanted = _correlations(F.one_hot(labels, classes).float())
-    return F.mse_loss(_correlations(features.flatten(1)), wanted)
+    wanted = _correlations(functional.one_hot(labels, classes).float())
+    return functional.mse_loss(_correlations(features.flatten(1)), wanted)
 
 
 def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
@@ -73,18 +62,14 @@ def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dic
 
     Of features scaled to length 1: ``covariance``, the squared covariances between different features summed and
     divided by D; ``invariance``, see `similarity_matching`; ``variance``, how far the deviation of a feature over the
-    batch lies below 1, averaged over the features and, as in the published code, divided by N.
-
-    Args:
-        features: ``(N, D)``, N at least 2; with fewer samples all terms are 0.
-        labels: ``(N,)``, integers.
-        classes: number of classes.
+    batch lies below 1, averaged over the features and, as in the published code, divided by N. Features are ``(N, D)``,
+    labels ``(N,)``; with fewer than two samples all terms are 0.
     """
     size, width = features.shape
     if size < 2:
         nothing = features.float().sum() * 0.0
         return {"covariance": nothing, "invariance": nothing, "variance": nothing}
-    normalised = F.normalize(features.float(), dim=1)
+    normalised = functional.normalize(features.float(), dim=1)
     centred = normalised - normalised.mean(dim=0)
     covariances = centred.T @ centred / size
     between = covariances.square().sum() - covariances.diagonal().square().sum()
@@ -92,11 +77,11 @@ def deinforeg(features: torch.Tensor, labels: torch.Tensor, classes: int) -> dic
     return {
         "covariance": between / width,
         "invariance": similarity_matching(normalised, labels, classes),
-        "variance": F.relu(1 - deviation).mean() / size,
+        "variance": functional.relu(1 - deviation).mean() / size,
     }
 
 
 def _correlations(vectors: torch.Tensor) -> torch.Tensor:
     """``(N, N)`` correlations between the rows of ``(N, D)``."""
-    centred = F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
+    centred = functional.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
     return (centred @ centred.T).clamp(-1, 1)

@@ -1,8 +1,8 @@
 """Local objectives by name: the heads that a block gets, and the terms that are minimised on its feature.
 
 supcon      projector; supervised contrastive loss (SCPL)
-ce          local classifier; cross-entropy (early exit, "pred")
-predsim     3x3 convolution and linear classifier; 0.99 similarity matching + 0.01 cross-entropy
+ce          local classifier; the task's loss (early exit, "pred")
+predsim     3x3 convolution and linear classifier; 0.99 similarity matching + 0.01 of the task's loss
 deinforeg   projector; covariance, invariance and variance
 your own    projector; ``package.module:function``, ``file.py:function`` or the name of an entry point in the group
             ``scpl_dist.methods.losses``: ``function(features (N, D), labels (N,), **loss.args)`` returns a scalar
@@ -10,27 +10,35 @@ your own    projector; ``package.module:function``, ``file.py:function`` or the 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from scpl_dist.methods import losses
-from scpl_dist.methods.heads import Predictor, Projector, feature
-from scpl_dist.run import config
-from scpl_dist.run.imports import load_object
+from scpl_dist.methods.heads import Projector, feature
+from scpl_dist.methods.task import Task
+from scpl_dist.run.config import Loss
+from scpl_dist.run.imports import bind
+from scpl_dist.run.registry import Registry
 
-ENTRY_POINTS = "scpl_dist.methods.losses"
+LOSSES = Registry(
+    "methods.losses",
+    "loss.name",
+    {
+        "supcon": "scpl_dist.methods.objectives:supcon",
+        "ce": "scpl_dist.methods.objectives:ce",
+        "predsim": "scpl_dist.methods.objectives:predsim",
+        "deinforeg": "scpl_dist.methods.objectives:deinforeg",
+    },
+)
 SIMILARITY_SHARE = 0.99
-"""Weight of similarity matching in "predsim"; the cross-entropy has the rest."""
+"""Weight of similarity matching in "predsim"; the task's loss has the rest."""
 
-Heads = nn.ModuleDict
+Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,113 +52,97 @@ class Objective:
     """
 
     heads: Mapping[str, nn.Module]
-    embed: Callable[[Heads, Tensor], Any]
-    loss_terms: Callable[[Any, Tensor], dict[str, Tensor]]
+    embed: Callable[[nn.ModuleDict, Tensor], Any]
+    loss_terms: Callable[[Any, Tensor], Terms]
 
 
-def make(name: str, settings: config.Loss, block: nn.Module, output: Any, classes: int) -> Objective:
-    """The objective of one block.
+def make(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    """The objective ``loss.name`` of one block.
 
     Args:
-        name: see the module; ``loss.name``.
         settings: section ``loss``.
         block: the block.
         output: what it returns, a pytree of meta tensors.
-        classes: number of classes.
+        task: what the model is trained for.
 
     Raises:
         ValueError: unknown name, or settings that do not fit.
     """
-    if name == "ce":
-        return Objective(
-            {"classifier": classifier(settings, block, output, classes)}, _scores, _cross_entropy
-        )
-    if name == "predsim":
-        heads = {
-            "similarity": _similarity(feature(block, output)),
-            "classifier": Predictor(block, output, classes, "l"),
-        }
-        return Objective(heads, _both, partial(_predsim, classes=classes))
-    terms: Callable[[Any, Tensor], dict[str, Tensor]]
-    if name == "supcon":
-        terms = partial(_contrastive, temperature=settings.temperature, divisor=settings.divisor)
-    elif name == "deinforeg":
-        terms = partial(losses.deinforeg, classes=classes)
-    else:
-        terms = partial(_own, name=name, function=_find(name, settings.args))
-    return Objective({"projector": Projector(settings.projector, block, output)}, _projected, terms)
+    found = LOSSES.find(settings.name)
+    if settings.name in LOSSES.builtin:
+        objective: Objective = found(settings, block, output, task)
+        return objective
+    function = bind(found, "loss.args", settings.args, None, None, name=settings.name)
+    return _projected(settings, block, output, partial(_own, settings.name, function))
 
 
-def classifier(settings: config.Loss, block: nn.Module, output: Any, classes: int) -> Predictor:
+def whole(name: str) -> str:
+    """Why an objective needs whole batches; empty if its loss is a mean over samples."""
+    return (
+        ""
+        if name == "ce"
+        else "a contrastive loss compares all samples of a batch, so parts of it have another loss"
+    )
+
+
+def classifier(settings: Loss, block: nn.Module, output: Any, task: Task) -> nn.Module:
     """A local classifier, ``loss.classifier``; "m" is the block's own preference or two layers of width 512."""
     kind = getattr(block, "classifier", "sigmoid,512") if settings.classifier == "m" else settings.classifier
     try:
-        return Predictor(block, output, classes, kind)
+        return task.head(block, output, kind)
     except ValueError as error:
         raise ValueError(f'loss.classifier = {settings.classifier!r}: "m", or {error}') from None
 
 
-def _projected(heads: Heads, features: Tensor) -> Tensor:
-    projected: Tensor = heads["projector"](features)
-    return projected
+def supcon(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    def terms(projected: Tensor, labels: Tensor) -> Terms:
+        return {"contrastive": losses.supcon(projected, labels, settings.temperature, settings.divisor)}
+
+    return _projected(settings, block, output, terms)
 
 
-def _scores(heads: Heads, features: Tensor) -> Tensor:
-    scores: Tensor = heads["classifier"](features)
-    return scores
+def ce(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    return Objective(
+        {"classifier": classifier(settings, block, output, task)},
+        lambda heads, features: heads["classifier"](features),
+        lambda scores, labels: {"local": task.loss(scores, labels)},
+    )
 
 
-def _both(heads: Heads, features: Tensor) -> tuple[Tensor, Tensor]:
-    return heads["similarity"](features), heads["classifier"](features)
+def predsim(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    def terms(seen: tuple[Tensor, Tensor], labels: Tensor) -> Terms:
+        similar = losses.similarity_matching(seen[0], labels, task.classes)
+        local = task.loss(seen[1], labels)
+        return {"similarity": SIMILARITY_SHARE * similar, "local": (1 - SIMILARITY_SHARE) * local}
+
+    shape = feature(block, output).shape
+    similarity: nn.Module = (
+        nn.Conv2d(shape[1], shape[1], 3, padding=1, bias=False)
+        if len(shape) == 4
+        else nn.Sequential(nn.Flatten(), nn.Linear(shape[1:].numel(), shape[1:].numel(), bias=False))
+    )
+    return Objective(
+        {"similarity": similarity, "classifier": task.head(block, output, "l")},
+        lambda heads, features: (heads["similarity"](features), heads["classifier"](features)),
+        terms,
+    )
 
 
-def _contrastive(projected: Tensor, labels: Tensor, temperature: float, divisor: str) -> dict[str, Tensor]:
-    return {"contrastive": losses.supcon(projected, labels, temperature, divisor)}
+def deinforeg(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    return _projected(settings, block, output, partial(losses.deinforeg, classes=task.classes))
 
 
-def _cross_entropy(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"local": functional.cross_entropy(scores, labels)}
+def _projected(
+    settings: Loss, block: nn.Module, output: Any, terms: Callable[[Tensor, Tensor], Terms]
+) -> Objective:
+    """An objective that sees the feature through a projector."""
+    heads = {"projector": Projector(settings.projector, block, output)}
+    return Objective(heads, lambda heads, features: heads["projector"](features), terms)
 
 
-def _predsim(seen: tuple[Tensor, Tensor], labels: Tensor, classes: int) -> dict[str, Tensor]:
-    similar = losses.similarity_matching(seen[0], labels, classes)
-    local = functional.cross_entropy(seen[1], labels)
-    return {"similarity": SIMILARITY_SHARE * similar, "local": (1 - SIMILARITY_SHARE) * local}
-
-
-def _similarity(seen: Tensor) -> nn.Module:
-    if seen.dim() == 4:
-        return nn.Conv2d(seen.shape[1], seen.shape[1], 3, padding=1, bias=False)
-    width = seen.shape[1:].numel()
-    return nn.Sequential(nn.Flatten(), nn.Linear(width, width, bias=False))
-
-
-def _own(
-    projected: Tensor, labels: Tensor, name: str, function: Callable[[Tensor, Tensor], Any]
-) -> dict[str, Tensor]:
+def _own(name: str, function: Callable[..., Any], projected: Tensor, labels: Tensor) -> Terms:
     value = function(projected, labels)
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f"loss.name = {name!r}: returned {shape}, return a tensor without dimensions")
     return {"local": value}
-
-
-def _find(name: str, args: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Any]:
-    if ":" in name:
-        function = load_object(name, "loss.name")
-    else:
-        found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-        if name not in found:
-            own = f", {', '.join(found)}" if found else ""
-            raise ValueError(
-                f"loss.name = {name!r}: unknown; use supcon, ce, predsim, deinforeg{own}, or a function of your own as "
-                "package.module:function or path/to/file.py:function"
-            )
-        function = found[name].load()
-    try:
-        inspect.signature(function).bind(None, None, **args)
-    except TypeError as error:
-        raise ValueError(
-            f"loss.args = {dict(args)!r}: {name} cannot be called with (features, labels) and them: {error}"
-        ) from None
-    return partial(function, **args)

@@ -1,19 +1,24 @@
 """Schedules as data: what one stage does for one item, as a list of small frozen actions.
 
-A method is a generator of these actions; one executor (`scpl_dist.worker.executor`) carries them out. As data,
-they can be printed, compared with golden pictures, and checked for missing messages and deadlocks without a process.
+A method is a generator of what a stage computes and passes on; what it has to wait for is added to that
+(`scpl_dist.methods.lowering`, marked * below), and one executor (`scpl_dist.worker.executor`) carries it out. As data,
+schedules can be printed, compared with golden pictures, and checked for missing messages and deadlocks without a
+process.
 
     text        meaning (b: block, m: micro-batch of the item)
     LOAD.m      stage 0 takes the samples of m
     RECV_F.m    take activations and labels of m from the stage before
     Fb.m        forward of block b
+    ROOM_F.m  * wait until the stage behind has room for the output of m
     SEND_F.m    pass the newest output of m to the stage behind
     Rb.m        forward of block b again, because its activations were not kept (recomputation)
+    GATHERb.m * let the objective of block b see the samples of all replicas of the stage
     LOSSb.m     local objective of block b
     Bb.m        backward: from the loss of block b, or from the gradient of its output
-    SEND_B.m    pass back what the stage behind waits for: the gradient of the stage's input, or an answer
+    ROOM_B.m  * wait until the stage before has room for what goes back to it
+    SEND_B.m    pass back what the stage before waits for: the gradient of the stage's input, or an answer
     RECV_B.m    take the same from the stage behind
-    SUMb        begin to add up the gradients of block b over the stage's replicas; STEPb waits for the sum
+    SUMb      * begin to add up the gradients of block b over the stage's replicas; STEPb waits for the sum
     STEPb       update block b and its heads
     PREDb.m     answer of block b: class scores, or a code of them
     DECb.m      carry an answer back over block b
@@ -35,10 +40,13 @@ class Kind(StrEnum):
     LOAD = "LOAD"
     RECV_F = "RECV_F"
     FORWARD = "F"
+    ROOM_F = "ROOM_F"
     SEND_F = "SEND_F"
     RECOMPUTE = "R"
+    GATHER = "GATHER"
     LOSS = "LOSS"
     BACKWARD = "B"
+    ROOM_B = "ROOM_B"
     SEND_B = "SEND_B"
     RECV_B = "RECV_B"
     SUM = "SUM"
@@ -55,7 +63,7 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing that a stage does. ``str`` and `from_text` are inverse to each other."""
+    """One thing that a stage does; ``str`` and `from_text` are inverse to each other."""
 
     kind: Kind
     block: int | None = None
@@ -67,11 +75,6 @@ class Action:
 
     @classmethod
     def from_text(cls, text: str) -> Action:
-        """Read the text form.
-
-        Raises:
-            ValueError: the text is no action.
-        """
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is no action: write KIND, block, dot, micro-batch, for example F2.0")
@@ -90,12 +93,10 @@ class StageSpec:
 
     @property
     def first(self) -> bool:
-        """Whether this stage loads the data."""
         return self.stage == 0
 
     @property
     def last(self) -> bool:
-        """Whether this stage makes the prediction."""
         return self.stage == self.stages - 1
 
 
@@ -105,15 +106,16 @@ class ScheduleError(AssertionError):
 
 # Time units of an action in a simulation. A backward pass costs about two forward passes.
 COST = {Kind.FORWARD: 1, Kind.RECOMPUTE: 1, Kind.BACKWARD: 2}
+_ROOM = {Kind.ROOM_F: 1, Kind.ROOM_B: -1}
 _SENDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
 _RECEIVES = {Kind.RECV_F: -1, Kind.RECV_B: 1}
 
 
 def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[tuple[int, int, Action]]]:
-    """Run the programs of all stages against each other with bounded channels.
+    """Run the lowered programs of all stages against each other with bounded channels.
 
-    A stage starts a message's computation only when the channel to its neighbour has room, as the executor does: a
-    SEND waits here while ``capacity`` messages are not yet received.
+    A stage waits in ROOM while ``capacity`` messages are not yet received, and in RECV for its message: nowhere else.
+    The replicas of a stage have one program, so those that add up or gather meet in the same order.
 
     Args:
         programs: the actions of every stage, stage 0 first.
@@ -123,13 +125,15 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
         For every stage its actions as (start, end, action) in units of `COST`.
 
     Raises:
-        ScheduleError: the stages wait for each other, or a message is never received, or received in another order.
+        ScheduleError: the stages wait for each other, or a message is sent without room, never received, or received
+            in another order.
     """
     queues = [deque(program) for program in programs]
     clock = [0] * len(queues)
     channels: dict[tuple[int, int], deque[tuple[int, Action]]] = {}
     freed: dict[tuple[int, int], list[int]] = {}  # times at which receives made room, per channel
     sent: dict[tuple[int, int], int] = {}
+    granted: set[tuple[int, int]] = set()  # channels whose room was waited for and is not used yet
     timeline: list[list[tuple[int, int, Action]]] = [[] for _ in queues]
     while any(queues):
         moved = False
@@ -137,18 +141,23 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
             while queue:
                 action = queue[0]
                 start = clock[stage]
-                if action.kind in _SENDS:
+                if action.kind in _ROOM:
+                    channel = (stage, stage + _ROOM[action.kind])
+                    room = freed.get(channel, [])
+                    over = sent.get(channel, 0) - capacity
+                    if over >= len(room):
+                        break
+                    start = max(start, room[over]) if over >= 0 else start
+                    granted.add(channel)
+                elif action.kind in _SENDS:
                     channel = (stage, stage + _SENDS[action.kind])
                     if not 0 <= channel[1] < len(queues):
                         raise ScheduleError(f"stage {stage}: {action} has no receiver")
-                    count = sent.get(channel, 0)
-                    if count >= capacity:
-                        room = freed.get(channel, [])
-                        if len(room) <= count - capacity:
-                            break
-                        start = max(start, room[count - capacity])
+                    if channel not in granted:
+                        raise ScheduleError(f"stage {stage}: nothing waits for room before {action}")
+                    granted.remove(channel)
                     channels.setdefault(channel, deque()).append((start, action))
-                    sent[channel] = count + 1
+                    sent[channel] = sent.get(channel, 0) + 1
                 elif action.kind in _RECEIVES:
                     channel = (stage + _RECEIVES[action.kind], stage)
                     if not channels.get(channel):
@@ -169,25 +178,6 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
         if left:
             raise ScheduleError(f"stage {target} never takes {left[0][1]} of stage {source}")
     return timeline
-
-
-def live(program: Iterable[Action]) -> int:
-    """The most block activations that a stage keeps for a backward pass at any time of its program.
-
-    A block whose activations are computed again keeps its input only, which is not counted until then.
-    """
-    actions = list(program)
-    again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
-    held: set[tuple[int | None, int | None]] = set()
-    most = 0
-    for action in actions:
-        key = (action.block, action.micro_batch)
-        if action.kind is Kind.RECOMPUTE or (action.kind is Kind.FORWARD and key not in again):
-            held.add(key)
-        elif action.kind is Kind.BACKWARD:
-            held.discard(key)
-        most = max(most, len(held))
-    return most
 
 
 def picture(programs: Sequence[Iterable[Action]], capacity: int) -> str:

@@ -2,6 +2,11 @@
 
 The last block has a predictor too. It learns by cross-entropy on the *detached* feature: no block ever sees the
 gradient of the cross-entropy. The contrastive loss may be exchanged for another local objective, ``loss.name``.
+
+With a local classifier as objective this is *early exit*, what the papers on SCPL compare with (also known as DGL, or
+"pred" of arXiv 1901.06656). It is not BranchyNet, which sums the losses of all exits and sends their gradients through
+the whole network. Accuracy is that of the final predictor; leaving early is a choice at inference,
+``evaluate --exit-threshold``.
 """
 
 from __future__ import annotations
@@ -9,26 +14,31 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from scpl_dist.methods import objectives
 from scpl_dist.methods.base import LocalMethod
 from scpl_dist.methods.block import Carry, TrainableBlock
-from scpl_dist.methods.heads import Predictor, feature
+from scpl_dist.methods.heads import feature
 from scpl_dist.methods.objectives import Objective
+from scpl_dist.methods.task import Task
+from scpl_dist.run.config import Config
 
 
 class LocalUnit(TrainableBlock):
     """A block with a local objective and perhaps a predictor, which learns beside it and does not change it."""
 
-    def __init__(self, block: nn.Module, objective: Objective, predictor: Predictor | None) -> None:
-        super().__init__(
-            block, {**objective.heads, **({"predictor": predictor} if predictor is not None else {})}
-        )
+    def __init__(
+        self, block: nn.Module, objective: Objective, task: Task, predictor: nn.Module | None = None
+    ) -> None:
+        heads = dict(objective.heads)
+        if predictor is not None:
+            heads["predictor"] = predictor
+        super().__init__(block, heads)
         self.objective = objective
+        self.task = task
 
     def embed(self, before: Carry, after: Carry) -> dict[str, Any]:
-        """What the objective sees, and the class scores where there is a predictor."""
+        """What the objective sees, and the scores where there is a predictor."""
         features = feature(self.block, after)
         seen = {"objective": self.objective.embed(self.heads, features)}
         if "predictor" in self.heads:
@@ -39,16 +49,11 @@ class LocalUnit(TrainableBlock):
         """The terms of the objective, and ``classifier`` where there is a predictor."""
         terms = self.objective.loss_terms(seen["objective"], labels)
         if "scores" in seen:
-            terms["classifier"] = functional.cross_entropy(seen["scores"], labels)
+            terms["classifier"] = self.task.loss(seen["scores"], labels)
         return terms
 
-    def predict(self, after: Carry) -> Tensor:
-        """Class scores (N, classes) of the predictor."""
-        scores: Tensor = self.heads["predictor"](feature(self.block, after))
-        return scores
-
     def local_scores(self, after: Carry) -> Tensor | None:
-        """Class scores of the predictor, or else of the objective's classifier, if there is one of them."""
+        """Scores of the predictor, or else of the objective's classifier, if there is one of them."""
         for name in ("predictor", "classifier"):
             if name in self.heads:
                 scores: Tensor = self.heads[name](feature(self.block, after))
@@ -60,19 +65,28 @@ class Scpl(LocalMethod):
     """SCPL: see the module."""
 
     name = "scpl"
-    whole = "a contrastive loss compares all samples of a batch, so parts of it have another loss"
 
     @property
-    def objective(self) -> str:
-        """Name of the local objective."""
-        return self.config.loss.name
+    def whole(self) -> str:
+        return objectives.whole(self.config.loss.name)
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""
-        objective = objectives.make(self.objective, self.config.loss, block, after, self.classes)
-        predictor: Predictor | None = None
+        settings = self.config.loss
+        objective = objectives.make(settings, block, after, self.task)
+        predictor: nn.Module | None = None
         if index == self.num_blocks - 1:
-            predictor = Predictor(block, after, self.classes)
-        elif self.config.loss.local_predictors:
-            predictor = objectives.classifier(self.config.loss, block, after, self.classes)
-        return LocalUnit(block, objective, predictor)
+            predictor = self.task.head(block, after)
+        elif settings.local_predictors:
+            predictor = objectives.classifier(settings, block, after, self.task)
+        return LocalUnit(block, objective, self.task, predictor)
+
+
+class EarlyExit(Scpl):
+    """SCPL with ``loss.name = "ce"``, whatever the configuration says there."""
+
+    name = "early_exit"
+
+    def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
+        loss = config.loss.model_copy(update={"name": "ce"})
+        super().__init__(config.model_copy(update={"loss": loss}), num_blocks, task)

@@ -1,12 +1,23 @@
 """Models as lists of blocks: found by name, built block by block, traced for the shapes between them.
 
-A block is an ``nn.Module`` that takes one pytree of tensors, batch first, and returns one. The predictor is
-no block (see `scpl_dist.methods.heads`).
+A block is an ``nn.Module`` that takes one pytree of tensors, batch first, and returns one. It may say how heads read
+its output, with plain attributes (see `scpl_dist.methods.heads`); the predictor is no block.
+
+A name means a *model function* ``(classes, **model.args) -> list`` of blocks, or of functions without arguments that
+build one each: then a worker builds only the blocks that it holds. The package has ``vgg_tiny`` and the models of
+torchvision; installed packages add theirs as entry points in the group ``scpl_dist.models``, as ``recipes/`` does:
+
+    [project.entry-points."scpl_dist.models"]
+    vgg8 = "scpl_dist_recipes.vgg8:vgg8"
+
+``model.args`` of a built-in or installed function are checked against the types that it declares, so they need to
+exist when it runs.
 """
 
 from __future__ import annotations
 
-from scpl_dist.models.build import argument, build, names, outline, resolve
+from scpl_dist.models.build import MODELS, argument, build, outline, resolve
 from scpl_dist.models.trace import spec, trace
+from scpl_dist.models.vgg import vgg_blocks
 
-__all__ = ["argument", "build", "names", "outline", "resolve", "spec", "trace"]
+__all__ = ["MODELS", "argument", "build", "outline", "resolve", "spec", "trace", "vgg_blocks"]

@@ -8,6 +8,7 @@ vision transformer the mean over its patches.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,19 +23,9 @@ from torchvision.models.resnet import ResNet
 from torchvision.models.vgg import VGG
 from torchvision.models.vision_transformer import VisionTransformer
 
-_FAMILIES = "ResNet, VGG, VisionTransformer, ConvNeXt, EfficientNet and MobileNetV3"
-
 
 def model_function(name: str) -> Callable[..., list[nn.Module]]:
-    """A model function for a torchvision model.
-
-    Args:
-        name: a name of torchvision, such as ``resnet50``. The function returned takes ``blocks``, see
-            `blocks_of`, and the keyword arguments of torchvision's function of that name.
-
-    Raises:
-        ValueError: torchvision has no such classification model.
-    """
+    """A model function that takes ``blocks``, see `blocks_of`, and the arguments of torchvision's of this name."""
     names = zoo.list_models(module=zoo)
     if name not in names:
         raise ValueError(
@@ -53,28 +44,14 @@ def model_function(name: str) -> Callable[..., list[nn.Module]]:
 
 
 def blocks_of(model: nn.Module, blocks: int | None = None) -> list[nn.Module]:
-    """Cut a torchvision model.
+    """Cut a torchvision model into blocks up to its head, which is the ``predictor`` of the last one.
 
-    Args:
-        model: the whole model.
-        blocks: number of blocks; None takes a block for each resolution of ResNet and VGG, and 4 otherwise.
-
-    Returns:
-        Blocks that lead to the input of the model's head, which is the ``predictor`` of the last one.
+    None takes a block for each resolution of ResNet and VGG, and 4 otherwise.
 
     Raises:
         ValueError: a family that cannot be cut, or another number of blocks than the model has parts for.
     """
-    if isinstance(model, ResNet):
-        parts, sizes, tail, head = _resnet(model)
-    elif isinstance(model, VisionTransformer):
-        parts, sizes, tail, head = _vision_transformer(model)
-    elif isinstance(model, VGG | ConvNeXt | EfficientNet | MobileNetV3):
-        parts, sizes, tail, head = _features(model)
-    else:
-        raise ValueError(
-            f"model.name: {type(model).__name__} of torchvision cannot be cut; these can be: {_FAMILIES}"
-        )
+    parts, sizes, tail, head = _parts(model)
     if blocks is not None:
         if not 1 <= blocks <= len(parts):
             raise ValueError(f"model.args: blocks = {blocks}: give 1 to {len(parts)}, the number of parts")
@@ -102,17 +79,9 @@ class _LastBlock(nn.Sequential):
 
     def __init__(self, head: nn.Module, *parts: nn.Module) -> None:
         super().__init__(*parts)
-        self.predictor = _Copies(head)
-
-
-class _Copies:
-    """Makes copies of a head: a function keeps it out of the block's parameters."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.head = head
-
-    def __call__(self, classes: int) -> nn.Module:
-        return copy.deepcopy(self.head)
+        self.predictor = lambda classes: copy.deepcopy(
+            head
+        )  # a function keeps it out of the block's parameters
 
 
 class _Patches(nn.Module):
@@ -147,36 +116,35 @@ class _ClassToken(nn.Module):
         return tokens[:, 0]
 
 
-# Parts in order, default number of parts of each block, what follows the last part, and the head.
-_Cut = tuple[Sequence[nn.Module], list[int], nn.Module, nn.Module]
-
-
-def _resnet(model: ResNet) -> _Cut:
-    stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
-    layers = [list(layer.children()) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)]
-    sizes = [len(layer) for layer in layers]
-    parts = [stem, *(unit for layer in layers for unit in layer)]
-    return parts, [1 + sizes[0], *sizes[1:]], nn.Sequential(model.avgpool, nn.Flatten()), model.fc
-
-
-def _vision_transformer(model: VisionTransformer) -> _Cut:
-    first, *others = model.encoder.layers.children()
-    parts = [nn.Sequential(_Patches(model), first), *others]
-    tail = nn.Sequential(model.encoder.ln, _ClassToken())
-    return parts, _even(len(parts), min(4, len(parts))), tail, model.heads
-
-
-def _features(model: VGG | ConvNeXt | EfficientNet | MobileNetV3) -> _Cut:
-    parts = list(model.features.children())
-    if isinstance(model, ConvNeXt):  # its head normalises before it flattens
-        return parts, _even(len(parts), 4), model.avgpool, model.classifier
+def _parts(model: nn.Module) -> tuple[Sequence[nn.Module], list[int], nn.Module, nn.Module]:
+    """Parts in order, default number of parts of each block, what follows the last part, and the head."""
+    if isinstance(model, ResNet):
+        stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+        layers = [list(layer) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)]
+        first, *sizes = (len(layer) for layer in layers)
+        parts = [stem, *itertools.chain.from_iterable(layers)]
+        return parts, [1 + first, *sizes], nn.Sequential(model.avgpool, nn.Flatten()), model.fc
+    if isinstance(model, VisionTransformer):
+        lowest, *others = model.encoder.layers
+        parts = [nn.Sequential(_Patches(model), lowest), *others]
+        tail = nn.Sequential(model.encoder.ln, _ClassToken())
+        return parts, _even(len(parts), min(4, len(parts))), tail, model.heads
     if isinstance(model, VGG):
-        parts = _after_pools(parts)
-    sizes = [1] * len(parts) if isinstance(model, VGG) else _even(len(parts), 4)
-    return parts, sizes, nn.Sequential(model.avgpool, nn.Flatten()), model.classifier
+        parts = _after_pools(model.features)
+        return parts, [1] * len(parts), nn.Sequential(model.avgpool, nn.Flatten()), model.classifier
+    if isinstance(model, EfficientNet | MobileNetV3):
+        parts = list(model.features)
+        return parts, _even(len(parts), 4), nn.Sequential(model.avgpool, nn.Flatten()), model.classifier
+    if isinstance(model, ConvNeXt):  # its head normalises before it flattens
+        parts = list(model.features)
+        return parts, _even(len(parts), 4), model.avgpool, model.classifier
+    raise ValueError(
+        f"model.name: {type(model).__name__} of torchvision cannot be cut; these can be: ResNet, VGG, "
+        "VisionTransformer, ConvNeXt, EfficientNet and MobileNetV3"
+    )
 
 
-def _after_pools(layers: Sequence[nn.Module]) -> list[nn.Module]:
+def _after_pools(layers: nn.Sequential) -> list[nn.Module]:
     """Group the layers of a VGG so that each group ends with a max-pooling."""
     groups: list[list[nn.Module]] = [[]]
     for layer in layers:

@@ -6,7 +6,6 @@ memory. A block that cannot run that way, for example because it looks at values
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,15 +23,10 @@ def spec(value: Any) -> Any:
 
 
 def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
-    """Output specs of all blocks for one input.
+    """What consecutive blocks return for one input: for each a pytree of tensors without storage.
 
-    Args:
-        blocks: consecutive blocks, on the CPU or on "meta". Their parameters and buffers are not changed.
-        example: input of the first block, a pytree of tensors; only shapes and dtypes are read. It has at
-            least 2 samples: with 1, a block that loses the dimension of the batch would not be noticed.
-
-    Returns:
-        One spec for each block: the pytree it returns, with ``torch.empty(..., device="meta")`` tensors.
+    The blocks may be on the CPU or on "meta"; their parameters and buffers are not changed. Of the input only shapes
+    and dtypes are read; it has at least 2 samples, or a block that loses the batch dimension would not be noticed.
 
     Raises:
         ValueError: a block cannot take what the block before it returns, or loses the batch dimension.
@@ -53,10 +47,8 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
         return _call(block, entered, "meta")
     except Exception:  # whatever a block raises on tensors without values, the real run below decides
         pass
-    on_meta = any(tensor.is_meta for tensor in [*block.parameters(), *block.buffers()])
-    real = copy.deepcopy(block).to_empty(device="cpu") if on_meta else block
     try:
-        return _call(real, entered, "cpu")
+        return _call(block, entered, "cpu")
     except Exception as error:
         source = "the data" if index == 0 else f"block {index - 1}"
         raise ValueError(
@@ -68,7 +60,9 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
 def _call(block: nn.Module, entered: Any, device: str) -> Any:
     """Run `block` in evaluation mode on copies of its state, so that running averages stay as they are."""
     state = {
-        name: torch.empty_like(tensor, device="meta") if device == "meta" else tensor.detach().clone()
+        name: tensor.detach().clone()
+        if tensor.device.type == device
+        else torch.empty_like(tensor, device=device)
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]
     }
     values = pytree.tree_map_only(
@@ -97,10 +91,10 @@ def _check(index: int, block: nn.Module, output: Any, samples: int) -> None:
 
 
 def _shapes(value: Any) -> str:
-    shapes = pytree.tree_map(
-        lambda leaf: tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__, value
-    )
-    return str(shapes)
+    def shape(leaf: Any) -> Any:
+        return tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+
+    return str(pytree.tree_map(shape, value))
 
 
 def _parameter(block: nn.Module) -> str:

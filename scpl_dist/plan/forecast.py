@@ -6,60 +6,51 @@ where to cut, and what the links between them must carry, before anything is sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scpl_dist.data import DataSource
-from scpl_dist.plan import costs, partition
+from scpl_dist.plan import partition
 from scpl_dist.plan.plan import Plan
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One way to cut the model.
-
-    Attributes:
-        counts: blocks of each stage.
-        seconds: a step of the slowest stage, its replicas considered: the stream's seconds a step.
-        speedup: against the same blocks in one process.
-        bytes: largest number of bytes that a step sends from one stage to the next; 0 with one stage.
-    """
+    """One way to cut the model."""
 
     counts: list[int]
     seconds: float
+    """A step of the slowest stage, its replicas considered: the stream's seconds a step."""
     speedup: float
+    """Against the same blocks in one process."""
     bytes: int
+    """The most that a step sends from one stage to the next; 0 with one stage."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Costs by block, and cuts.
+    """Costs by block, and cuts."""
 
-    Attributes:
-        assembly: the run.
-        seconds: a training step of each block: forward, loss, backward, update.
-        sent: bytes of each block's output for one batch.
-        cuts: the best one for each number of stages, from 1.
-        present: the one of the configuration.
-    """
-
-    assembly: Plan
+    plan: Plan
     seconds: list[float]
+    """A training step of each block: forward, loss, backward, update."""
     sent: list[int]
+    """Bytes of each block's output for one batch."""
     cuts: list[Cut]
+    """The best one for each number of stages, from 1."""
     present: Cut
+    """The one of the configuration."""
 
     def text(self) -> str:
         """Two tables."""
-        assembly = self.assembly
+        plan = self.plan
         rows = ["block   ms a step   share  parameters  with heads  MB a step sent on"]
         for block, seconds in enumerate(self.seconds):
-            own, heads = assembly.parameters[block], assembly.head_parameters[block]
+            own, heads = plan.parameters[block], plan.head_parameters[block]
             share = 100 * seconds / sum(self.seconds)
             sent = f"{self.sent[block] / 1e6:.3f}" if block < len(self.seconds) - 1 else ""
             row = (
@@ -68,55 +59,48 @@ class Forecast:
             rows.append(row.rstrip())
         rows += ["", "stages  speed-up  samples/s  ms a step  MB/s on a link  pipeline.partition"]
         rows += [self._row(cut) for cut in self.cuts]
-        replicas = assembly.config.pipeline.replicas
+        replicas = plan.config.pipeline.replicas
         return "\n".join([*rows, self._row(self.present) + f"  now, with pipeline.replicas = {replicas}"])
 
     def _row(self, cut: Cut) -> str:
-        speed = self.assembly.config.data.batch_size / cut.seconds
+        speed = self.plan.config.data.batch_size / cut.seconds
         link = cut.bytes / cut.seconds / 1e6
         times = f"{cut.speedup:8.2f}  {speed:9.0f}  {1000 * cut.seconds:9.2f}"
         return f"{len(cut.counts):6}  {times}  {link:14.1f}  {cut.counts}"
 
 
-def forecast(assembly: Plan, source: DataSource) -> Forecast:
-    """Measure the blocks of a run, and cut them.
+def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource], list[float]]) -> Forecast:
+    """Measure the blocks of a run by ``measure``, which gives the seconds of a training step of each, and cut them.
 
-    Args:
-        assembly: the run.
-        source: its data, of which the first batch is used.
-
-    Returns:
-        Times hold for this machine, one process, ``runtime.threads`` threads. What the links cost is not in them: a
-        stage sends while it computes.
+    Times hold for this machine, one process, ``runtime.threads`` threads. What the links cost is not in them: a stage
+    sends while it computes.
 
     Raises:
         ValueError: the stages of this method wait for each other.
     """
-    if not assembly.method.local:
+    if not plan.method.local:
         raise ValueError(
-            f"run.method = {assembly.config.run.method!r}: its stages wait for each other, so the slowest one does not "
+            f"run.method = {plan.config.run.method!r}: its stages wait for each other, so the slowest one does not "
             "tell the speed; plan with scpl, early_exit or al"
         )
-    seconds = costs.measure(assembly, source)
-    batch = min(assembly.config.data.batch_size, source.sizes["train"])
+    seconds = measure(plan, source)
+    batch = min(plan.config.data.batch_size, source.sizes["train"])
     views = len(source.batch("train", 0, torch.arange(2))[1]) // 2
-    sent = [_bytes_of_two(assembly, shape) * batch * views // 2 for shape in assembly.shapes[1:]]
+    sent = [_bytes_of_two(plan, shape) * batch * views // 2 for shape in plan.shapes[1:]]
     cuts = [
         _cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent)
         for stages in range(1, len(seconds) + 1)
     ]
-    present = [len(spec.blocks) for spec in assembly.specs]
-    return Forecast(
-        assembly, seconds, sent, cuts, _cut(present, assembly.config.layout.replicas, seconds, sent)
-    )
+    present = [len(spec.blocks) for spec in plan.specs]
+    return Forecast(plan, seconds, sent, cuts, _cut(present, plan.config.layout.replicas, seconds, sent))
 
 
-def _bytes_of_two(assembly: Plan, output: Any) -> int:
+def _bytes_of_two(plan: Plan, output: Any) -> int:
     """Bytes on the wire of a block's output for two samples, without labels."""
-    wire = getattr(torch, assembly.config.pipeline.wire_dtype)
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    wire = getattr(torch, plan.config.pipeline.wire_dtype)
     return sum(
-        leaf.numel() * (wire if leaf.dtype is torch.float32 else leaf.dtype).itemsize for leaf in leaves
+        leaf.numel() * (wire if leaf.dtype is torch.float32 else leaf.dtype).itemsize
+        for leaf in pytree.tree_leaves(output)
     )
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to units: which blocks a stage holds, their heads, their initial weights.
+"""From a configuration to blocks that train: which of them a stage holds, their heads, their initial weights.
 
 Every process works this out for itself from the configuration and the shape of a sample, so nothing but that shape
 has to be sent, and every process comes to the same result. All other blocks exist on the meta device only.
@@ -6,17 +6,20 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from scpl_dist import methods, models
 from scpl_dist.methods.block import TrainableBlock
-from scpl_dist.methods.schedule import StageSpec
+from scpl_dist.methods.lowering import lower
+from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
+from scpl_dist.methods.task import Classification
 from scpl_dist.models.build import seeded
 from scpl_dist.plan import partition
 from scpl_dist.run.config import Config
@@ -27,31 +30,21 @@ class Plan:
     """The whole model as a plan.
 
     Attributes:
-        config: the run.
-        classes: number of classes.
         shapes: input of block 0, then the output of every block: pytrees of meta tensors, batch 2.
         parameters: number of parameters of each block, without heads.
-        head_parameters: number of parameters of each block's heads.
-        places: what each stage holds.
-        method: the training method.
+        specs: what each stage holds.
     """
 
     config: Config
     classes: int
     shapes: list[Any]
     parameters: list[int]
-    head_parameters: list[int]
     specs: list[StageSpec]
     method: methods.Method
 
     @classmethod
     def plan(cls, config: Config, classes: int, example: Any) -> Plan:
-        """Work out shapes and places.
-
-        Args:
-            config: the run.
-            classes: number of classes.
-            example: a batch of two inputs, a pytree of tensors; their values are not used.
+        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used.
 
         Raises:
             ValueError: model, method, partition or shapes do not fit; the message has the key and the fix.
@@ -60,13 +53,44 @@ class Plan:
         blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         specs = _places(config, parameters)
-        method = method_type(config, len(blocks), classes)
-        shapes = [example, *outputs]
-        heads = [
-            _head_parameters(method.trainable, *args)
-            for args in zip(range(len(blocks)), blocks, shapes, outputs, strict=False)
-        ]
-        return cls(config, classes, shapes, parameters, heads, specs, method)
+        method = method_type(config, len(blocks), Classification(classes))
+        return cls(config, classes, [example, *outputs], parameters, specs, method)
+
+    def check(self) -> None:
+        """Find what only building the heads and running the schedule can tell.
+
+        Raises:
+            ValueError: heads or schedule do not fit; the message has the key and the fix.
+        """
+        assert len(self.head_parameters) == len(self.parameters)
+        pipeline = self.config.pipeline
+        for program, parts in ((self.method.train, pipeline.micro_batches), (self.method.evaluate, 1)):
+            try:
+                simulate([lower(program(spec, parts), spec) for spec in self.specs], pipeline.max_in_flight)
+            except ScheduleError as error:
+                raise ValueError(
+                    f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
+                ) from None
+
+    @cached_property
+    def head_parameters(self) -> list[int]:
+        """Number of parameters of each block's heads."""
+        config = self.config
+        blocks, _ = models.outline(config.model.name, config.model.args, self.classes, self.shapes[0])
+        return [self._count_heads(index, block) for index, block in enumerate(blocks)]
+
+    def _count_heads(self, index: int, block: nn.Module) -> int:
+        try:
+            with torch.device("meta"):
+                made = self._trainable(index, block)
+        except ValueError:
+            raise
+        except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
+            made = self._trainable(index, block)
+        return sum(parameter.numel() for parameter in made.heads.parameters())
+
+    def _trainable(self, index: int, block: nn.Module) -> TrainableBlock:
+        return self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])
 
     def trainables(self, blocks: Iterable[int]) -> dict[int, TrainableBlock]:
         """Build blocks with their heads; weights are drawn from (seed, block)."""
@@ -76,9 +100,7 @@ class Plan:
         trainables: dict[int, TrainableBlock] = {}
         for index, module in zip(wanted, modules, strict=True):
             with seeded(config.run.seed, "heads", index):
-                trainables[index] = self.method.trainable(
-                    index, module, self.shapes[index], self.shapes[index + 1]
-                )
+                trainables[index] = self._trainable(index, module)
         return trainables
 
     def table(self) -> str:
@@ -89,27 +111,11 @@ class Plan:
         for spec in self.specs:
             count = sum(self.parameters[block] for block in spec.blocks)
             blocks = f"{spec.blocks[0]}-{spec.blocks[-1]}" if len(spec.blocks) > 1 else str(spec.blocks[0])
-            leaves = [
-                leaf
-                for leaf in pytree.tree_leaves(self.shapes[spec.blocks[-1] + 1])
-                if isinstance(leaf, Tensor)
-            ]
+            leaves = pytree.tree_leaves(self.shapes[spec.blocks[-1] + 1])
             shapes = " ".join("x".join(map(str, leaf.shape[1:])) for leaf in leaves)
             number = f"{replicas[spec.stage]:8}  " if several else ""
             rows.append(f"{spec.stage:5}  {blocks:>6}  {count:10,}  {number}{shapes}")
         return "\n".join(rows)
-
-
-def _head_parameters(make: Callable[..., TrainableBlock], *args: Any) -> int:
-    """Parameters of a block's heads, made without storage where that is possible."""
-    try:
-        with torch.device("meta"):
-            trainable = make(*args)
-    except ValueError:
-        raise
-    except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
-        trainable = make(*args)
-    return sum(parameter.numel() for parameter in trainable.heads.parameters())
 
 
 def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
@@ -139,33 +145,3 @@ def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
     return [
         StageSpec(stage, stages, held, replicas[stage]) for stage, held in enumerate(partition.split(counts))
     ]
-
-
-def describe(example: Any) -> Any:
-    """A pytree of tensors as plain values that msgpack carries: shapes and dtypes only. `imagine` is its inverse."""
-    if isinstance(example, Tensor):
-        return {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
-    if isinstance(example, list | tuple):
-        return {type(example).__name__: [describe(part) for part in example]}
-    if isinstance(example, dict):
-        return {"dict": [[key, describe(part)] for key, part in example.items()]}
-    raise ValueError(
-        f"the data set gives a {type(example).__name__} as input: use tensors, and tuples, lists or dicts of tensors"
-    )
-
-
-def imagine(description: Any) -> Any:
-    """A pytree of zeros on the CPU from `describe`'s description."""
-    if "shape" in description:
-        return torch.zeros(description["shape"], dtype=getattr(torch, description["dtype"]))
-    if "dict" in description:
-        return {key: imagine(part) for key, part in description["dict"]}
-    if "tuple" in description:
-        return tuple(imagine(part) for part in description["tuple"])
-    return [imagine(part) for part in description["list"]]
-
-
-def place_units(trainables: dict[int, TrainableBlock], device: torch.device) -> None:
-    """Move units to the device they compute on."""
-    for trainable in trainables.values():
-        trainable.to(device)

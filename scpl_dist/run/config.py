@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scpl_dist.run.layout import Layout
+from scpl_dist.run.network import is_loopback
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -34,7 +35,9 @@ class Run(Section):
     """What is trained, and for how long."""
 
     method: str = "scpl"
-    """Training method: scpl, bp, early_exit, gpipe or al."""
+    """Training method: scpl, bp, early_exit, gpipe or al, an entry point's name, or ``path/to/file.py:Class``."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Settings of a method of your own."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the initial weights, the order of samples, augmentation and dropout."""
     epochs: Positive = 20
@@ -98,22 +101,6 @@ class Pipeline(Section):
     """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
     partition: Literal["uniform", "parameters", "measured"] | list[Positive] = "uniform"
     """How blocks are assigned to stages, or the number of blocks of each stage."""
-
-    @field_validator("replicas", mode="before")
-    @classmethod
-    def _replicas_are_readable(cls, value: object) -> object:
-        if not isinstance(value, int | list):
-            raise ValueError("use a number of workers, or a list with one for each stage such as [1, 2]")
-        return value
-
-    @field_validator("partition", mode="before")
-    @classmethod
-    def _partition_is_readable(cls, value: object) -> object:
-        if not isinstance(value, str | list):
-            raise ValueError(
-                'use "uniform", "parameters", "measured" or a list of block counts such as [1, 3]'
-            )
-        return value
 
 
 class Loss(Section):
@@ -194,7 +181,7 @@ class Control(Section):
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> Self:
-        local = self.host in ("localhost", "::1") or self.host.startswith("127.")
+        local = self.host == "localhost" or is_loopback(self.host)
         if not local and not self.keys and not self.insecure:
             raise ValueError(
                 f"control.host = {self.host!r}: beyond loopback the control plane needs keys; run scpl-dist keys new "
@@ -246,18 +233,16 @@ class Config(Section):
                 f"optimizer.end_lr = {self.optimizer.end_lr} is above optimizer.lr = {self.optimizer.lr}: "
                 "the schedule can only fall; lower optimizer.end_lr"
             )
-        counts = self.pipeline.partition
-        if isinstance(counts, list) and len(counts) != self.pipeline.stages:
-            raise ValueError(
-                f"pipeline.partition = {counts} has {len(counts)} entries for pipeline.stages = "
-                f"{self.pipeline.stages}: give one block count for each stage"
-            )
-        replicas = self.pipeline.replicas
-        if isinstance(replicas, list) and len(replicas) != self.pipeline.stages:
-            raise ValueError(
-                f"pipeline.replicas = {replicas} has {len(replicas)} entries for pipeline.stages = "
-                f"{self.pipeline.stages}: give one number of workers for each stage, or one number for all"
-            )
+        stages = self.pipeline.stages
+        for key, fix in (
+            ("partition", "give one block count for each stage"),
+            ("replicas", "give one number of workers for each stage, or one number for all"),
+        ):
+            counts = getattr(self.pipeline, key)
+            if isinstance(counts, list) and len(counts) != stages:
+                raise ValueError(
+                    f"pipeline.{key} = {counts} has {len(counts)} entries for pipeline.stages = {stages}: {fix}"
+                )
         return self
 
     @property
@@ -286,13 +271,17 @@ class Config(Section):
         return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
 
     def to_toml(self) -> str:
-        """The configuration as TOML that `load` reads back to an equal object."""
-        lines: list[str] = []
-        for section, values in self.model_dump(mode="json").items():
-            lines.append(f"[{section}]")
-            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
-            lines.append("")
-        return "\n".join(lines)
+        """The configuration as TOML that `load` reads back to an equal object.
+
+        Raises:
+            ValueError: an argument for a function of the user's own is nothing that TOML can write.
+        """
+        try:
+            return tomli_w.dumps(self.model_dump(mode="json"))
+        except TypeError as error:
+            raise ValueError(
+                f"model.args, data.args and loss.args: {error}; use numbers, texts, booleans, lists and tables of them"
+            ) from None
 
 
 def load(
@@ -348,27 +337,15 @@ def _value(text: str) -> object:
         return text
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float) and math.isfinite(value):
-        return repr(value)
-    return json.dumps(value)  # TOML's strings, integers and booleans are those of JSON
-
-
 def _explain(problem: Any) -> str:
     """One line for one problem that pydantic found: key, value, fix."""
+    if problem["type"] == "value_error":  # of a validator above, which has said all three
+        return str(problem["ctx"]["error"])
     path = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(path[:2])
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
-        known = _known(path)
-        return f"{'.'.join(path)} = {value!r}: unknown key; {known}"
-    if problem["type"] == "value_error" and not path:
-        return str(problem["ctx"]["error"])
-    return f"{key} = {value!r}: {problem['msg'].removeprefix('Value error, ').lower()}"
+        return f"{'.'.join(path)} = {value!r}: unknown key; {_known(path)}"
+    return f"{'.'.join(path[:2])} = {value!r}: {problem['msg'].lower()}"
 
 
 def _known(path: Sequence[str]) -> str:

@@ -20,6 +20,10 @@ class PeerLost(Exception):
         self.peer = peer
 
 
+class PreflightError(RuntimeError):
+    """The check of a run failed by an error of the user's code, or did not end."""
+
+
 class SetupError(Exception):
     """This host is not what the run needs: its interface or its run folder."""
 

@@ -10,8 +10,9 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,33 @@ def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
             raise ValueError(f"{place} = {problem['input']!r}: {problem['msg'].lower()}") from None
 
     return call
+
+
+def bind(
+    function: Callable[..., Any], key: str, args: Mapping[str, Any], *positional: Any, name: str = ""
+) -> Callable[..., Any]:
+    """The function with the keyword arguments that a user wrote under a key of the configuration.
+
+    Args:
+        function: what the user named.
+        key: configuration key that holds the keyword arguments: ``model.args``.
+        args: the keyword arguments.
+        positional: stand for what the function is given first when it is called; only their number matters.
+        name: what the user calls the function, for messages; empty is its own name.
+
+    Raises:
+        ValueError: it cannot be called with them; the message has key, value and what it takes.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*positional, **args)
+    except TypeError as error:
+        name = name or getattr(function, "__name__", type(function).__name__)
+        known = ", ".join(list(signature.parameters)[len(positional) :]) or "no arguments"
+        raise ValueError(
+            f"{key} = {dict(args)!r}: {name} cannot be called with them: {error}; {name} takes {known}"
+        ) from None
+    return functools.partial(function, **args)
 
 
 def load_object(name: str, key: str) -> Callable[..., Any]:

@@ -49,24 +49,16 @@ class WorkerId:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Samples of a micro-batch that go from one worker to one of a neighbouring stage; ``begin == end`` is none."""
+    """Samples of a micro-batch that go from a rank to one of a neighbouring stage; ``begin == end`` is none."""
 
     sender: int
     receiver: int
-    """Ranks."""
     begin: int
     end: int
 
 
 class Layout:
-    """The workers of a run.
-
-    Args:
-        replicas: workers of each stage.
-
-    Attributes:
-        seats: every worker's place, by rank.
-    """
+    """The workers of a run, from the number of workers of each stage."""
 
     def __init__(self, replicas: Sequence[int]) -> None:
         self.replicas = tuple(replicas)
@@ -80,16 +72,15 @@ class Layout:
             WorkerId(rank, stage, replica, self.replicas[stage])
             for rank, (stage, replica) in enumerate(places)
         ]
+        """By rank."""
         self._ranks = {place: rank for rank, place in enumerate(places)}
 
     @property
     def stages(self) -> int:
-        """Number of stages."""
         return len(self.replicas)
 
     @property
     def world(self) -> int:
-        """Number of workers."""
         return len(self.workers)
 
     def rank(self, stage: int, replica: int) -> int:
@@ -105,24 +96,16 @@ class Layout:
         return self._ranks[stage, receiver.replica * self.replicas[stage] // receiver.replicas]
 
     def routes(self, source: int, target: int, size: int) -> list[Route]:
-        """What travels when a micro-batch passes from one stage to the next or back, by sender and receiver.
+        """What travels when a micro-batch of `size` samples passes from one stage to the next or back.
 
-        Args:
-            source: sending stage.
-            target: receiving stage, ``source`` + 1 or - 1.
-            size: samples of the micro-batch, at least as many as either stage has workers.
-
-        Returns:
-            A route wherever the parts of a sender and a receiver overlap; downstream also from every receiver's
-            `lead`, perhaps without samples.
+        There is a route wherever the parts of a sender and a receiver overlap; downstream also from every receiver's
+        `lead`, perhaps without samples. Neither stage may have more workers than there are samples.
         """
         found = []
         for sender, receiver in itertools.product(self.ranks(source), self.ranks(target)):
             theirs, mine = self.workers[sender], self.workers[receiver]
-            has, wants = (
-                share(size, theirs.replicas, theirs.replica),
-                share(size, mine.replicas, mine.replica),
-            )
+            has = share(size, theirs.replicas, theirs.replica)
+            wants = share(size, mine.replicas, mine.replica)
             begin, end = max(has[0], wants[0]), min(has[1], wants[1])
             if begin < end:
                 found.append(Route(sender, receiver, begin, end))

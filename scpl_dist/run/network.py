@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
-import sys
 from collections.abc import Mapping, MutableMapping
+
+import psutil
 
 VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """What TensorPipe (torch RPC), gloo and NCCL read their interface from."""
 
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR of <linux/sockios.h>
-
 
 def resolve(name: str, key: str) -> str:
-    """The address of a host; IPv4 if it has one.
-
-    Args:
-        name: host name or address.
-        key: where the name comes from, for the message.
+    """The address of a host; IPv4 if it has one. The key is where the name comes from, for the message.
 
     Raises:
         ValueError: the name does not resolve.
@@ -52,21 +46,11 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 
 def interfaces() -> dict[str, str | None]:
     """This host's interfaces and their IPv4 addresses; None for one without."""
-    return {name: address_of(name) for _, name in socket.if_nameindex()}
-
-
-def address_of(interface: str) -> str | None:
-    """IPv4 address of an interface; None if it has none or does not exist. Linux only, None elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe, _GET_ADDRESS, struct.pack("256s", interface.encode()[:15]))
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer[20:24])
+    found: dict[str, str | None] = {}
+    for name, addresses in psutil.net_if_addrs().items():
+        own = [address.address for address in addresses if address.family == socket.AF_INET]
+        found[name] = own[0] if own else None
+    return found
 
 
 def interface_of(address: str) -> str | None:
@@ -88,24 +72,20 @@ def address_towards(host: str) -> str:
 
 def loopback() -> str:
     """Name of the loopback interface: "lo" on Linux, "lo0" elsewhere."""
-    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    return names[0] if names else "lo"
+    return interface_of("127.0.0.1") or "lo"
 
 
 def choose_interface(
     wanted: str, coordinator: str, alone: bool, environment: MutableMapping[str, str] = os.environ
 ) -> tuple[str, str]:
-    """Settle which interface the tensors take, and tell torch's libraries.
+    """Settle which interface the tensors take, and tell torch's libraries; its name and IPv4 address.
 
     Args:
         wanted: ``runtime.interface``; empty leaves the choice to the environment's variables, and without them to
             the routing table: the interface that leads to the coordinator.
         coordinator: address of the coordinator.
         alone: whether all stages are on this host.
-        environment: where TP_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME are read and set.
-
-    Returns:
-        Name and IPv4 address of the interface.
+        environment: where `VARIABLES` are read and set.
 
     Raises:
         ValueError: no such interface, it has no address, or it cannot reach other hosts.
@@ -121,20 +101,21 @@ def choose_interface(
                 "check the address and the network"
             ) from None
         name = interface_of(own) or (loopback() if is_loopback(own) else "")
-    address = address_of(name) if name else None
-    if address is None and sys.platform.startswith("linux"):
-        there = ", ".join(f"{other} ({own or 'no address'})" for other, own in interfaces().items())
+    there = interfaces()
+    address = there.get(name)
+    if address is None:
+        has = ", ".join(f"{other} ({found or 'no address'})" for other, found in there.items())
         raise ValueError(
-            f"{key} = {name!r}: not an interface of {socket.gethostname()} with an IPv4 address; it has {there}"
+            f"{key} = {name!r}: not an interface of {socket.gethostname()} with an IPv4 address; it has {has}"
         )
-    if not alone and address is not None and is_loopback(address):
+    if not alone and is_loopback(address):
         raise ValueError(
             f"{key} = {name!r}: this interface reaches {socket.gethostname()} only, and the run has stages on other "
             f"hosts; choose the interface that leads to them (launch/interface.sh {coordinator} prints it)"
         )
     for variable in VARIABLES:
         environment[variable] = name
-    return name, address or "127.0.0.1"
+    return name, address
 
 
 def _wanted(wanted: str, environment: Mapping[str, str]) -> tuple[str, str]:

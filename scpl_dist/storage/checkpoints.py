@@ -5,22 +5,21 @@
     RUN/checkpoints/best, latest                       text files with the name of a checkpoint; latest is moved last
 
 Files belong to blocks, not to stages, so a run can go on with another number of stages. Parts are loaded with
-``weights_only=True``; nothing in them can run code.
+``weights_only=True``; nothing in them can run code. A committed folder is never changed, only renamed and removed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scpl_dist.storage.durable import sync_folder, write_text
-
-if TYPE_CHECKING:
-    pass
 
 _STEP = re.compile(r"step-\d+")
 
@@ -32,10 +31,7 @@ class CheckpointError(RuntimeError):
 def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
     """Folder that the parts of a checkpoint are written into before it is committed.
 
-    Args:
-        run_dir: run folder.
-        step: steps done.
-        unique: tells apart the checkpoints of one step, so that a late writer of a dead start cannot spoil a new one.
+    `unique` tells apart the checkpoints of one step, so that a late writer of a dead start cannot spoil a new one.
     """
     return run_dir / "checkpoints" / ".".join(filter(None, (f"step-{step}", unique, "tmp")))
 
@@ -43,33 +39,40 @@ def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
 def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     """Make the parts in ``folder`` a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
 
+    Returns the final folder.
+
     Args:
         folder: what `folder_for` returned.
         manifest: plain values; "step", "best" and "due" (written because it was time, not for the best epoch only).
         keep: number of newest due checkpoints that stay; the best one stays too.
-
-    Returns:
-        The final folder.
     """
     parent = folder.parent
     final = parent / f"step-{manifest['step']}"
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    old = parent / f"{final.name}.old.tmp"
-    if final.exists():  # the same step again: the older one goes only after the newer one is there
-        os.rename(final, old)
+    again = _set_aside(final, "old.tmp") if final.exists() else None
     os.rename(folder, final)
     sync_folder(parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if again is not None:  # the same step again: the older one goes only after the newer one is there
+        shutil.rmtree(again, ignore_errors=True)
     if manifest.get("best"):
         write_text(parent / "best", final.name + "\n")
     write_text(parent / "latest", final.name + "\n")
     found = steps(parent.parent)
     due = [path for path in found if _is_due(path)]
     kept = {final, *due[-keep:], *named(parent.parent, "best")}
-    for old in found:
-        if old not in kept:
-            shutil.rmtree(old)
+    for checkpoint in found:
+        if checkpoint not in kept:
+            # Somebody may be reading it: what cannot be removed now is removed by `clear`.
+            shutil.rmtree(_set_aside(checkpoint, "old.tmp"), ignore_errors=True)
     return final
+
+
+def _set_aside(checkpoint: Path, suffix: str) -> Path:
+    """Rename it, so that it is no checkpoint any more; in one step, as removing takes several."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.{suffix}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(checkpoint, aside)
+    return aside
 
 
 def _is_due(checkpoint: Path) -> bool:
@@ -81,22 +84,17 @@ def _is_due(checkpoint: Path) -> bool:
 
 def named(run_dir: Path, name: str) -> list[Path]:
     """The checkpoint that ``best`` or ``latest`` names: one path, or none if there is no such file."""
+    parent = run_dir / "checkpoints"
     try:
-        return [
-            run_dir / "checkpoints" / (run_dir / "checkpoints" / name).read_text(encoding="utf-8").strip()
-        ]
+        return [parent / (parent / name).read_text(encoding="utf-8").strip()]
     except (OSError, UnicodeDecodeError):
         return []
 
 
 def steps(run_dir: Path) -> list[Path]:
     """Committed checkpoints of a run, oldest first."""
-    found = [
-        path
-        for path in (run_dir / "checkpoints").glob("step-*")
-        if _STEP.fullmatch(path.name) and path.is_dir()
-    ]
-    return sorted(found, key=_step_of)
+    found = (run_dir / "checkpoints").glob("step-*")
+    return sorted((path for path in found if _STEP.fullmatch(path.name) and path.is_dir()), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -110,19 +108,13 @@ def clear(run_dir: Path, chosen: Path | None) -> None:
     """
     for leftover in (run_dir / "checkpoints").glob("step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for later in steps(run_dir) if chosen is not None else []:
-        if chosen is not None and _step_of(later) > _step_of(chosen):
-            aside = later.with_name(f"{later.name}.aside")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(later, aside)
+    for checkpoint in steps(run_dir):
+        if chosen is not None and _step_of(checkpoint) > _step_of(chosen):
+            _set_aside(checkpoint, "aside")
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:
-    """A checkpoint of a run.
-
-    Args:
-        run_dir: run folder.
-        name: such as "step-40", "best" or "latest"; None takes the newest.
+    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest.
 
     Raises:
         CheckpointError: there is none.
@@ -141,11 +133,7 @@ def find(run_dir: Path, name: str | None = None) -> Path:
 
 
 def manifest_of(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint.
-
-    Raises:
-        CheckpointError: it is missing or unreadable.
-    """
+    """The manifest of a committed checkpoint; `CheckpointError` if it is missing or unreadable."""
     path = checkpoint / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -154,3 +142,43 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path}: not a manifest")
     return manifest
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written; else `CheckpointError` says why."""
+    manifest = manifest_of(checkpoint)
+    position, files = manifest.get("position"), manifest.get("files")
+    sound = isinstance(position, dict) and {"epoch", "step", "batch"} <= position.keys()
+    if not sound or not isinstance(files, list) or not all(is_entry(entry) for entry in files):
+        raise CheckpointError(f"{checkpoint / 'manifest.json'}: not a manifest of a run")
+    for entry in files:
+        path = checkpoint / str(entry["name"])
+        if path.parent != checkpoint or path.name in ("", ".", ".."):
+            raise CheckpointError(f"{path}: lies outside the checkpoint")
+        compare(path, entry)
+    return manifest
+
+
+def is_entry(entry: object) -> bool:
+    """Whether it says of a file what a manifest has to say."""
+    return isinstance(entry, dict) and {"name", "bytes", "sha256"} <= entry.keys()
+
+
+def compare(path: Path, entry: Mapping[str, Any], hashing: bool = True) -> None:
+    """Compare a file's size, and if wanted every byte of it, with its entry in the manifest.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{path}: {size} bytes instead of {entry['bytes']}")
+        if not hashing:
+            return
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if digest != entry["sha256"]:
+        raise CheckpointError(f"{path}: damaged, its SHA-256 is not that of the manifest")

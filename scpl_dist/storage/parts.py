@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from scpl_dist.storage.checkpoints import CheckpointError, manifest_of
+from scpl_dist.storage.checkpoints import CheckpointError, compare, is_entry, manifest_of
 
 
 def part_name(block: int) -> str:
@@ -21,10 +21,7 @@ def part_name(block: int) -> str:
 
 
 def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
-    """Write the state of one block; it is on disk when this returns.
-
-    Returns:
-        ``{"name", "bytes", "sha256"}`` for the manifest.
+    """Write the state of one block durably; gives ``{"name", "bytes", "sha256"}`` for the manifest.
 
     Raises:
         OSError: the file cannot be written; the message has the path and the space that is left.
@@ -66,22 +63,25 @@ class _Hashing(io.RawIOBase):
         return written
 
 
-def read_part(checkpoint: Path, block: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_part(
+    checkpoint: Path, block: int, device: torch.device | str = "cpu", verified: bool = False
+) -> dict[str, Any]:
     """State of one block, after its size and digest were compared with the manifest.
+
+    Only the size if it is `verified`: the coordinator has hashed all files before it told the workers of the
+    checkpoint, and nobody changes a committed one; see `scpl_dist.storage.resume`.
 
     Raises:
         CheckpointError: the part is missing or damaged.
     """
     name = part_name(block)
     path = checkpoint / name
-    entries = {entry["name"]: entry for entry in manifest_of(checkpoint).get("files", [])}
+    files = manifest_of(checkpoint).get("files", [])
+    entries = {entry["name"]: entry for entry in files if is_entry(entry)}
     if name not in entries:
         raise CheckpointError(f"{checkpoint}: the manifest has no {name}: another model?")
+    compare(path, entries[name], hashing=not verified)
     try:
-        if path.stat().st_size != entries[name]["bytes"]:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes instead of {entries[name]['bytes']}")
-        if _digest(path) != entries[name]["sha256"]:
-            raise CheckpointError(f"{path}: damaged, its SHA-256 is not that of the manifest")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
@@ -95,8 +95,3 @@ def _free(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free // 1_000_000
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,63 +3,28 @@
 A checkpoint whose bytes are not those of its manifest would load without an error and train on garbage, so every
 file is compared first. A damaged one is named and passed over; if none is left the run ends, because a silent
 fresh start would look like a resumed one.
+
+The coordinator compares, once in a start and for all workers: it alone can still take the checkpoint before. The
+workers read the files a moment later, and a committed checkpoint is never changed, so hashing every byte again could
+find nothing but a broken transfer within that moment; they compare sizes, which shows a file system that is behind.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scpl_dist.run.config import Config
-from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps
+from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps, verify
 
 MODEL = ("run.method", "model.", "loss.")
 """Keys that decide which tensors a checkpoint has and what they mean."""
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there and as they were written.
-
-    Raises:
-        CheckpointError: with the file and the reason.
-    """
-    manifest = manifest_of(checkpoint)
-    position, files = manifest.get("position"), manifest.get("files")
-    sound = (
-        isinstance(position, dict)
-        and {"epoch", "step", "batch"} <= position.keys()
-        and isinstance(files, list)
-    )
-    if not sound or not all(
-        isinstance(e, dict) and {"name", "bytes", "sha256"} <= e.keys() for e in files or []
-    ):
-        raise CheckpointError(f"{checkpoint / 'manifest.json'}: not a manifest of a run")
-    for entry in manifest["files"]:
-        _compare(checkpoint / str(entry["name"]), checkpoint, entry)
-    return manifest
-
-
-def _compare(path: Path, checkpoint: Path, entry: dict[str, Any]) -> None:
-    if path.parent != checkpoint or path.name in ("", ".", ".."):
-        raise CheckpointError(f"{path}: lies outside the checkpoint")
-    try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise CheckpointError(f"{path}: {size} bytes instead of {entry['bytes']}")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    if digest != entry["sha256"]:
-        raise CheckpointError(f"{path}: damaged, its SHA-256 is not that of the manifest")
-
-
 def choose(
-    run_dir: Path, resume: str, warn: Callable[[str], None], config: Config | None = None
+    run_dir: Path, resume: str, warn: Callable[[str], None], config: Config
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its manifest.
 
@@ -127,11 +92,9 @@ def _changes(config: Config, manifest: dict[str, Any]) -> dict[str, str]:
     return {key: f"{key} = {there[key]!r}, now {here[key]!r}" for key in changed}
 
 
-def _usable(config: Config | None, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+def _usable(config: Config, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The manifest of a whole checkpoint of this run's model; other differences are warned of."""
     manifest = verify(checkpoint)
-    if config is None:
-        return manifest
     foreign = _foreign(config, manifest)
     if foreign:
         raise CheckpointError(f"{checkpoint / 'manifest.json'}: of another model: {foreign}")
@@ -142,52 +105,3 @@ def _usable(config: Config | None, checkpoint: Path, warn: Callable[[str], None]
             "the result will not be that of an undisturbed run"
         )
     return manifest
-
-
-def table(run_dir: Path) -> str:
-    """The checkpoints of a run as text: what their manifests say, without reading the parts.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    names = {path.name: name for name in ("best", "latest") for path in named(run_dir, name)}
-    both = {path.name for path in named(run_dir, "best")} & {path.name for path in named(run_dir, "latest")}
-    rows = [f"{'checkpoint':<14} {'epoch':>5} {'stages':>6} {'bytes':>12}  {'written':<19}  called"]
-    for checkpoint in _all(run_dir):
-        try:
-            manifest = manifest_of(checkpoint)
-            size = sum(int(entry["bytes"]) for entry in manifest["files"])
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest["created"]))
-            called = "best, latest" if checkpoint.name in both else names.get(checkpoint.name, "")
-            text = f"{manifest['epoch']:>5} {manifest['stages']:>6} {size:>12,}  {when:<19}  {called}"
-        except (CheckpointError, KeyError, TypeError) as error:
-            text = f"damaged: {error}"
-        rows.append(f"{checkpoint.name:<14} {text}".rstrip())
-    return "\n".join(rows)
-
-
-def report(run_dir: Path) -> int:
-    """Print whether each checkpoint of a run is whole.
-
-    Returns:
-        Exit code: 0 if all are, 1 if one is damaged.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    code = 0
-    for checkpoint in _all(run_dir):
-        try:
-            files = verify(checkpoint)["files"]
-            print(f"{checkpoint.name}: ok, {len(files)} files")
-        except CheckpointError as error:
-            code = 1
-            print(f"{checkpoint.name}: DAMAGED: {error}")
-    return code
-
-
-def _all(run_dir: Path) -> list[Path]:
-    found = steps(run_dir)
-    if not found:
-        raise CheckpointError(f"{run_dir} has no checkpoints")
-    return found

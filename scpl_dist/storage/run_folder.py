@@ -1,8 +1,6 @@
 """The folder of a run: everything that is known about it afterwards.
 
 JSON files are replaced in one step, so a reader sees the old content or the new one, never half of it.
-``metrics.jsonl`` only grows, until a run goes on from a checkpoint: then the rows after it are dropped, as their
-steps are trained again.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import contextlib
 import fcntl
 import itertools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,44 +16,43 @@ from pathlib import Path
 from typing import Any
 
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.durable import write_text
+from scpl_dist.storage.metrics_log import MetricsLog
 
 LEFTOVERS = frozenset({"log", "config.toml"})
 """What a launcher may have put there before the run starts."""
 
 
 class RunFolder:
-    """A run's folder and its files.
-
-    Args:
-        path: created if it does not exist.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """A run's folder and its files. Made like this it is for reading: nothing is written, nothing has to exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.log = path / "log"
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+
+    @classmethod
+    def open_for_writing(cls, path: Path) -> RunFolder:
+        """The folder, made if need be, after a try that it can be written; `ValueError` if it cannot."""
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             # No name that two processes could share: in containers they may have the same process id.
             with tempfile.TemporaryFile(dir=path):
                 pass
-            self.log.mkdir(exist_ok=True)
+            folder.log.mkdir(exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"--run-dir {path}: not writable ({error.strerror}): choose another folder"
             ) from None
+        return folder
 
     @classmethod
     def create(cls, path: str | Path | None, config: Config, resume: bool = False) -> RunFolder:
         """The folder of a new run, or with `resume` of an old one, with its ``config.toml``.
 
-        Args:
-            path: None makes ``runs/<time>-<method>``.
-            config: the run.
-            resume: whether the run in the folder goes on.
+        `path` None makes ``runs/<time>-<method>``.
 
         Raises:
             ValueError: the folder cannot be written, or has another run in it.
@@ -73,14 +69,9 @@ class RunFolder:
                 f"--run-dir {path}: not empty ({', '.join(used[:5])}): choose another folder, or --resume auto to "
                 "go on with the run that is in it"
             )
-        folder = cls(path)
-        folder.write_text("config.toml", config.to_toml())
+        folder = cls.open_for_writing(path)
+        write_text(path / "config.toml", config.to_toml())
         return folder
-
-    @property
-    def log(self) -> Path:
-        """The folder of the workers' logs."""
-        return self.path / "log"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,7 +90,7 @@ class RunFolder:
             yield
 
     def log_size(self, name: str) -> int:
-        """Bytes in a worker's log; the name is that of its seat."""
+        """Bytes in a worker's log; the name is `WorkerId.file`."""
         path = self.log / f"{name}.log"
         return path.stat().st_size if path.exists() else 0
 
@@ -113,61 +104,12 @@ class RunFolder:
         begin = max(text.rfind("Traceback (most recent call last)"), text.rfind("Fatal Python error"))
         return text[begin:] if begin >= 0 else None
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row to ``metrics.jsonl``; floats keep their full precision."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All whole rows of ``metrics.jsonl``."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
-
-    def last_step(self, stages: int) -> int:
-        """The last step that all stages have finished, by the end of ``metrics.jsonl``; -1 if there is none."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return -1
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - (1 << 18)))
-            rows = [_row(line) for line in file.read().split(b"\n")]
-        last: dict[int, int] = {}
-        for row in rows:
-            if row.get("event") == "train":
-                last[row["stage"]] = max(row["step"], last.get(row["stage"], -1))
-        return min(last.values()) if len(last) == stages else -1
-
-    def rewind(self, step: int, epoch: int) -> None:
-        """Drop the rows of ``metrics.jsonl`` that a run which goes on from a checkpoint writes again.
-
-        These are the steps from `step` on, the evaluations of the epochs from `epoch` on and later checkpoints, and
-        a last row that a crash cut off. Every step is there once, whatever happened on the way.
-        """
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        temporary = path.with_name(".metrics.jsonl.tmp")
-        with path.open("rb") as old, temporary.open("wb") as new:
-            new.writelines(line for line in old if _stays(_row(line), step, epoch))
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(temporary, path)
-
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Replace a JSON file in one step."""
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-    def write_text(self, name: str, text: str) -> None:
-        """Replace a text file in one step, durably."""
-        write_text(self.path / name, text)
+        write_text(self.path / name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file, or None if it does not exist.
-
-        Raises:
-            ValueError: it is no JSON object.
-        """
+        """A JSON file, or None if it does not exist; `ValueError` if it is no JSON object."""
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -192,12 +134,10 @@ class RunFolder:
         row: dict[str, Any] = {"code": outcome.code, "reason": outcome.reason}
         if failure is not None:
             row |= {"reason": failure.message, "cause": failure.cause, "advice": failure.advice}
-            row |= {key: getattr(failure, key) for key in keys} | {"log": str(self.log)}
-        else:
-            row |= dict.fromkeys(keys) | {"log": str(self.log)}
-        self.write("exit.json", row)
+        row |= {key: getattr(failure, key, None) for key in keys}
+        self.write("exit.json", row | {"log": str(self.log)})
 
-    def fail(self, code: int, reason: str, cause: str = "") -> int:
+    def fail(self, code: int, reason: str, cause: Cause | None = None) -> int:
         """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
         failure = Failure(cause, reason, "") if cause else None
         self.finish(Outcome(code, reason, failure))
@@ -206,7 +146,7 @@ class RunFolder:
 
 def _fresh(method: str) -> Path:
     """A folder of its own for a run without a name, also if another one starts in the same second."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{method}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(method).name.rpartition(':')[2]}"
     for number in itertools.count(1):
         path = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
@@ -219,27 +159,3 @@ def _fresh(method: str) -> Path:
             ) from None
         return path
     raise AssertionError
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    """A row of ``metrics.jsonl``; empty if it was cut off."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _stays(row: dict[str, Any], step: int, epoch: int) -> bool:
-    """Whether a row still holds for a run that goes on from this step in this epoch."""
-    match row.get("event"):
-        case None:
-            return False
-        case "train":
-            return bool(row["step"] < step)
-        case "eval":
-            return bool(row["epoch"] < epoch)
-        case "checkpoint":
-            return bool(row["step"] <= step)
-        case _:
-            return True

@@ -27,14 +27,15 @@ class CheckpointWriter:
     """One stage's writer.
 
     Args:
-        report: called in the writer's thread with a ``written`` message: sequence, files, seconds.
+        report: called in the writer's thread when a checkpoint is on disk, with its sequence number, what
+            `write_part` says of each file, and the seconds that it took.
         on_error: called in the writer's thread with the error that ended it and the step of the checkpoint.
         watch: called with "write" before each part and "written" after it, and the step; for faults on purpose.
     """
 
     def __init__(
         self,
-        report: Callable[[dict[str, Any]], None],
+        report: Callable[[int, list[dict[str, Any]], float], None],
         on_error: Callable[[Exception, int], None],
         watch: Callable[[str, int], None] | None = None,
     ) -> None:
@@ -42,16 +43,17 @@ class CheckpointWriter:
         self._on_error = on_error
         self._watch = watch
         self._buffers: tuple[Any, list[Any]] | None = None
-        self._job: tuple[dict[str, Any], Path, dict[int, Any]] | None = None
+        self._job: tuple[int, int, Path, dict[int, Any]] | None = None
         self._changed = threading.Condition()
         self._ended: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    def submit(self, item: dict[str, Any], folder: Path, state: dict[int, Any]) -> None:
+    def submit(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
         """Copy a state and have it written; waits for the previous one to be on disk.
 
         Args:
-            item: the checkpoint marker.
+            sequence: number of the checkpoint's item.
+            step: steps done.
             folder: where the parts go.
             state: what to write of each block.
 
@@ -69,7 +71,7 @@ class CheckpointWriter:
             self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
             self._thread.start()
         with self._changed:
-            self._job = (item, folder, pytree.tree_unflatten(copies, structure))
+            self._job = (sequence, step, folder, pytree.tree_unflatten(copies, structure))
             self._changed.notify_all()
 
     def drain(self) -> None:
@@ -95,31 +97,28 @@ class CheckpointWriter:
             with self._changed:
                 while self._job is None:
                     self._changed.wait()
-                item, folder, state = self._job
+                sequence, step, folder, state = self._job
             try:
-                self._write(item, folder, state)
-            except (
-                Exception
-            ) as error:  # reported with its cause; the training thread must not go on as if saved
+                self._write(sequence, step, folder, state)
+            except Exception as error:  # reported with its cause: training must not go on as if it were saved
                 self.abort(error)
-                self._on_error(error, item["step"])
+                self._on_error(error, step)
                 return
             with self._changed:
                 self._job = None
                 self._changed.notify_all()
 
-    def _write(self, item: dict[str, Any], folder: Path, state: dict[int, Any]) -> None:
+    def _write(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
         start = time.perf_counter()
         files = []
         for block, part in state.items():
             path = folder / part_name(block)
             if self._watch is not None:
-                self._watch("write", item["step"])
+                self._watch("write", step)
             files.append(write_part(path, part))
             if self._watch is not None:
-                self._watch("written", item["step"])
-        seconds = time.perf_counter() - start
-        self._report({"type": "written", "sequence": item["sequence"], "files": files, "seconds": seconds})
+                self._watch("written", step)
+        self._report(sequence, files, time.perf_counter() - start)
 
 
 def _copied(leaf: Any, buffer: Any) -> Any:

@@ -28,9 +28,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scpl_dist.run.errors import Aborted, PeerLost
-from scpl_dist.transport import Envelope, Transport
-from scpl_dist.transport.parcel import Parcel, open_parcel, pack
-from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
+from scpl_dist.transport import Envelope, Store, Transport
+from scpl_dist.transport.parcel import pack, unpack
+from scpl_dist.transport.tensors import adopt, to_device
 
 _PREAMBLE = 256
 """Bytes of the first frame: length of the header, and the header if it fits; it nearly always does."""
@@ -47,12 +47,8 @@ class C10dTransport(Transport):
 
     Args:
         backend: "gloo" or "nccl".
-        rank: of this worker, in the process group too.
-        world: number of workers.
-        max_in_flight: credit of a lane.
         device: where received tensors shall be.
         timeout_s: limit for joining the process group, in seconds.
-        wire_dtype: type in which float32 tensors travel.
         links: ranks of all workers that send each other something; None for a chain of workers.
     """
 
@@ -67,22 +63,21 @@ class C10dTransport(Transport):
         wire_dtype: torch.dtype = torch.float32,
         links: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        super().__init__(max_in_flight)
+        super().__init__(max_in_flight, wire_dtype)
         self.backend = backend
         self.rank = rank
         self.world = world
         self.links = links if links is not None else list(itertools.pairwise(range(world)))
         self.device = device
         self.timeout_s = timeout_s
-        self.wire_dtype = wire_dtype
         self._wire_device = device if backend == "nccl" else torch.device("cpu")
         self._arrived: dict[int, deque[tuple[Envelope, Any]]] = {}
-        self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, Parcel | None, Any]]] = {}
+        self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, list[Tensor], Any]]] = {}
 
-    def connect(self) -> None:
+    def connect(self, store: Store) -> None:
         """Join all workers."""
         limit = timedelta(seconds=self.timeout_s)
-        dist.init_process_group("gloo", rank=self.rank, world_size=self.world, timeout=limit)
+        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world, timeout=limit)
         groups: dict[tuple[int, int], Any] = {}
         if self.backend == "nccl":
             for one, other in self.links:  # all processes make all groups, in the same order
@@ -92,8 +87,8 @@ class C10dTransport(Transport):
             self._arrived[peer] = deque()
             self._outboxes[peer] = queue.SimpleQueue()
             for name, work, pair in (
-                ("send", self._send, (self.rank, peer)),
-                ("receive", self._receive, (peer, self.rank)),
+                ("send", self._send_all, (self.rank, peer)),
+                ("receive", self._receive_all, (peer, self.rank)),
             ):
                 threading.Thread(
                     target=self._serve,
@@ -102,44 +97,33 @@ class C10dTransport(Transport):
                     daemon=True,
                 ).start()
 
-    def post(self, target: int, message: Envelope) -> None:
-        """See `Transport.post`."""
-        self._claim(target)
-        payload, wide = narrow(message.payload, self.wire_dtype)
-        parcel = pack(Envelope(message.item, message.micro_batch, payload, wide))
-        event = None
-        if self._wire_device.type == "cuda":
-            event = torch.cuda.current_stream(self.device).record_event()
-        else:
-            parcel.tensors = [tensor.cpu() for tensor in parcel.tensors]
-        self.bytes_sent += nbytes(payload)
-        self._outboxes[target].put((parcel.header, parcel, event))
-
-    def receive(self, source: int) -> Envelope:
-        """See `Transport.receive`."""
-        with self._changed:
-            lane = self._arrived.setdefault(source, deque())
-            self._wait(lambda: bool(lane))
-            message, event = lane.popleft()
-        self._outboxes[source].put((_TAKEN, None, None))
-        if event is not None:
-            adopt(message.payload, event)
-        self.bytes_received += nbytes(message.payload)
-        payload = widen(message.payload, message.wide)
-        if self.device != self._wire_device:
-            payload = torch.utils._pytree.tree_map_only(Tensor, self._to_device, payload)
-        return Envelope(message.item, message.micro_batch, payload)
-
     def queued(self) -> int:
-        """See `Transport.queued`."""
         return sum(map(len, self._arrived.values()))
 
     def close(self) -> None:
         """Leave without waiting; the threads end with the process, as they may be waiting for a dead peer."""
         self.abort(Aborted("the transport is closed"))
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _send(self, target: int, message: Envelope) -> None:
+        header, tensors = pack(message)
+        event = None
+        if self._wire_device.type == "cuda":
+            event = torch.cuda.current_stream(self.device).record_event()
+        else:
+            tensors = [tensor.cpu() for tensor in tensors]
+        self._outboxes[target].put((header, tensors, event))
+
+    def _take(self, source: int) -> Envelope:
+        with self._changed:
+            lane = self._arrived.setdefault(source, deque())
+            self._wait(lambda: bool(lane))
+            message, event = lane.popleft()
+        self._outboxes[source].put((_TAKEN, [], None))
+        if event is not None:
+            adopt(message.payload, event)
+        if self.device != self._wire_device:
+            message.payload = to_device(message.payload, self.device)
+        return message
 
     # Threads ----------------------------------------------------------------------------------------------------
 
@@ -155,41 +139,38 @@ class C10dTransport(Transport):
         torch.cuda.set_device(self.device)
         return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
 
-    def _send(self, peer: int, group: Any) -> None:
+    def _send_all(self, peer: int, group: Any) -> None:
         """Loop of a sending thread."""
         while True:
-            header, parcel, event = self._outboxes[peer].get()
+            header, tensors, event = self._outboxes[peer].get()
             frames = _frames(header)
             works = [dist.isend(frame, peer, tag=tag) for tag, frame in enumerate(frames)]
-            if parcel is not None:
-                if event is not None:
-                    torch.cuda.current_stream().wait_event(event)
-                for tag, tensor in enumerate(parcel.tensors, _FIRST_TAG):
-                    works.append(dist.isend(tensor, peer, group=group, tag=tag))
+            if event is not None:
+                torch.cuda.current_stream().wait_event(event)
+            for tag, tensor in enumerate(tensors, _FIRST_TAG):
+                works.append(dist.isend(tensor, peer, group=group, tag=tag))
             for work in works:
-                assert work is not None
-                work.wait(_FOREVER)
+                _wait(work)
             if event is not None:  # NCCL's wait is one of the stream; the tensors must live until it is over
                 torch.cuda.current_stream().synchronize()
 
-    def _receive(self, peer: int, group: Any) -> None:
+    def _receive_all(self, peer: int, group: Any) -> None:
         """Loop of a receiving thread."""
         while True:
             header = _receive_header(peer)
             if header == _TAKEN:
                 self._credit(peer)
                 continue
-            parcel = open_parcel(header, self._wire_device)
+            message, tensors = unpack(header, self._wire_device)
             works = [
                 dist.irecv(tensor, peer, group=group, tag=tag)
-                for tag, tensor in enumerate(parcel.tensors, _FIRST_TAG)
+                for tag, tensor in enumerate(tensors, _FIRST_TAG)
             ]
             for work in works:
-                assert work is not None
-                work.wait(_FOREVER)
+                _wait(work)
             event = None if group is None else torch.cuda.current_stream().record_event()
             with self._changed:
-                self._arrived[peer].append((parcel.message, event))
+                self._arrived[peer].append((message, event))
                 self._changed.notify_all()
 
 

@@ -1,8 +1,8 @@
 """A worker's neighbours as the executor sees them: stages, whatever number of workers holds each.
 
 Where two stages have different numbers of replicas, a micro-batch is cut and joined on its way. The numbers of the
-samples that a worker needs follow from the size of the micro-batch, which is part of the item, so nothing else has to
-be sent:
+samples that a worker needs follow from the size of the micro-batch, which both ends know, so nothing else has to be
+sent:
 
     stage 0                      stage 1 (2 replicas)         stage 2 (3 replicas)
     samples 0..11 ---- 0..5 ---> replica 0 ----- 0..3 ------> replica 0
@@ -26,13 +26,7 @@ from scpl_dist.transport import Envelope, Transport
 
 
 class Neighbours:
-    """See the module.
-
-    Args:
-        transport: between ranks.
-        layout: all workers of the run.
-        seat: this one.
-    """
+    """See the module. What waits or sends raises as `Transport` does."""
 
     def __init__(self, transport: Transport, layout: Layout, worker_id: WorkerId) -> None:
         self.transport = transport
@@ -48,22 +42,12 @@ class Neighbours:
         return self._layout.lead(self._worker_id.stage, self._layout.workers[rank]) == self._worker_id.rank
 
     def next(self) -> Envelope:
-        """The first message of the next item, from the stage before.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-            PeerLost: a neighbour is gone.
-        """
+        """The first message of the next item, from the stage before."""
         assert self._lead is not None
         return self.transport.receive(self._lead)
 
     def wait_for_room(self, stage: int) -> None:
-        """Wait until every worker of a neighbouring stage may be sent a message.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-            PeerLost: a neighbour is gone.
-        """
+        """Wait until every worker of a neighbouring stage may be sent a message."""
         for rank in self._ranks[stage]:
             self.transport.wait_for_room(rank)
 
@@ -72,22 +56,14 @@ class Neighbours:
         for rank in self._led:
             self.transport.post(rank, Envelope(marker))
 
-    def post(self, stage: int, item: dict[str, Any], micro_batch: int, payload: Any) -> None:
+    def post(self, stage: int, item: dict[str, Any], micro_batch: int, size: int, payload: Any) -> None:
         """Send this worker's part of a micro-batch to a neighbouring stage; returns at once.
 
-        Args:
-            stage: number of the neighbour.
-            item: what the micro-batch belongs to.
-            micro_batch: its number.
-            payload: pytree of tensors, sample first; they must not be changed afterwards.
-
-        Raises:
-            PeerLost: a neighbour is gone.
+        The payload is a pytree of tensors, sample first; they must not be changed afterwards.
         """
-        routes = self._of_micro_batch(self._worker_id.stage, stage, item, micro_batch)
+        routes = self._of_size(self._worker_id.stage, stage, size)
         mine = [route for route in routes if route.sender == self._worker_id.rank]
-        first, last = item["micro_batches"][micro_batch]
-        start, end = share(last - first, self._worker_id.replicas, self._worker_id.replica)
+        start, end = share(size, self._worker_id.replicas, self._worker_id.replica)
         for route in mine:
             part = (
                 payload
@@ -97,37 +73,27 @@ class Neighbours:
             self.transport.post(route.receiver, Envelope(item, micro_batch, part))
 
     def receive(
-        self, stage: int, item: dict[str, Any], micro_batch: int, first: Envelope | None = None
+        self, stage: int, item: dict[str, Any], micro_batch: int, size: int, first: Envelope | None = None
     ) -> Any:
         """This worker's part of a micro-batch from a neighbouring stage.
 
-        Args:
-            stage: number of the neighbour.
-            item: what the micro-batch belongs to.
-            micro_batch: its number.
-            first: the message with which `next` announced it, if it did.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-            PeerLost: a neighbour is gone.
+        ``size`` is that of the micro-batch, of all replicas; ``first`` is the message with which `next` announced it,
+        if it did.
         """
         parts = []
-        for route in self._of_micro_batch(stage, self._worker_id.stage, item, micro_batch):
+        for route in self._of_size(stage, self._worker_id.stage, size):
             if route.receiver == self._worker_id.rank:
                 announced = first is not None and route.sender == self._lead
                 message = first if announced else self.transport.receive(route.sender)
                 assert message is not None
-                assert (message.item["sequence"], message.micro_batch) == (item["sequence"], micro_batch)
+                assert (message.item, message.micro_batch) == (item, micro_batch)
                 parts.append(message.payload)
         return parts[0] if len(parts) == 1 else pytree.tree_map(_joined, parts[0], *parts[1:])
 
-    def _of_micro_batch(
-        self, source: int, target: int, item: dict[str, Any], micro_batch: int
-    ) -> list[Route]:
-        begin, end = item["micro_batches"][micro_batch]
-        key = (source, target, end - begin)
+    def _of_size(self, source: int, target: int, size: int) -> list[Route]:
+        key = (source, target, size)
         if key not in self._routes:
-            self._routes[key] = self._layout.routes(source, target, end - begin)
+            self._routes[key] = self._layout.routes(source, target, size)
         return self._routes[key]
 
 

@@ -33,13 +33,7 @@ class Unreached(Exception):
 
 
 class ReachabilityCheck:
-    """This worker's door.
-
-    Args:
-        address: own address on the interface that the tensors take.
-        interface: its name, for messages.
-        name: of this worker, for messages, such as "stage 1".
-        device: where it computes, for example "cuda:0"; the others choose the transport by it.
+    """This worker's door: at ``address`` of ``interface``, for the worker ``name`` on ``device``.
 
     Attributes:
         endpoint: what the others need to know.
@@ -60,15 +54,10 @@ class ReachabilityCheck:
         threading.Thread(target=self._answer, name="door", daemon=True).start()
 
     def visit(self, rank: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float) -> None:
-        """Ring at every other worker's door.
-
-        Args:
-            rank: of this worker.
-            endpoints: of all workers, by rank.
-            timeout_s: limit for each.
+        """Ring at every other worker's door; endpoints are those of all workers, by rank.
 
         Raises:
-            Unmet: one of them does not answer, or somebody else does.
+            Unreached: one of them does not answer within ``timeout_s`` seconds, or somebody else does.
         """
         for other, endpoint in enumerate(endpoints):
             if other == rank:

@@ -1,13 +1,13 @@
-"""Messages over torch RPC (TensorPipe): shared memory within a host, TCP between hosts, CUDA with device maps.
+"""Messages over torch RPC (TensorPipe): TCP, from memory to memory within a host, CUDA with device maps.
 
 RPC serves calls on a pool of threads, so two calls in flight may be handled in either order. Every message therefore
 carries its number in its lane and the receiver restores the order. A call is answered when its message is *taken*,
 not when it arrives: the answer is the credit, and no RPC thread ever blocks.
 
-    sender                        RPC thread of the receiver        training thread of the receiver
-    post -- _deliver(n, ...) -->  lane[n] = message, Future
-                                                                    receive(): takes lane[next]
-    credit  <------------------------------------------------------ Future.set_result(None)
+    sender                            RPC thread of the receiver         training thread of the receiver
+    [1] post -- _deliver(n, ...) -->  [2] lane[n] = message, Future
+                                                                         [3] receive(): takes lane[next]
+    [5] credit  <------------------------------------------------------- [4] Future.set_result(None)
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch.futures import Future
 from torch.utils import _pytree as pytree
 
 from scpl_dist.run.errors import Aborted, PeerLost
-from scpl_dist.transport import Envelope, Transport
-from scpl_dist.transport.tensors import adopt, narrow, nbytes, widen
+from scpl_dist.transport import Envelope, Store, Transport
+from scpl_dist.transport.rendezvous import offer
+from scpl_dist.transport.tensors import adopt, to_device
 
 # Two neighbours deliver and two answer at a time; more threads only fight for the interpreter lock.
 _SERVER_THREADS = 4
@@ -35,32 +36,20 @@ _transport: RpcTransport | None = None
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]  # torch has no types here
-def _deliver(
-    generation: str,
-    source: int,
-    number: int,
-    item: dict[str, Any],
-    micro_batch: int,
-    payload: Any,
-    wide: list[tuple[int, str]],
-) -> Any:
-    """Runs at the receiver, on an RPC thread."""
+def _deliver(generation: str, source: int, number: int, message: Envelope) -> Any:
+    """Step [2] of the drawing, at the receiver, on an RPC thread."""
     if _transport is None or _transport.generation != generation:
         raise RuntimeError(f"a message of generation {generation} reached a process of another generation")
-    return _transport.accept(source, number, Envelope(item, micro_batch, payload, wide))
+    return _transport.accept(source, number, message)
 
 
 class RpcTransport(Transport):
     """See the module.
 
     Args:
-        rank: of this worker.
-        world: number of workers.
         generation: identifier of this launch; messages of another one are refused.
-        max_in_flight: credit of a lane.
         device: where received tensors shall be.
         timeout_s: limit of the rendezvous, in seconds.
-        wire_dtype: type in which float32 tensors travel.
         devices: where each worker computes, by rank; None if all do on CPUs.
     """
 
@@ -75,19 +64,18 @@ class RpcTransport(Transport):
         wire_dtype: torch.dtype = torch.float32,
         devices: Sequence[torch.device] | None = None,
     ) -> None:
-        super().__init__(max_in_flight)
+        super().__init__(max_in_flight, wire_dtype)
         self.timeout_s = timeout_s
         self.rank = rank
         self.world = world
         self.generation = generation
         self.device = device
-        self.wire_dtype = wire_dtype
         self._devices = devices or [torch.device("cpu")] * world
         self._lanes: dict[int, dict[int, _Arrived]] = {}
         self._taken: dict[int, int] = {}
         self._posted: dict[int, int] = {}
 
-    def connect(self) -> None:
+    def connect(self, store: Store) -> None:
         """Join all workers. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
         global _transport
         _transport = self
@@ -96,6 +84,7 @@ class RpcTransport(Transport):
             # Not "shm": its thread polls without a pause and takes the processor from the stages of the same host.
             # Large tensors of a host still go from memory to memory, through the channel "cma".
             _transports=["uv"],
+            init_method=offer(store, self.rank, self.world),
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
         if self.device.type == "cuda":
@@ -113,42 +102,7 @@ class RpcTransport(Transport):
                 rpc_backend_options=options,
             )
 
-    def post(self, target: int, message: Envelope) -> None:
-        """See `Transport.post`."""
-        number = self._posted.get(target, 0)
-        self._posted[target] = number + 1
-        self._claim(target)
-        payload, wide = narrow(message.payload, self.wire_dtype)
-        self.bytes_sent += nbytes(payload)
-        if self.device.type == "cuda" and not self._mapped(target):
-            payload = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, payload)
-        arguments = (self.generation, self.rank, number, message.item, message.micro_batch, payload, wide)
-        try:
-            # No time-out: an answer means "taken", which may rightly take long; see Transport._wait.
-            answer = rpc.rpc_async(_name(target), _deliver, args=arguments, timeout=0)
-        except RuntimeError as error:
-            raise PeerLost(target, str(error)) from error
-        answer.add_done_callback(lambda future: self._answered(target, future))
-
-    def receive(self, source: int) -> Envelope:
-        """See `Transport.receive`."""
-        with self._changed:
-            number = self._taken.get(source, 0)
-            lane = self._lanes.setdefault(source, {})
-            self._wait(lambda: number in lane)
-            message, answer, event = lane.pop(number)
-            self._taken[source] = number + 1
-        if event is not None:
-            adopt(message.payload, event)
-        answer.set_result(None)
-        self.bytes_received += nbytes(message.payload)
-        payload = widen(message.payload, message.wide)
-        if self.device.type == "cuda" and not self._mapped(source):
-            payload = pytree.tree_map_only(torch.Tensor, self._to_device, payload)
-        return Envelope(message.item, message.micro_batch, payload)
-
     def queued(self) -> int:
-        """See `Transport.queued`."""
         return sum(map(len, self._lanes.values()))
 
     def close(self) -> None:
@@ -159,8 +113,22 @@ class RpcTransport(Transport):
         if rpc.api._is_current_rpc_agent_set():  # type: ignore[attr-defined]
             rpc.shutdown(graceful=False)
 
+    def _send(self, target: int, message: Envelope) -> None:
+        """Step [1]."""
+        number = self._posted.get(target, 0)
+        self._posted[target] = number + 1
+        if self.device.type == "cuda" and not self._mapped(target):
+            message.payload = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, message.payload)
+        arguments = (self.generation, self.rank, number, message)
+        try:
+            # No time-out: an answer means "taken", which may rightly take long; see Transport.
+            answer = rpc.rpc_async(_name(target), _deliver, args=arguments, timeout=0)
+        except RuntimeError as error:
+            raise PeerLost(target, str(error)) from error
+        answer.add_done_callback(lambda future: self._answered(target, future))
+
     def accept(self, source: int, number: int, message: Envelope) -> Future[None]:
-        """Put an arrived message into its lane; the future is the sender's answer."""
+        """Step [2]; the future is the sender's answer."""
         answer: Future[None] = Future()
         event = None
         if self.device.type == "cuda":
@@ -171,21 +139,33 @@ class RpcTransport(Transport):
             self._changed.notify_all()
         return answer
 
-    def _mapped(self, peer: int) -> bool:
-        """Whether tensors go from GPU to GPU."""
-        return self.device.type == "cuda" and self._devices[peer].type == "cuda"
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _take(self, source: int) -> Envelope:
+        """Steps [3] and [4]."""
+        with self._changed:
+            number = self._taken.get(source, 0)
+            lane = self._lanes.setdefault(source, {})
+            self._wait(lambda: number in lane)
+            message, answer, event = lane.pop(number)
+            self._taken[source] = number + 1
+        if event is not None:
+            adopt(message.payload, event)
+        answer.set_result(None)
+        if self.device.type == "cuda" and not self._mapped(source):
+            message.payload = to_device(message.payload, self.device)
+        return message
 
     def _answered(self, target: int, future: Future[None]) -> None:
-        """Runs on an RPC thread when the neighbour took a message, or died."""
+        """Step [5], on an RPC thread: the neighbour took a message, or died."""
         try:
             future.value()
         except RuntimeError as error:
             self.abort(PeerLost(target, str(error).strip().splitlines()[-1]))
             return
         self._credit(target)
+
+    def _mapped(self, peer: int) -> bool:
+        """Whether tensors go from GPU to GPU."""
+        return self.device.type == "cuda" and self._devices[peer].type == "cuda"
 
 
 def _name(rank: int) -> str:

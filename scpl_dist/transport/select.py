@@ -12,15 +12,10 @@ from scpl_dist.transport import Transport
 
 
 def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
-    """The name: rpc, gloo or nccl.
-
-    Args:
-        wanted: ``pipeline.transport``; "auto" takes NCCL between GPUs, if every worker has one of its own, and RPC
-            otherwise.
-        endpoints: of all workers, with "host" and "device".
+    """Its name: "auto" takes nccl between GPUs, if every worker has one of its own, and rpc otherwise.
 
     Raises:
-        ValueError: NCCL is wanted and a worker has no GPU of its own.
+        ValueError: nccl is wanted and a worker has no GPU of its own.
     """
     places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
     problem = None
@@ -38,14 +33,7 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
 def connectable(
     config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
 ) -> Transport:
-    """The transport of a worker, not yet connected.
-
-    Args:
-        config: the run.
-        rank: of the worker.
-        generation: identifier of this launch.
-        device: where the worker computes.
-        endpoints: of all workers, by rank.
+    """The transport of a worker, not yet connected; endpoints are those of all workers, by rank.
 
     Raises:
         ValueError: see `choose`.

@@ -1,4 +1,4 @@
-"""Tensors on their way: how many bytes they are, in which type they travel, and when a GPU may use them."""
+"""Tensors on their way: what describes them, in which type they travel, and when a GPU may use them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,50 @@ Wide = list[tuple[int, str]]
 """Numbers of leaves that travel in a smaller type, and their own type."""
 
 
+def describe(value: Any, giver: str = "a block") -> Any:
+    """A pytree as plain values: [dtype, shape, strides] in the place of each tensor. `imagine` is the inverse.
+
+    Raises:
+        ValueError: there is something else in it than tensors in tuples, lists and dicts; names who gave it.
+    """
+    if isinstance(value, Tensor):
+        return [str(value.dtype).removeprefix("torch."), list(value.shape), list(value.stride())]
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {"dict": [[key, describe(part, giver)] for key, part in value.items()]}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [describe(part, giver) for part in value]}
+    raise ValueError(
+        f"{giver} gives a {type(value).__name__}, which cannot travel: use tensors, and tuples, lists or "
+        "dicts of tensors"
+    )
+
+
+def imagine(description: Any, device: torch.device | str) -> Any:
+    """The pytree of a description, with tensors whose values are not set."""
+    if description is None:
+        return None
+    if isinstance(description, list):
+        dtype, shape, strides = description
+        return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=device)
+    if "dict" in description:
+        return {key: imagine(part, device) for key, part in description["dict"]}
+    if "tuple" in description:
+        return tuple(imagine(part, device) for part in description["tuple"])
+    return [imagine(part, device) for part in description["list"]]
+
+
 def nbytes(payload: Any) -> int:
     """Bytes of all tensors of a pytree."""
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(payload) if isinstance(leaf, Tensor))
 
 
 def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
-    """Make the tensors of a pytree small for the way.
+    """Make the tensors of a pytree small for the way; also returns what `widen` must convert back.
 
-    Args:
-        payload: pytree of tensors.
-        dtype: type of float32 tensors on the wire; float32 leaves them as they are.
-
-    Returns:
-        The pytree, and what `widen` must convert back. Integers (labels) lose nothing: they get the smallest type
-        that holds all values of their tensor.
+    Tensors of float32 get the given type. Integers (labels) lose nothing: they get the smallest type that holds all
+    values of their tensor.
     """
     leaves, spec = pytree.tree_flatten(payload)
     wide: Wide = []
@@ -64,13 +93,12 @@ def widen(payload: Any, wide: Wide) -> Any:
     return pytree.tree_unflatten(leaves, spec)
 
 
-def adopt(payload: Any, event: Any) -> None:
-    """Let the training stream wait for received CUDA tensors and keep their memory until it used them.
+def to_device(payload: Any, device: torch.device) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), payload)
 
-    Args:
-        payload: pytree of tensors that another stream fills.
-        event: `torch.cuda.Event` after which they are filled.
-    """
+
+def adopt(payload: Any, event: Any) -> None:
+    """Let the training stream wait for CUDA tensors that another one fills until `event`, and keep their memory."""
     stream = torch.cuda.current_stream()
     stream.wait_event(event)
     for leaf in pytree.tree_leaves(payload):

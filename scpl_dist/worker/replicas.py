@@ -26,6 +26,8 @@ from torch.utils import _pytree as pytree
 from scpl_dist.methods.batchnorm import shared
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
+from scpl_dist.run.phases import Phase
+from scpl_dist.transport import Store
 from scpl_dist.worker.timer import PhaseTimer
 
 # The control plane ends a wait, by ending the process; a slow replica is no error.
@@ -35,18 +37,12 @@ _LARGE = 1 << 16
 
 
 class Replicas:
-    """A worker's view of the workers of its stage.
-
-    Args:
-        group: their process group.
-        layout: all workers of the run.
-        seat: this one.
-        meter: told of waits for the others.
-    """
+    """A worker's view of the workers of its stage; the timer is told of waits for the others."""
 
     def __init__(self, group: Any, layout: Layout, worker_id: WorkerId, timer: PhaseTimer) -> None:
         self._group = group
-        self._worker_id = worker_id
+        self.replica = worker_id.replica
+        self._replicas = worker_id.replicas
         self._timer = timer
         # gloo works on CPUs; only replicas that share a GPU have it for tensors of one.
         self._by_cpu = dist.get_backend(group) == "gloo"
@@ -60,25 +56,21 @@ class Replicas:
         worker_id: WorkerId,
         endpoints: Sequence[Mapping[str, Any]],
         timer: PhaseTimer,
+        store: Store,
         timeout_s: float,
     ) -> Replicas | None:
-        """Make the groups of all stages; every worker of the run has to call this, after its transport is connected.
+        """The group of this worker's stage; None if it has no other worker.
 
-        Args:
-            layout: all workers of the run.
-            seat: this one.
-            endpoints: of all workers, with "host" and "device".
-            meter: told of waits.
-            timeout_s: limit for meeting the others, in seconds.
-
-        Returns:
-            The group of this worker's stage; None if it has no other worker.
+        Every worker of the run has to call this, after its transport is connected. Endpoints are those of all workers,
+        with "host" and "device"; ``timeout_s`` limits the meeting of all.
         """
         if layout.world == layout.stages:
             return None
         if not dist.is_initialized():
             limit = timedelta(seconds=timeout_s)
-            dist.init_process_group("gloo", rank=worker_id.rank, world_size=layout.world, timeout=limit)
+            dist.init_process_group(
+                "gloo", store=store, rank=worker_id.rank, world_size=layout.world, timeout=limit
+            )
         own = None
         for stage in range(layout.stages):
             ranks = layout.ranks(stage)
@@ -90,17 +82,12 @@ class Replicas:
         return None if own is None else cls(own, layout, worker_id, timer)
 
     def gather(self, seen: Any, labels: Tensor, size: int) -> tuple[Any, Tensor]:
-        """What all replicas see of a micro-batch, in the order of its samples, and their labels.
+        """What all replicas see of a micro-batch of `size` samples, in their order, and their labels.
 
-        Args:
-            seen: of the own samples, a pytree of tensors, rows first; gradients reach it.
-            labels: of the own samples.
-            size: samples of the micro-batch.
+        Given are those of the own samples: a pytree of tensors, rows first, which gradients reach, and labels.
         """
-        parts = [
-            share(size, self._worker_id.replicas, replica) for replica in range(self._worker_id.replicas)
-        ]
-        begin, end = parts[self._worker_id.replica]
+        parts = [share(size, self._replicas, replica) for replica in range(self._replicas)]
+        begin, end = parts[self.replica]
         views = len(labels) // (end - begin)
         counts = [views * (end - begin) for begin, end in parts]
         with self._waiting():
@@ -119,12 +106,12 @@ class Replicas:
 
     def _statistics(self, own: Tensor) -> Tensor:
         with self._waiting():
-            return self._gathered(own, [1] * self._worker_id.replicas, True)
+            return self._gathered(own, [1] * self._replicas, True)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         before = self._timer.phase
-        self._timer.enter("sync")
+        self._timer.enter(Phase.SYNC)
         yield
         self._timer.enter(before)
 
@@ -149,7 +136,7 @@ class Replicas:
         if summed:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
             self.add_up(gradient)()
-        own: Tensor = torch.split(gradient, counts)[self._worker_id.replica]
+        own: Tensor = torch.split(gradient, counts)[self.replica]
         return own
 
     def add_up(self, *tensors: Tensor) -> Callable[[], None]:

@@ -23,11 +23,7 @@ def state_of(trainable: TrainableBlock, optimizers: Sequence[torch.optim.Optimiz
 def restore(
     trainable: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]
 ) -> None:
-    """Put a block's state back.
-
-    Raises:
-        CheckpointError: the state belongs to another model.
-    """
+    """Put a block's state back; raises CheckpointError if it belongs to another model."""
     try:
         trainable.block.load_state_dict(state["block"])
         trainable.heads.load_state_dict(state["heads"])

@@ -10,13 +10,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
+from scpl_dist.control.items import Checkpoint, Item, Stop, Train
+from scpl_dist.control.messages import Stats
 from scpl_dist.run.faults import Trap
-
-WAITING = ("receive", "sync")
-BLOCKED = "room"
-IDLE = "idle"
+from scpl_dist.run.phases import BLAMELESS, BLOCKED, OUTSIDE, TRAINING, WAITING, Phase
 
 
 class PhaseTimer:
@@ -28,54 +26,69 @@ class PhaseTimer:
         epoch: epoch of the present item.
         micro_batch: micro-batch within the item.
         begun: sequence number of the present item; -1 before the first.
+        block: block that the training thread works on; None between blocks.
         on_item: called in the training thread when an item begins.
     """
 
     def __init__(self) -> None:
-        self.phase = "starting"
+        self.phase = Phase.STARTING
         self.step = 0
         self.epoch = 0
         self.micro_batch = 0
         self.begun = -1
+        self.block: int | None = None
         self.on_item: Callable[[], None] | None = None
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._seconds: dict[tuple[Phase, int | None], float] = defaultdict(float)
+        self._entered: tuple[Phase, int | None] = (self.phase, None)
         self._since = time.perf_counter()
 
-    def enter(self, phase: str) -> None:
-        """The phase that begins now."""
+    def enter(self, phase: Phase) -> None:
+        """The phase that begins now, of the present block."""
         now = time.perf_counter()
-        self._seconds[self.phase] += now - self._since
+        self._seconds[self._entered] += now - self._since
         self._since = now
         self.phase = phase
+        self._entered = (phase, self.block)
 
-    def begin(self, item: dict[str, Any]) -> None:
+    def begin(self, item: Item) -> None:
         """The item that begins now."""
         if self.on_item is not None:
             self.on_item()
-        self.begun = item["sequence"]
-        self.step = item.get("step", self.step)
-        self.epoch = item.get("epoch", self.epoch)
+        self.begun = item.sequence
+        if isinstance(item, Train | Checkpoint):
+            self.step = item.step
+        if not isinstance(item, Stop):
+            self.epoch = item.epoch
         self.micro_batch = 0
 
-    def position(self) -> dict[str, Any]:
-        """Phase, step, epoch and micro-batch, for heartbeats and error reports."""
-        return {"phase": self.phase, "step": self.step, "epoch": self.epoch, "micro_batch": self.micro_batch}
+    def block_seconds(self) -> dict[int, float]:
+        """Cumulative seconds of training by block: forward, loss, backward and update."""
+        blocks: dict[int, float] = defaultdict(float)
+        for (phase, block), taken in self._passed().items():
+            if block is not None and phase in TRAINING:
+                blocks[block] += taken
+        return blocks
 
-    def stats(self) -> dict[str, Any]:
-        """Cumulative seconds: busy, waiting for input or for replicas, blocked by a full neighbour, and by phase."""
+    def stats(self, **counters: int) -> Stats:
+        """The seconds so far, with other counters of the worker."""
+        seconds: dict[Phase, float] = defaultdict(float, {BLOCKED: 0.0})
+        for (phase, _), taken in self._passed().items():
+            if phase not in OUTSIDE:
+                seconds[phase] += taken
+        return Stats(
+            busy=sum(spent for phase, spent in seconds.items() if phase not in BLAMELESS),
+            waiting=sum(seconds[phase] for phase in WAITING if phase in seconds),
+            blocked=seconds[BLOCKED],
+            phases=dict(seconds),
+            begun=self.begun,
+            **counters,
+        )
+
+    def _passed(self) -> dict[tuple[Phase, int | None], float]:
+        """Seconds of all phases until now."""
         seconds = dict(self._seconds)
-        seconds[self.phase] = seconds.get(self.phase, 0.0) + time.perf_counter() - self._since
-        waiting = {phase: seconds.pop(phase) for phase in WAITING if phase in seconds}
-        blocked = seconds.pop(BLOCKED, 0.0)
-        for outside in ("starting", IDLE):
-            seconds.pop(outside, 0.0)
-        return {
-            "busy": sum(seconds.values()),
-            "waiting": sum(waiting.values()),
-            "blocked": blocked,
-            "phases": {**seconds, **waiting, BLOCKED: blocked},
-            "begun": self.begun,
-        }
+        seconds[self._entered] = seconds.get(self._entered, 0.0) + time.perf_counter() - self._since
+        return seconds
 
 
 class FaultyTimer(PhaseTimer):
@@ -85,6 +98,6 @@ class FaultyTimer(PhaseTimer):
         super().__init__()
         self._trap = trap
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: Phase) -> None:
         super().enter(phase)
         self._trap.spring(phase, self.step)

@@ -26,35 +26,42 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from scpl_dist.control import keys
+from scpl_dist.control import keys, messages
 from scpl_dist.control.channel import Channel
-from scpl_dist.control.messages import PROTOCOL, VERSION
+from scpl_dist.control.items import Item
+from scpl_dist.control.messages import Message
 from scpl_dist.data.loader import Loader
-from scpl_dist.methods.block import TrainableBlock, make_optimizers
-from scpl_dist.plan.plan import Plan, describe, imagine, place_units
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.plan.plan import Plan
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import Aborted, NonFiniteLoss, PeerLost, SetupError
+from scpl_dist.run.failures import Cause
 from scpl_dist.run.faults import Trap
+from scpl_dist.run.phases import Phase
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
-from scpl_dist.transport import Transport
+from scpl_dist.transport import Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
+from scpl_dist.transport.rendezvous import Rendezvous
 from scpl_dist.transport.select import connectable
-from scpl_dist.worker.executor import Executor, peak_memory
+from scpl_dist.transport.tensors import describe, imagine
+from scpl_dist.worker.executor import Context, Executor, feed, peak_memory
 from scpl_dist.worker.replicas import Replicas
 from scpl_dist.worker.stacks import Stacks
-from scpl_dist.worker.state import restore
 from scpl_dist.worker.timer import FaultyTimer, PhaseTimer
+from scpl_dist.worker.updater import Updater
 
+M = TypeVar("M", bound=Message)
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 """Errors of the system that come from a disk."""
 # Seconds that the training thread has to notice an abort before the control thread ends the process.
@@ -95,9 +102,9 @@ class Worker:
         self._stacks: Stacks | None = None
         self._writer: CheckpointWriter | None = None
         self.reason = ""
-        self._messages: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         self._transport: Transport | None = None
-        self._loader: Loader | None = None
+        self._loader: Loader[Item] | None = None
         self._executor: Executor | None = None
         self._ended: Exception | None = None
         self._stop_signal: int | None = None
@@ -114,6 +121,7 @@ class Worker:
             self._problem = SetupError(str(error))
             interface, address = network.loopback(), "127.0.0.1"
         self._reachability = ReachabilityCheck(address, interface, self.name, str(self.device))
+        self._rendezvous = Rendezvous(address)
 
     def run(self) -> int:
         """Everything from hello to close.
@@ -126,7 +134,7 @@ class Worker:
         channel = self._channel = Channel(
             self._control,
             self._hello(),
-            snapshot=self._snapshot,
+            heartbeat=self._heartbeat,
             on_message=self._on_message,
             on_lost=self._abort,
             timeout_s=self.config.runtime.timeout_s,
@@ -146,7 +154,7 @@ class Worker:
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
             report = self._failure(error)
-            self.reason = f"{self.name}: {report['message']}"
+            self.reason = f"{self.name}: {report.message}"
             channel.send(report)
             self._await_verdict()
             code = 1
@@ -162,109 +170,106 @@ class Worker:
             return None
         from scpl_dist import data
 
-        self.timer.enter("data")
+        self.timer.enter(Phase.DATA)
         source = data.resolve(self.config)
-        example = describe(source.example())
-        description = {"classes": source.classes, "sizes": dict(source.sizes), "input": example}
+        example = describe(source.example(), "the data set")
         if self.worker_id.first:
-            channel.send({"type": "described", "data": description})
+            data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
+            channel.send(messages.Described(data=data_set))
         return source
 
     def _train(self, channel: Channel) -> None:
         if self._problem is not None:
             raise self._problem
         source = self._source(channel)
-        self.timer.enter("idle")
-        start = self._expect("start")
-        self.timer.enter("starting")
+        self.timer.enter(Phase.IDLE)
+        start = self._expect(messages.Start)
+        self.timer.enter(Phase.STARTING)
         run_dir = self._shared_folder(start)
         self._stacks = Stacks(
             run_dir / "log" / f"{self.worker_id.file}.stacks", self.config.runtime.timeout_s
         )
         self.timer.on_item = self._stacks.rearm
-        self._reachability.visit(self.worker_id.rank, start["endpoints"], self.config.runtime.timeout_s / 3)
-        plan = Plan.plan(self.config, start["data"]["classes"], imagine(start["data"]["input"]))
+        self._reachability.visit(self.worker_id.rank, start.endpoints, self.config.runtime.timeout_s / 3)
+        plan = Plan.plan(self.config, start.data.classes, imagine(start.data.input, "meta"))
         place = plan.specs[self.worker_id.stage]
         trainables = plan.trainables(place.blocks)
-        if source is not None and not start.get("restore"):
+        if source is not None and not start.restore:
             source.prepare(trainables[0].block)
-        place_units(trainables, self.device)
-        optimizers = {
-            index: make_optimizers(trainable, self.config) for index, trainable in trainables.items()
+        updaters = {
+            index: Updater(trainable.to(self.device), self.config) for index, trainable in trainables.items()
         }
-        if start.get("restore"):
-            folder = Path(start["restore"]["folder"])
-            for index, trainable in trainables.items():
-                restore(trainable, optimizers[index], read_part(folder, index, self.device))
-        transport = self._connected(start)
-        replicas = self._replicas(start, trainables)
+        if start.restore:
+            folder = Path(start.restore)
+            for index, updater in updaters.items():
+                updater.load_state_dict(read_part(folder, index, self.device, verified=True))
+        store = self._rendezvous.join(self.worker_id.rank, start.endpoints, self.config.runtime.timeout_s)
+        transport = self._connected(start, store)
+        replicas = self._replicas(start, store, trainables)
         if source is not None:
             seed, threads = self.config.run.seed, self.config.data.workers
             self._loader = Loader(source, seed, threads, self.worker_id.replica, self.worker_id.replicas)
         if self.worker_id.first:
             self._writer = CheckpointWriter(
-                channel.send, self._write_failed, self._trap.spring if self._trap else None
+                self._written, self._write_failed, self._trap.spring if self._trap else None
             )
-        self._executor = Executor(
-            place,
-            plan.method,
-            trainables,
-            optimizers,
-            Neighbours(transport, self.layout, self.worker_id),
-            self._loader,
-            seed=self.config.run.seed,
+        context = Context(
             device=self.device,
             timer=self.timer,
             report=channel.send,
             run_dir=run_dir,
+            loader=self._loader,
             writer=self._writer,
             replicas=replicas,
-            replica=self.worker_id.replica,
         )
+        neighbours = Neighbours(transport, self.layout, self.worker_id)
+        self._executor = Executor(place, plan.method, updaters, neighbours, context)
         if self._ended is not None:
             raise self._ended
-        self.timer.enter("idle")
-        channel.send({"type": "ready"})
-        self._expect("go")
+        self.timer.enter(Phase.IDLE)
+        channel.send(messages.Ready())
+        self._expect(messages.Go)
         self._reachability.close()
         self._executor.run()
-        channel.send({"type": "left"})
-        self._expect("close")
+        channel.send(messages.Left())
+        self._expect(messages.Close)
 
-    def _connected(self, start: dict[str, Any]) -> Transport:
+    def _connected(self, start: messages.Start, store: Store) -> Transport:
         try:
             transport = connectable(
-                self.config, self.worker_id.rank, start["generation"], self.device, start["endpoints"]
+                self.config, self.worker_id.rank, start.generation, self.device, start.endpoints
             )
         except ValueError as error:
             raise SetupError(str(error)) from None
         if self.layout.world > 1:
-            transport.connect()
+            transport.connect(store)
         self._transport = transport
         return transport
 
-    def _replicas(self, start: dict[str, Any], trainables: dict[int, TrainableBlock]) -> Replicas | None:
+    def _replicas(
+        self, start: messages.Start, store: Store, trainables: dict[int, TrainableBlock]
+    ) -> Replicas | None:
         limit = self.config.runtime.first_step_timeout_s
-        replicas = Replicas.join(self.layout, self.worker_id, start["endpoints"], self.timer, limit)
+        replicas = Replicas.join(self.layout, self.worker_id, start.endpoints, self.timer, store, limit)
         if replicas is not None:
             for trainable in trainables.values():
                 replicas.share_statistics(trainable)
         return replicas
 
-    def _shared_folder(self, start: dict[str, Any]) -> Path:
+    def _shared_folder(self, start: messages.Start) -> Path:
         """The run folder, after a look that it is the coordinator's: checkpoints of all stages go into one folder."""
-        path = self.run_dir or Path(start["folder"])
+        path = self.run_dir or Path(start.folder)
         deadline = time.monotonic() + _VISIBLE_S
         while True:
             try:
-                found = RunFolder(path).read("run.json") or {}
+                found = RunFolder.open_for_writing(path).read("run.json") or {}
             except ValueError as error:
                 raise SetupError(str(error)) from None
-            if found.get("generation") == start["generation"]:
+            if found.get("generation") == start.generation:
                 return path
             if time.monotonic() >= deadline:
                 raise SetupError(
-                    f"the run folder {path} on {socket.gethostname()} is not the coordinator's ({start['folder']}): "
+                    f"the run folder {path} on {socket.gethostname()} is not the coordinator's ({start.folder}): "
                     "its run.json is missing or of another run; all hosts need the same folder, on a shared file "
                     "system, because the parts of a checkpoint belong together; give its path with --run-dir"
                 )
@@ -272,53 +277,58 @@ class Worker:
 
     # Messages ---------------------------------------------------------------------------------------------------
 
-    def _hello(self) -> dict[str, Any]:
-        return {
-            "type": "hello",
-            "protocol": PROTOCOL,
-            "version": VERSION,
-            "torch": torch.__version__,
-            "config": self.config.digest(),
-            "stage": self.worker_id.stage,
-            "replica": self.worker_id.replica,
-            "stages": self.layout.stages,
-            "rank": self.worker_id.rank,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "device": _device_name(self.device),
-            "endpoint": self._reachability.endpoint,
-        }
+    def _hello(self) -> messages.Hello:
+        return messages.Hello(
+            protocol=messages.PROTOCOL,
+            version=messages.VERSION,
+            torch=torch.__version__,
+            config=self.config.digest(),
+            stage=self.worker_id.stage,
+            replica=self.worker_id.replica,
+            stages=self.layout.stages,
+            rank=self.worker_id.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=_device_name(self.device),
+            endpoint=self._reachability.endpoint | {"store": self._rendezvous.port},
+        )
 
-    def _snapshot(self) -> dict[str, Any]:
-        """Called by the control thread for a heartbeat."""
+    def _heartbeat(self) -> messages.Heartbeat:
+        """Called by the control thread."""
         if self._stop_signal is not None and self._channel is not None:
             number, self._stop_signal = self._stop_signal, None
-            self._channel.send({"type": "stop_requested", "signal": number})
-        stats = self.timer.stats() if self._executor is None else self._executor.stats()
-        return {**self.timer.position(), "stats": stats}
+            self._channel.send(messages.StopRequested(signal=number))
+        timer = self.timer
+        return messages.Heartbeat(
+            phase=timer.phase,
+            step=timer.step,
+            epoch=timer.epoch,
+            micro_batch=timer.micro_batch,
+            stats=timer.stats() if self._executor is None else self._executor.stats(),
+        )
 
-    def _on_message(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: Message) -> None:
         """Called by the control thread."""
-        match message["type"]:
-            case "work" if self._loader is not None:
-                self._loader.put(message["items"])
-            case "abort":
-                if message["stacks"] and self._stacks is not None:
-                    self._stacks.write(message["reason"])
-                self._abort(message["reason"])
-            case "refuse":
-                self._abort(message["reason"], Refused)
-            case "start" | "go" | "close":
+        match message:
+            case messages.Work(items=items) if self._loader is not None:
+                feed(self._loader, items)
+            case messages.Abort(reason=reason, stacks=stacks):
+                if stacks and self._stacks is not None:
+                    self._stacks.write(reason)
+                self._abort(reason)
+            case messages.Refuse(reason=reason):
+                self._abort(reason, Refused)
+            case messages.Start() | messages.Go() | messages.Close():
                 self._messages.put(message)
             case _:
                 pass  # "alive" has done its work by arriving
 
-    def _expect(self, kind: str) -> dict[str, Any]:
+    def _expect(self, kind: type[M]) -> M:
         """Wait for a message; the coordinator's silence ends the wait through `_abort`."""
         message = self._messages.get()
         if isinstance(message, Exception):
             raise message
-        assert message["type"] == kind, message
+        assert isinstance(message, kind), message
         return message
 
     def _await_verdict(self) -> None:
@@ -327,18 +337,17 @@ class Worker:
             while not isinstance(self._messages.get(timeout=self.config.runtime.timeout_s), Exception):
                 pass
 
-    def _failure(self, error: Exception) -> dict[str, Any]:
+    def _failure(self, error: Exception) -> messages.Failed:
         cause, text = _cause(error)
-        return {
-            "type": "failed",
-            "cause": cause,
-            "message": text[:2000],
-            "traceback": traceback.format_exc()[-8000:],
-            "peer": error.peer if isinstance(error, PeerLost | Unreached) else None,
-            "phase": self.timer.phase,
-            "step": self.timer.step,
-            "micro_batch": self.timer.micro_batch,
-        }
+        return messages.Failed(
+            cause=cause,
+            message=text[:2000],
+            traceback=traceback.format_exc()[-8000:],  # its end has the cause
+            peer=error.peer if isinstance(error, PeerLost | Unreached) else None,
+            phase=self.timer.phase,
+            step=self.timer.step,
+            micro_batch=self.timer.micro_batch,
+        )
 
     # Ends -------------------------------------------------------------------------------------------------------
 
@@ -346,12 +355,19 @@ class Worker:
         """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
         self._stop_signal = number
 
+    def _written(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
+        """A part of a checkpoint is on disk. Runs in the writer's thread."""
+        assert self._channel is not None
+        parts = [messages.File(**file) for file in files]
+        self._channel.send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
+
     def _write_failed(self, error: Exception, step: int) -> None:
         """A checkpoint could not be written. Runs in the writer's thread."""
         assert self._channel is not None
-        place = {"phase": "checkpoint", "step": step, "micro_batch": None}
-        cause = {"cause": "disk"} if isinstance(error, OSError) else {}
-        self._channel.send(self._failure(error) | place | cause)
+        report = replace(self._failure(error), phase=Phase.CHECKPOINT, step=step, micro_batch=None)
+        if isinstance(error, OSError):
+            report = replace(report, cause=Cause.DISK)
+        self._channel.send(report)
 
     def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
@@ -364,20 +380,26 @@ class Worker:
         threading.Thread(target=_end_process, args=(reason, code), name="abort", daemon=True).start()
 
 
-def _cause(error: Exception) -> tuple[str, str]:
+def _cause(error: Exception) -> tuple[Cause, str]:
     """Kind and text of an error, for a report."""
     text = f"{type(error).__name__}: {error}"
     allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
-        return "out_of_memory", f"out of memory, the peak so far was {peak_memory() >> 20} MiB: {text}"
-    if isinstance(error, Unreached) and error.peer is not None:
-        return "peer_lost", str(error)  # the coordinator knows better whether it died
-    for kind, cause in ((NonFiniteLoss, "nonfinite"), (Unreached, "network"), (SetupError, "config")):
-        if isinstance(error, kind):
-            return cause, str(error)
-    if isinstance(error, PeerLost):
-        return "peer_lost", text
-    return ("disk" if isinstance(error, OSError) and error.errno in DISK else "raised"), text
+        peak = peak_memory() >> 20
+        return Cause.OUT_OF_MEMORY, f"out of memory, the peak so far was {peak} MiB: {text}"
+    match error:
+        case Unreached():  # if it is known whom it did not reach, the coordinator knows better whether that one died
+            return Cause.NETWORK if error.peer is None else Cause.PEER_LOST, str(error)
+        case PeerLost():
+            return Cause.PEER_LOST, text
+        case NonFiniteLoss():
+            return Cause.NONFINITE, str(error)
+        case SetupError():
+            return Cause.CONFIG, str(error)
+        case OSError() if error.errno in DISK:
+            return Cause.DISK, text
+        case _:
+            return Cause.RAISED, text
 
 
 def _end_process(reason: str, code: int) -> None:

@@ -119,5 +119,5 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
 
 
 def test_unknown_methods_and_numbers_are_refused() -> None:
-    assert "unknown method" in called("compare", "--methods", "scpl,nothing", code=2).stderr
+    assert "run.method = 'nothing': unknown" in called("compare", "--methods", "scpl,nothing", code=2).stderr
     assert "--micro-batches 'x'" in called("compare", "--micro-batches", "x", code=2).stderr

@@ -1,78 +1,29 @@
-"""Watching a run from its metrics."""
+"""Watching a run from elsewhere."""
 
 from __future__ import annotations
 
-import io
+import json
 import signal
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from scpl_dist.commands.top import Sample, picture, url_of
-from scpl_dist.commands.top import scrape as scrape_of
-from scpl_dist.control.messages import Stats
-from tests.coordinator.test_machine import Run
-from tests.coordinator.test_metrics import Scrape
+from scpl_dist.commands.top import url_of
 from tests.support.command import called, scpl_dist
 from tests.support.conduct import Running
 from tests.support.programs import Program
 
 
-def drawn(new: Sample, old: Sample | None) -> list[list[str]]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(picture(new, old))
-    assert isinstance(console.file, io.StringIO)
-    return [line.split() for line in console.file.getvalue().splitlines()]
-
-
-def look(source: Scrape, now: float) -> Sample:
-    found = scrape_of(source.exporter.url)
-    found.now = now
-    return found
-
-
-def test_shares_and_rates_are_those_between_two_looks() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
-    scrape = Scrape(run)
-    run.beat(1, step=4, stats=Stats(busy=10.0, waiting=10.0, bytes_sent=1_000_000))
-    old = look(scrape, 100.0)
-    run.beat(1, step=4, stats=Stats(busy=13.0, waiting=10.5, blocked=0.5, queue=2, bytes_sent=5_000_000))
-    new = look(scrape, 104.0)
-    scrape.exporter.close()
-    heading, *stages, status = drawn(new, old)
-    assert heading == [
-        "stage",
-        "workers",
-        "step",
-        "loss",
-        "busy",
-        "waiting",
-        "blocked",
-        "queue",
-        "MB/s",
-        "sent",
-        "host",
-    ]
-    assert stages[1] == ["1", "1", "4", "2.0000", "75%", "12%", "12%", "2", "1.00", "host1"]
-    assert " ".join(status).startswith("scpl, epoch 2, test accuracy 0.5000, validation accuracy 0.5000, ")
-
-
-def test_a_stage_that_has_not_come_is_shown() -> None:
-    run = Run()
-    scrape = Scrape(run)
-    rows = drawn(look(scrape, 0.0), None)
-    scrape.exporter.close()
-    assert rows[1][-3:] == ["not", "here", "yet"]
-
-
 @pytest.mark.parametrize(
     ("target", "url"),
     [
-        ("127.0.0.1:9400", "http://127.0.0.1:9400/metrics"),
-        ("http://host:1/", "http://host:1/metrics"),
-        ("https://host/metrics", "https://host/metrics"),
+        ("127.0.0.1:9400", "http://127.0.0.1:9400/status"),
+        ("http://host:1/", "http://host:1/status"),
+        ("https://host/metrics", "https://host/status"),
+        ("http://[::1]:1/status", "http://[::1]:1/status"),
     ],
 )
 def test_an_address_may_be_short(target: str, url: str) -> None:
@@ -81,12 +32,30 @@ def test_an_address_may_be_short(target: str, url: str) -> None:
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     assert "no run is in progress there" in called("top", tmp_path, code=2).stderr
-    assert "nobody answers at http://127.0.0.1:1/metrics" in called("top", "127.0.0.1:1", code=1).stdout
+    assert "nobody answers at http://127.0.0.1:1/status" in called("top", "127.0.0.1:1", code=1).stdout
+
+
+def test_somebody_else_who_answers_is_no_run() -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[1]")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.handle_request).start()
+        done = called("top", f"127.0.0.1:{server.server_port}", code=1)
+    assert "the answer is not that of a coordinator" in done.stdout
 
 
 def test_a_run_is_watched_from_its_folder_until_it_ends(tmp_path: Path) -> None:
     with Running(tmp_path / "run", "run.epochs=100000") as running:
         running.wait_for_rows("train")
+        address = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
+        assert scpl_dist("top", address, "--once").stdout.startswith("stage")
         table = scpl_dist("top", tmp_path / "run", "--once").stdout.splitlines()
         assert [line.split()[0] for line in table[1:3]] == ["0", "1"]
         assert table[3].startswith("scpl, epoch ")

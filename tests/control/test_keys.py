@@ -13,18 +13,29 @@ from typing import Any
 import pytest
 import zmq
 
-from scpl_dist.commands.doctor import examine
 from scpl_dist.control import keys
 from scpl_dist.control.admission import TurnedAway
 from scpl_dist.control.channel import Channel
+from scpl_dist.control.messages import Heartbeat, Hello
 from scpl_dist.control.sockets import dealer, router
 from scpl_dist.run import config
+from scpl_dist.run.phases import Phase
 from tests.support.command import called
 from tests.support.outsider import knock, throw
 
 LIMIT_S = 20.0
-HELLO = {"type": "hello", "protocol": 1, "version": "0", "torch": "0", "config": "", "stage": 0, "stages": 1}
-HELLO |= {"rank": 0, "host": "here", "pid": 1, "device": "cpu"}
+HELLO = Hello(
+    protocol=1,
+    version="0",
+    torch="0",
+    config="",
+    stage=0,
+    stages=1,
+    rank=0,
+    host="here",
+    pid=1,
+    device="cpu",
+)
 
 
 def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
@@ -197,47 +208,10 @@ def test_a_worker_that_is_not_let_in_says_why(wrong: str, message: str, guarded:
         "none": None,
     }[wrong]
     lost: list[str] = []
-    channel = Channel(
-        guarded.address, HELLO, lambda: {"phase": "idle"}, print, lost.append, timeout_s=60, keys=used
-    )
+    beat = Heartbeat(phase=Phase.IDLE)
+    channel = Channel(guarded.address, HELLO, lambda: beat, print, lost.append, timeout_s=60, keys=used)
     guarded.until(lambda: lost)
     channel.close()
     assert message in lost[0]
     assert guarded.address in lost[0]
     assert guarded.frames == []
-
-
-def test_doctor_has_a_line_for_everything_and_a_fix_for_what_is_wrong(tmp_path: Path) -> None:
-    good = list(examine(config.load(values={"metrics.port": 0}), tmp_path))
-    assert not [str(finding) for finding in good if finding.state == "fail"]
-    names = {finding.name for finding in good}
-    wanted = {
-        "versions",
-        "device",
-        "backends",
-        "names",
-        "interface",
-        "ports",
-        "keys",
-        "run folder",
-        "/dev/shm",
-        "clock",
-    }
-    assert wanted <= names
-
-    values = {
-        "control.host": "no-such-host.invalid",
-        "control.keys": str(tmp_path),
-        "runtime.interface": "eth77",
-    }
-    (tmp_path / "file").write_text("")
-    bad = {
-        f.name: f.text for f in examine(config.load(values=values), tmp_path / "file") if f.state == "fail"
-    }
-    assert "does not resolve" in bad["names"]
-    assert "scpl-dist keys new" in bad["keys"]
-    assert "choose another --run-dir" in bad["run folder"]
-    values = {"runtime.interface": "eth77"}
-    bad = {f.name: f.text for f in examine(config.load(values=values), tmp_path) if f.state == "fail"}
-    assert bad.keys() == {"interface"}
-    assert "runtime.interface = 'eth77': not an interface of" in bad["interface"]

@@ -2,203 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from scpl_dist.control.items import Checkpoint, EpochEnd, Evaluate, Item, Train
 from scpl_dist.control.messages import (
     PROTOCOL,
     VERSION,
-    Dataset,
-    Described,
+    Abort,
+    Alive,
     Done,
     Failed,
-    File,
-    Heartbeat,
-    Hello,
     Left,
-    Message,
     Ready,
+    Refuse,
+    Start,
     Stats,
     StopRequested,
     Work,
-    Written,
 )
 from scpl_dist.coordinator.events import (
-    Command,
     Commit,
     Committed,
-    Event,
     Exited,
-    Finish,
     Garbage,
     LauncherLost,
     NotWritten,
     Received,
-    Record,
-    Say,
     Send,
     Signal,
     Tick,
     Unreachable,
 )
 from scpl_dist.coordinator.item_sequence import ItemSequence
-from scpl_dist.coordinator.machine import Coordinator
-from scpl_dist.run import config as configuration
-from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Outcome
-
-M = TypeVar("M", bound=Message)
-T = TypeVar("T")
-SIZES = {"train": 50, "validation": 30, "test": 20}
-
-
-def small(**values: Any) -> Config:
-    named = {key.replace("__", "."): value for key, value in values.items()}
-    settings: dict[str, Any] = {"checkpoint.best": False}
-    settings |= {"run.epochs": 3, "data.batch_size": 20, "pipeline.stages": 3, "runtime.timeout_s": 10.0}
-    return configuration.load(values=settings | {"runtime.first_step_timeout_s": 100.0} | named)
-
-
-class Run:
-    """A coordinator, a clock, and everything that it commanded."""
-
-    def __init__(
-        self, config: Config | None = None, sizes: dict[str, int] | None = None, **options: Any
-    ) -> None:
-        self.config = config or small()
-        self.sizes = sizes or SIZES
-        self.coordinator = Coordinator(self.config, "g1", **options)
-        self.now = 1000.0
-        self.commands: list[Command] = []
-        self.stages = range(self.config.pipeline.stages)
-        self.busy = dict.fromkeys(self.stages, 0.0)
-        self._finished = dict.fromkeys(self.stages, 0)
-
-    def event(self, event: Event) -> list[Command]:
-        found = self.coordinator.handle(event, self.now)
-        self.commands += found
-        return found
-
-    def tell(self, stage: int, message: Message) -> list[Command]:
-        return self.event(Received(b"peer%d" % stage, message))
-
-    def hello(self, stage: int, peer: bytes | None = None, **changes: Any) -> list[Command]:
-        data = Dataset(classes=10, sizes=self.sizes) if stage == 0 else None
-        fields: dict[str, Any] = {
-            "protocol": PROTOCOL,
-            "version": VERSION,
-            "torch": "2.14.1",
-            "host": f"host{stage}",
-        }
-        fields |= {"config": self.config.digest(), "stage": stage, "stages": len(self.stages), "rank": stage}
-        fields |= {"pid": 100 + stage, "device": "cpu", "data": data}
-        return self.event(Received(peer or b"peer%d" % stage, Hello(**fields | changes)))
-
-    def start(self) -> Run:
-        for stage in self.stages:
-            self.hello(stage)
-        for stage in self.stages:
-            self.tell(stage, Ready(stage=stage, blocks=1))
-        return self
-
-    def items(self) -> list[dict[str, Any]]:
-        """All items that stage 0 was sent."""
-        return [item for message in self.sent(Work) for item in message.items]
-
-    def sent(self, kind: type[M]) -> list[M]:
-        return [c.message for c in self.commands if isinstance(c, Send) and isinstance(c.message, kind)]
-
-    def only(self, kind: type[T]) -> list[T]:
-        return [command for command in self.commands if isinstance(command, kind)]
-
-    @property
-    def outcome(self) -> Outcome | None:
-        found = self.only(Finish)
-        assert len(found) <= 1
-        return found[0].outcome if found else None
-
-    def done(self, stage: int, **changes: Any) -> list[Command]:
-        """Let a stage finish its next item."""
-        item = self.items()[self._finished[stage]]
-        self._finished[stage] += 1
-        fields: dict[str, Any] = {"stage": stage, "sequence": item["sequence"], "kind": item["kind"]}
-        fields |= {"epoch": item.get("epoch", 0), "step": item.get("step", 0)}
-        if item["kind"] == "train":
-            begin, end = item["micro_batches"][0][0], item["micro_batches"][-1][1]
-            fields |= {"samples": end - begin, "losses": {str(stage): {"local": 1.0 + stage}}}
-        if item["kind"] == "evaluate" and stage == self.stages[-1]:
-            begin, end = item["micro_batches"][0]
-            fields |= {"split": item["split"], "correct": (end - begin) // 2, "total": end - begin}
-        elif item["kind"] == "evaluate":
-            fields |= {"split": item["split"]}
-        stats = Stats(busy=self.busy[stage], begun=item["sequence"])
-        found = self.tell(stage, Done(**fields | {"stats": stats} | changes))
-        if item["kind"] == "checkpoint":
-            part = File(name=f"block-{stage:03d}.pt", bytes=3, sha256="0" * 64)
-            written = Written(stage=stage, sequence=item["sequence"], files=[part], seconds=1.0 + stage)
-            found += self.tell(stage, written)
-        return found
-
-    def play(self, until: Callable[[dict[str, Any]], bool] = lambda item: False) -> Run:
-        """Let all stages finish item after item, 1 s each, up to and with the first for which `until` holds."""
-        while self._finished[0] < len(self.items()):
-            item = self.items()[self._finished[0]]
-            self.now += 1.0
-            for stage in self.stages:
-                self.done(stage)
-            if until(item):
-                break
-        return self
-
-    def publish(self) -> Run:
-        for commit in self.only(Commit):
-            self.event(Committed(commit.step, 0, 0.0))
-        return self
-
-    def leave(self) -> Run:
-        self.publish()
-        for stage in self.stages:
-            self.tell(stage, Left(stage=stage))
-        return self
-
-    def beat(self, stage: int, phase: str = "forward", **fields: Any) -> list[Command]:
-        return self.tell(stage, Heartbeat(stage=stage, phase=phase, **fields))  # type: ignore[arg-type]
-
-    def pass_time(self, seconds: float, beating: Iterable[int] = (), phase: str = "forward") -> None:
-        """Tick 4 times a second, with a heartbeat of these stages at each."""
-        end = self.now + seconds
-        while self.now < end and self.outcome is None:
-            self.now += 0.25
-            for stage in beating:
-                self.beat(stage, phase)
-            self.event(Tick())
-
-
-def without_sequence(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    own = ("sequence", "unique")
-    return [{key: value for key, value in item.items() if key not in own} for item in items]
-
-
-def kinds(items: Iterable[dict[str, Any]]) -> str:
-    """t: train, e: epoch, v: validation, x: test, c: checkpoint, s: stop."""
-    letters = {"train": "t", "epoch": "e", "checkpoint": "c", "stop": "s"}
-    return "".join("v" if i.get("split") == "validation" else letters.get(i["kind"], "x") for i in items)
+from scpl_dist.run.failures import Cause
+from scpl_dist.run.phases import Phase
+from tests.support.coordinator import Run, at_step, kinds, small, without_sequence
 
 
 def test_a_run_is_scheduled_as_drawn() -> None:
     run = Run().start().play()
     assert kinds(run.items()) == "tttevvx" * 3 + "cs"
-    assert [item["sequence"] for item in run.items()] == list(range(23))
-    train = [item for item in run.items() if item["kind"] == "train"]
-    assert [item["micro_batches"] for item in train[:3]] == [[[0, 20]], [[20, 40]], [[40, 50]]]
-    assert [item["step"] for item in train] == list(range(9))
-    evaluate = [item for item in run.items() if item["kind"] == "evaluate"][:3]
-    assert [(i["micro_batches"], i["last"]) for i in evaluate] == [
-        ([[0, 20]], False),
-        ([[20, 30]], True),
-        ([[0, 20]], True),
+    assert [item.sequence for item in run.items()] == list(range(23))
+    train = run.items_of(Train)
+    assert [item.micro_batches for item in train[:3]] == [((0, 20),), ((20, 40),), ((40, 50),)]
+    assert [item.step for item in train] == list(range(9))
+    assert [(item.micro_batches, item.last) for item in run.items_of(Evaluate)[:3]] == [
+        (((0, 20),), False),
+        (((20, 30),), True),
+        (((0, 20),), True),
     ]
 
 
@@ -213,13 +67,13 @@ def test_a_run_is_scheduled_as_drawn() -> None:
 def test_checkpoints_follow_their_steps_and_never_come_twice(every: int, picture: str) -> None:
     run = Run(small(checkpoint__every_steps=every)).start().play()
     assert kinds(run.items()) == picture
-    steps = [item["step"] for item in run.items() if item["kind"] == "checkpoint"]
+    steps = [item.step for item in run.items_of(Checkpoint)]
     assert steps == sorted(set(steps))
 
 
 def test_the_learning_rate_is_a_staircase_from_lr_towards_end_lr() -> None:
     run = Run(small(optimizer__lr=1.0, optimizer__end_lr=0.0)).start().play()
-    rates = [item["lr"] for item in run.items() if item["kind"] == "train"]
+    rates = [item.schedule["lr"] for item in run.items_of(Train)]
     assert rates[0] == 1.0
     assert rates[:3] == [rates[0]] * 3
     assert rates[3:6] == pytest.approx([0.75] * 3)
@@ -228,9 +82,9 @@ def test_the_learning_rate_is_a_staircase_from_lr_towards_end_lr() -> None:
 
 def test_gpipe_splits_a_batch_into_near_equal_micro_batches() -> None:
     run = Run(small(run__method="gpipe", pipeline__micro_batches=3)).start()
-    assert run.items()[0]["micro_batches"] == [[0, 6], [6, 13], [13, 20]]
+    assert run.items_of(Train)[0].micro_batches == ((0, 6), (6, 13), (13, 20))
     few = Run(small(run__method="gpipe", pipeline__micro_batches=64), sizes={"train": 3}).start()
-    assert few.items()[0]["micro_batches"] == [[0, 1], [1, 2], [2, 3]]
+    assert few.items_of(Train)[0].micro_batches == ((0, 1), (1, 2), (2, 3))
 
 
 @pytest.mark.parametrize("method", ["scpl", "gpipe"])
@@ -238,12 +92,12 @@ def test_gpipe_splits_a_batch_into_near_equal_micro_batches() -> None:
 def test_a_resumed_run_handles_the_tail_of_the_undisturbed_one(method: str, every: int) -> None:
     config = small(checkpoint__every_steps=every, run__method=method, pipeline__micro_batches=2)
     whole = Run(config).start().play().items()
-    cuts = [index for index, item in enumerate(whole) if item["kind"] == "checkpoint"]
+    cuts = [item for item in whole if isinstance(item, Checkpoint)]
     assert len(cuts) >= 3
     for cut in cuts:
-        resumed = Run(config, resume=whole[cut]["position"]).start().play().items()
-        assert without_sequence(resumed) == without_sequence(whole[cut + 1 :])
-        assert resumed[0]["sequence"] == 0
+        resumed = Run(config, resume=cut.position).start().play().items()
+        assert without_sequence(resumed) == without_sequence(whole[cut.sequence + 1 :])
+        assert resumed[0].sequence == 0
 
 
 @pytest.mark.parametrize("stopped_after", range(1, 23))
@@ -256,24 +110,19 @@ def test_a_stopped_run_goes_on_to_the_same_training_items_and_result(stopped_aft
             first.done(stage)
     first.event(Signal("launcher", 15))
     first.play().leave()
-    assert first.outcome is not None
-    if first.outcome.code == 0:  # everything was under way already
+    if first.end.code == 0:  # everything was under way already
         assert first.items() == whole.items()
         return
-    assert first.outcome.code == 143
+    assert first.end.code == 143
     (commit,) = first.only(Commit)
     second = Run(window=2, resume=commit.position).start().play().leave()
 
-    def train(*runs: Run) -> list[dict[str, Any]]:
-        return without_sequence(item for run in runs for item in run.items() if item["kind"] == "train")
+    def train(*runs: Run) -> list[Item]:
+        return without_sequence(item for run in runs for item in run.items_of(Train))
 
     assert train(first, second) == train(whole)
-    assert second.outcome is not None
-    assert whole.outcome is not None
-    assert second.outcome.result is not None
-    assert whole.outcome.result is not None
     for key in ("accuracies", "steps", "epochs", "best_epoch", "accuracy_last", "samples"):
-        assert second.outcome.result[key] == whole.outcome.result[key], key
+        assert second.result[key] == whole.result[key], key
 
 
 def test_stage_0_gets_no_more_than_it_needs_at_its_pace() -> None:
@@ -295,26 +144,24 @@ def test_stage_0_gets_no_more_than_it_needs_at_its_pace() -> None:
 
 def test_only_stage_0_is_sent_work() -> None:
     run = Run().start().play()
-    assert {c.peers for c in run.only(Send) if isinstance(c.message, Work)} == {(b"peer0",)}
+    assert {send.peers for send in run.sends(Work)} == {(b"peer0",)}
 
 
 def test_a_finished_run_has_its_numbers() -> None:
     config = small(run__epochs=2)
     run = Run(config).start()
     correct = {(0, "validation"): 9, (0, "test"): 12, (1, "validation"): 6, (1, "test"): 16}
-    while run._finished[0] < len(run.items()):
-        item = run.items()[run._finished[0]]
+    while (item := run.next_item) is not None:
         run.now += 1.0
         for stage in run.stages:
             run.busy[stage] += 0.5
-            known = item["kind"] == "evaluate" and item["last"] and stage == 2
-            right = correct[item["epoch"], item["split"]] if known else None
-            zero = {"correct": 0} if item["kind"] == "evaluate" and stage == 2 else {}
-            run.done(stage, **({"correct": right} if known else zero))
+            if isinstance(item, Evaluate) and stage == 2:
+                run.done(stage, correct=correct[item.epoch, item.split] if item.last else 0)
+            else:
+                run.done(stage)
     run.leave()
-    assert run.outcome is not None
-    assert (run.outcome.code, run.outcome.failure) == (0, None)
-    result = run.outcome.result
+    assert (run.end.code, run.end.failure) == (0, None)
+    result = run.result
     assert result is not None
     assert result["accuracy_last"] == 16 / 20
     assert result["accuracy_best"] == 12 / 20  # of the epoch with the best validation accuracy
@@ -329,16 +176,14 @@ def test_a_finished_run_has_its_numbers() -> None:
 def test_without_a_validation_split_the_test_split_selects() -> None:
     run = Run(sizes={"train": 20, "validation": 0, "test": 10}).start().play().leave()
     assert kinds(run.items()) == "tex" * 3 + "cs"
-    assert run.outcome is not None
-    assert run.outcome.result is not None
-    assert (run.outcome.result["selected_by"], run.outcome.result["best_epoch"]) == ("test", 0)
+    assert (run.result["selected_by"], run.result["best_epoch"]) == ("test", 0)
 
 
 def test_every_loss_is_recorded_once_with_its_terms() -> None:
     run = Run().start()
     terms = {"contrastive": 0.1, "other": 0.2}
     run.done(1, losses={"4": terms, "5": {"local": 1.0}})
-    rows = [record.row for record in run.only(Record) if record.row["event"] == "train"]
+    rows = run.rows("train")
     assert rows[0] == {
         "event": "train",
         "step": 0,
@@ -372,15 +217,16 @@ def test_a_checkpoint_is_committed_when_the_last_stage_has_written_its_part() ->
     }
     run.event(Committed(1, 9, 3.5))
     assert run.coordinator.checkpoints == 1
-    assert run.commands[-1] == Record({"event": "checkpoint", "step": 1, "bytes": 9, "seconds": 3.5})
+    number = run.coordinator.number
+    assert run.rows("checkpoint") == [
+        {"event": "checkpoint", "step": 1, "bytes": 9, "seconds": 3.5, "event_number": number}
+    ]
 
 
 def test_a_checkpoint_that_cannot_be_published_ends_the_run() -> None:
     run = Run().start()
     run.event(NotWritten("checkpoint", "no space left"))
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.cause == "disk"
+    assert run.failure.cause == "disk"
     assert run.coordinator.checkpoint_failures == 1
 
 
@@ -400,15 +246,13 @@ def test_a_peer_that_differs_is_refused_with_both_values(
     run = Run()
     run.hello(0)
     run.hello(1, **change)
-    (refusal,) = [c for c in run.only(Send) if c.message.type == "refuse"]
+    (refusal,) = run.sends(Refuse)
     assert refusal.peers == (b"peer1",)
     assert all(value in str(refusal.message) for value in values)
     assert run.coordinator.rejected["refused"] == 1
-    assert run.outcome is not None
-    assert run.outcome.code == 2
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.stage == 1
-    assert all(value in run.outcome.failure.message for value in values)
+    assert run.end.code == 2
+    assert run.failure.stage == 1
+    assert all(value in run.failure.message for value in values)
 
 
 def test_strangers_do_not_harm_a_run_whose_stages_are_there() -> None:
@@ -418,50 +262,46 @@ def test_strangers_do_not_harm_a_run_whose_stages_are_there() -> None:
     run.hello(7, peer=b"other", stages=9)
     for _ in range(100):
         run.hello(2, peer=b"flood", version="0")
-    run.event(Received(b"stranger", Done(stage=0, sequence=0, kind="train")))
-    run.event(Received(b"nobody", Left(stage=0)))
+    run.event(Received(b"stranger", Done(sequence=0)))
+    run.event(Received(b"nobody", Left()))
     run.event(Garbage())
     assert run.outcome is None
     assert +run.coordinator.rejected == {
         "refused": 102,
         "garbage": 2,
     }  # the refused one's message is expected
-    assert len([say for say in run.only(Say) if say.kind == "warning"]) == 20
+    assert len(run.warnings()) == 20
     assert len(run.items()) == before
 
 
 def test_missing_stages_are_named() -> None:
     run = Run()
     run.hello(1)
-    run.pass_time(9, beating=[1], phase="idle")
+    run.pass_time(9, beating=[1], phase=Phase.IDLE)
     assert run.outcome is None
-    run.pass_time(2, beating=[1], phase="idle")
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.message == "no worker for stage 0, 2 within 10 s"
+    run.pass_time(2, beating=[1], phase=Phase.IDLE)
+    assert run.failure.message == "no worker for stage 0, 2 within 10 s"
 
 
 def test_stage_0_may_take_a_first_step_s_time_to_read_the_data_set() -> None:
     run = Run()
-    run.hello(0, data=None)
+    run.hello(0, described=False)
     for stage in run.stages[1:]:
         run.hello(stage)
-    run.pass_time(99, beating=run.stages, phase="data")
+    run.pass_time(99, beating=run.stages, phase=Phase.DATA)
     assert run.outcome is None
-    assert not [c for c in run.only(Send) if c.message.type == "start"]
-    run.pass_time(2, beating=run.stages, phase="data")
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.message == "stage 0 has not read the data set within 100 s"
+    assert not run.sent(Start)
+    run.pass_time(2, beating=run.stages, phase=Phase.DATA)
+    assert run.failure.message == "stage 0 has not read the data set within 100 s"
 
 
 def test_the_run_starts_when_the_data_set_is_described() -> None:
     run = Run()
-    run.hello(0, data=None)
+    run.hello(0, described=False)
     for stage in run.stages[1:]:
         run.hello(stage)
-    run.tell(0, Described(stage=0, data=Dataset(classes=10, sizes=run.sizes)))
-    assert [c for c in run.only(Send) if c.message.type == "start"]
+    run.describe()
+    assert run.sent(Start)
 
 
 def test_a_stage_that_is_never_ready_is_named() -> None:
@@ -469,24 +309,20 @@ def test_a_stage_that_is_never_ready_is_named() -> None:
     for stage in run.stages:
         run.hello(stage)
     for stage in (0, 2):
-        run.tell(stage, Ready(stage=stage))
-    run.pass_time(99, beating=run.stages, phase="starting")
+        run.tell(stage, Ready())
+    run.pass_time(99, beating=run.stages, phase=Phase.STARTING)
     assert run.outcome is None
-    run.pass_time(2, beating=run.stages, phase="starting")
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert (run.outcome.failure.stage, run.outcome.failure.cause) == (1, "missing")
+    run.pass_time(2, beating=run.stages, phase=Phase.STARTING)
+    assert (run.failure.stage, run.failure.cause) == (1, "missing")
 
 
 def test_a_silent_stage_is_found_by_its_silence() -> None:
     run = Run().start()
-    run.beat(1, "backward", step=3, micro_batch=2)
-    run.pass_time(9, beating=[0, 2], phase="receive")
+    run.beat(1, Phase.BACKWARD, step=3, micro_batch=2)
+    run.pass_time(9, beating=[0, 2], phase=Phase.RECEIVE)
     assert run.outcome is None
-    run.pass_time(2, beating=[0, 2], phase="receive")
-    assert run.outcome is not None
-    failure = run.outcome.failure
-    assert failure is not None
+    run.pass_time(2, beating=[0, 2], phase=Phase.RECEIVE)
+    failure = run.failure
     assert (failure.cause, failure.stage, failure.host, failure.rank, failure.pid) == (
         "silent",
         1,
@@ -499,25 +335,23 @@ def test_a_silent_stage_is_found_by_its_silence() -> None:
 
 def test_a_hung_stage_is_found_although_its_heart_beats() -> None:
     run = Run().start().play(until=lambda item: True)
-    run.beat(1, "backward", step=1)
+    run.beat(1, Phase.BACKWARD, step=1)
     for stage in (0, 2):
-        run.beat(stage, "receive")
+        run.beat(stage, Phase.RECEIVE)
 
     def wait(seconds: float) -> None:
         end = run.now + seconds
         while run.now < end and run.outcome is None:
             run.now += 0.5
-            run.beat(1, "backward", step=1)
-            run.beat(0, "room")
-            run.beat(2, "receive")
+            run.beat(1, Phase.BACKWARD, step=1)
+            run.beat(0, Phase.ROOM)
+            run.beat(2, Phase.RECEIVE)
             run.event(Tick())
 
     wait(9.5)
     assert run.outcome is None
     wait(1)
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert (run.outcome.failure.cause, run.outcome.failure.stage) == ("hang", 1)
+    assert (run.failure.cause, run.failure.stage) == ("hang", 1)
 
 
 def test_the_first_item_of_a_kind_has_the_longer_limit() -> None:
@@ -525,9 +359,8 @@ def test_the_first_item_of_a_kind_has_the_longer_limit() -> None:
     run.pass_time(50, beating=run.stages)
     assert run.outcome is None
     run.pass_time(51, beating=run.stages)
-    assert run.outcome is not None
-    run = Run().start().play(until=lambda item: item["kind"] == "epoch")
-    run.pass_time(50, beating=run.stages, phase="evaluate")
+    run = Run().start().play(until=lambda item: isinstance(item, EpochEnd))
+    run.pass_time(50, beating=run.stages, phase=Phase.EVALUATE)
     assert run.outcome is None, "the first evaluation may take as long as the first step"
 
 
@@ -536,19 +369,17 @@ def test_progress_within_an_item_is_progress() -> None:
     for micro_batch in range(10):
         run.now += 9.0
         for stage in run.stages:
-            run.beat(stage, "forward", micro_batch=micro_batch)
+            run.beat(stage, Phase.FORWARD, micro_batch=micro_batch)
         run.event(Tick())
     assert run.outcome is None
 
 
 def test_stages_that_only_wait_for_each_other_are_a_deadlock() -> None:
     run = Run().start()
-    run.pass_time(9, beating=run.stages, phase="receive")
+    run.pass_time(9, beating=run.stages, phase=Phase.RECEIVE)
     assert run.outcome is None
-    run.pass_time(2, beating=run.stages, phase="receive")
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.cause == "deadlock"
+    run.pass_time(2, beating=run.stages, phase=Phase.RECEIVE)
+    assert run.failure.cause == "deadlock"
 
 
 def test_a_coordinator_that_was_stopped_blames_nobody() -> None:
@@ -563,29 +394,25 @@ def test_a_coordinator_that_was_stopped_blames_nobody() -> None:
 
 def test_the_first_primary_cause_wins_over_deaths() -> None:
     run = Run().start()
-    run.tell(0, Failed(stage=0, cause="peer_lost", message="eof", peer=1))
+    run.tell(0, Failed(cause=Cause.PEER_LOST, message="eof", peer=1))
     run.event(Exited(1, 1))
     run.now += 1.0
     trace = 'File "model.py", line 3'
-    report = Failed(stage=1, cause="raised", message="ValueError: no", traceback=trace, phase="loss", step=4)
+    report = Failed(cause=Cause.RAISED, message="ValueError: no", traceback=trace, phase=Phase.LOSS, step=4)
     run.tell(1, report)
-    assert run.outcome is not None
-    failure = run.outcome.failure
-    assert failure is not None
+    failure = run.failure
     assert (failure.cause, failure.stage, failure.traceback, failure.phase) == ("raised", 1, trace, "loss")
-    assert run.tell(2, Failed(stage=2, cause="raised", message="later")) == []
+    assert run.tell(2, Failed(cause=Cause.RAISED, message="later")) == []
 
 
 def test_a_death_waits_for_a_report_and_then_counts() -> None:
     run = Run().start()
-    run.beat(1, "forward", step=5, micro_batch=1)
-    run.tell(2, Failed(stage=2, cause="peer_lost", message="eof", peer=1))
+    run.beat(1, Phase.FORWARD, step=5, micro_batch=1)
+    run.tell(2, Failed(cause=Cause.PEER_LOST, message="eof", peer=1))
     run.pass_time(1.25, beating=[0])
     assert run.outcome is None
     run.pass_time(0.5, beating=[0])
-    assert run.outcome is not None
-    failure = run.outcome.failure
-    assert failure is not None
+    failure = run.failure
     assert failure.stage == 1
     assert "host1, pid 101" in failure.message
     assert "last seen in forward at step 5, micro-batch 1" in failure.message
@@ -607,16 +434,14 @@ def test_the_stage_that_died_first_is_the_culprit(events: list[tuple[str, int, i
     for kind, stage, value in events:
         run.now += 0.1
         if kind == "lost":
-            run.tell(stage, Failed(stage=stage, cause="peer_lost", message="eof", peer=value))
+            run.tell(stage, Failed(cause=Cause.PEER_LOST, message="eof", peer=value))
         elif kind == "gone":
             run.event(Unreachable(b"peer%d" % stage))
         else:
             run.event(Exited(stage, value))
     run.pass_time(2)
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.stage == 2
-    assert run.outcome.code == 1
+    assert run.failure.stage == 2
+    assert run.end.code == 1
 
 
 def test_a_connection_that_heals_is_no_death() -> None:
@@ -633,50 +458,42 @@ def test_a_worker_that_ends_before_its_hello_is_named_by_rank() -> None:
     run.hello(0)
     run.event(Exited(2, 1))
     run.pass_time(2, beating=[0])
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.rank == 2
-    assert "exit code 1" in run.outcome.failure.message
+    assert run.failure.rank == 2
+    assert "exit code 1" in run.failure.message
 
 
 def test_workers_that_exit_after_their_work_are_no_failure() -> None:
     run = Run().start().play().publish()
     for rank in run.stages:
         run.event(Exited(rank, 0))  # their "left" was lost, say
-    assert run.outcome is not None
-    assert run.outcome.code == 0
+    assert run.end.code == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run(value: float) -> None:
     run = Run().start()
     run.done(2, losses={"2": {"local": value}})
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert (run.outcome.failure.cause, run.outcome.failure.stage) == ("nonfinite", 2)
+    assert (run.failure.cause, run.failure.stage) == ("nonfinite", 2)
     assert run.coordinator.nonfinite_losses == 1
-    assert not [record for record in run.only(Record) if record.row["event"] == "train"]
+    assert not run.rows("train")
 
 
 def test_an_item_out_of_order_ends_the_run() -> None:
     run = Run().start()
-    run.tell(1, Done(stage=1, sequence=1, kind="train"))
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.cause == "protocol"
+    run.tell(1, Done(sequence=1))
+    assert run.failure.cause == "protocol"
 
 
 @pytest.mark.parametrize(("number", "code"), [(15, 143), (2, 130)])
 def test_a_signal_cuts_the_run_with_a_checkpoint(number: int, code: int) -> None:
-    run = Run(window=2).start().play(until=lambda item: item.get("step") == 1)
+    run = Run(window=2).start().play(until=at_step(1))
     sent = len(run.items())
     run.event(Signal("launcher", number))
     assert kinds(run.items()[sent:]) == "cs"
     for stage in run.stages:  # every process of the group gets the signal: that is still one signal
-        run.tell(stage, StopRequested(stage=stage, signal=number))
+        run.tell(stage, StopRequested(signal=number))
     run.play().leave()
-    assert run.outcome is not None
-    assert (run.outcome.code, run.outcome.result) == (code, None)
+    assert (run.end.code, run.end.result) == (code, None)
     assert len(run.only(Commit)) == 1
 
 
@@ -685,9 +502,8 @@ def test_a_second_signal_ends_the_run_at_once() -> None:
     run.event(Signal("launcher", 2))
     assert run.outcome is None
     run.event(Signal("launcher", 2))
-    assert run.outcome is not None
-    assert run.outcome.code == 130
-    assert [command.message.type for command in run.only(Send)][-1] == "abort"
+    assert run.end.code == 130
+    assert isinstance(run.only(Send)[-1].message, Abort)
 
 
 def test_before_the_first_step_a_signal_to_all_stops_and_a_signal_to_some_may_follow_a_death() -> None:
@@ -695,30 +511,26 @@ def test_before_the_first_step_a_signal_to_all_stops_and_a_signal_to_some_may_fo
     for stage in run.stages:
         run.hello(stage)
     for stage in run.stages:
-        run.tell(stage, StopRequested(stage=stage, signal=15))
-    assert run.outcome is not None
-    assert run.outcome.code == 143
+        run.tell(stage, StopRequested(signal=15))
+    assert run.end.code == 143
     run = Run()
     for stage in (0, 1):
         run.hello(stage)
-        run.tell(stage, StopRequested(stage=stage, signal=15))
+        run.tell(stage, StopRequested(signal=15))
     run.now += 2
     run.event(Exited(2, 1))
     run.pass_time(2, beating=[0, 1])
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.failure.rank == 2
+    assert run.failure.rank == 2
 
 
 def test_a_stop_that_was_asked_for_while_the_stages_get_ready_is_not_forgotten() -> None:
     run = Run()
     for stage in run.stages:
         run.hello(stage)
-    run.tell(1, StopRequested(stage=1, signal=15))
+    run.tell(1, StopRequested(signal=15))
     for stage in run.stages:
-        run.tell(stage, Ready(stage=stage, blocks=1))
-    assert run.outcome is not None
-    assert (run.outcome.code, run.items()) == (143, [])
+        run.tell(stage, Ready())
+    assert (run.end.code, run.items()) == (143, [])
 
 
 def test_before_the_first_step_a_signal_that_follows_a_death_is_not_the_reason() -> None:
@@ -728,28 +540,25 @@ def test_before_the_first_step_a_signal_that_follows_a_death_is_not_the_reason()
     for rank in (0, 2):  # still loading, so they die of the signal with which the launcher ends them
         run.event(Exited(rank, -15))
     run.pass_time(2, beating=[])
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert (run.outcome.failure.cause, run.outcome.failure.stage) == ("died", 1)
+    assert (run.failure.cause, run.failure.stage) == ("died", 1)
 
 
 def test_the_death_of_the_launcher_ends_the_run() -> None:
     run = Run().start()
     run.event(LauncherLost())
-    assert run.outcome is not None
-    assert run.outcome.code == 1
+    assert run.end.code == 1
 
 
 def test_a_straggler_is_reported_once_after_20_slow_steps() -> None:
     run = Run(small(run__epochs=20)).start()
     for step in range(60):
-        if run.items()[run._finished[0]]["kind"] == "train":
+        if isinstance(run.next_item, Train):
             for stage in run.stages:
                 run.busy[stage] += 0.5 if stage == 1 else 0.1
         for stage in run.stages:
             run.done(stage)
-        warned = [say.text for say in run.only(Say) if say.kind == "warning"]
-        slow_steps = sum(item["kind"] == "train" for item in run.items()[: step + 1])
+        warned = run.warnings()
+        slow_steps = sum(isinstance(item, Train) for item in run.items()[: step + 1])
         assert len(warned) == (slow_steps >= 20)
     assert "stage 1" in warned[0]
     assert run.coordinator.members[1].stragglings == 1
@@ -761,25 +570,59 @@ def test_equal_stages_are_no_stragglers() -> None:
         for stage in run.stages:
             run.busy[stage] += 0.1 + 0.05 * stage
             run.done(stage)
-    assert not [say for say in run.only(Say) if say.kind == "warning"]
+    assert not run.warnings()
 
 
 def test_the_coordinator_says_each_second_that_it_lives() -> None:
     run = Run().start()
     run.pass_time(5, beating=run.stages)
-    assert len([c for c in run.only(Send) if c.message.type == "alive"]) == 5
+    assert len(run.sent(Alive)) == 5
 
 
 def test_a_position_from_another_data_set_is_refused() -> None:
     run = Run(resume={"epoch": 1, "step": 7, "batch": 0})
     for stage in run.stages:
         run.hello(stage)
-    assert run.outcome is not None
-    assert run.outcome.failure is not None
-    assert run.outcome.code == 2
-    assert "step 7" in run.outcome.failure.message
+    assert run.end.code == 2
+    assert "step 7" in run.failure.message
 
 
-def test_an_agenda_needs_training_samples() -> None:
+def test_a_sequence_of_items_needs_training_samples() -> None:
     with pytest.raises(ValueError, match="no training samples"):
         ItemSequence(small(), {"train": 0, "test": 5})
+
+
+def test_commands_and_rows_carry_the_number_of_their_event() -> None:
+    run = Run(small(checkpoint__every_steps=1)).start()
+    (start,) = run.rows("start")
+    assert (
+        start["event_number"] == run.coordinator.number == 7
+    )  # three hellos, the data set, three times ready
+    run.play(until=lambda item: isinstance(item, Evaluate) and item.last)
+    run.hello(1, peer=b"stranger")
+    run.publish()
+    by_number = {command.cause: command for command in run.commands}
+    for event in ("warning", "eval", "checkpoint"):
+        assert run.rows(event)
+        assert all(row["event_number"] in by_number for row in run.rows(event))
+    assert run.rows("warning")[0]["event_number"] == run.coordinator.number - len(run.only(Commit))
+    assert all("event_number" not in row for row in run.rows("train"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: setattr(run.coordinator.members[1], "done", 99),
+        lambda run: setattr(run.coordinator.members[1], "ready", False),
+        lambda run: setattr(run.coordinator.members[1], "peer", b"peer0"),
+        lambda run: run.coordinator.members.pop(1),
+        lambda run: run.coordinator.flow.window.open.pop(0),
+        lambda run: setattr(run.coordinator, "state", "over"),
+    ],
+    ids=["done", "ready", "peer", "members", "window", "state"],
+)
+def test_a_state_that_cannot_be_is_noticed(change: Callable[[Run], object]) -> None:
+    run = Run().start()
+    change(run)
+    with pytest.raises(AssertionError):
+        run.coordinator.validate()

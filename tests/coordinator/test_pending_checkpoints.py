@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scpl_dist.control.messages import Done, File, Hello, Written
+from scpl_dist.control.messages import File, Hello, Written
 from scpl_dist.coordinator.events import Commit, Discard
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.members import Member
@@ -15,22 +15,26 @@ CONFIG = configuration.load(values={"runtime.timeout_s": 10.0, "runtime.first_st
 PART = File(name="block-000.pt", bytes=5, sha256="0" * 64)
 
 
-def cuts() -> PendingCheckpoints:
-    found = PendingCheckpoints(stages=2)
-    found.agenda = ItemSequence(CONFIG, {"train": 256, "validation": 10, "test": 10})
-    return found
+def sequence() -> ItemSequence:
+    return ItemSequence(CONFIG, {"train": 256, "validation": 10, "test": 10})
 
 
-def copied(found: PendingCheckpoints, sequence: int, now: float = 0.0, **commit: Any) -> None:
+def pending() -> PendingCheckpoints:
+    return PendingCheckpoints(sequence(), stages=2)
+
+
+def copied(found: PendingCheckpoints, number: int, now: float = 0.0, **commit: Any) -> None:
     """Both stages have copied their state, and the marker has left the pipeline."""
     for stage in (0, 1):
-        found.copied(Done(stage=stage, sequence=sequence, kind="checkpoint"), now)
-    found.complete(sequence, Commit(10 * sequence, 0, {}, unique=f"g-{sequence}", **commit))
+        found.copied(stage, number, now)
+    found.complete(number, Commit(10 * number, 0, {}, unique=f"g-{number}", **commit))
+    found.validate()
 
 
-def written(found: PendingCheckpoints, sequence: int, *stages: int) -> None:
+def written(found: PendingCheckpoints, number: int, *stages: int) -> None:
     for stage in stages:
-        assert found.written(Written(stage=stage, sequence=sequence, files=[PART], seconds=1.0 + stage))
+        assert found.written(stage, Written(sequence=number, files=[PART], seconds=1.0 + stage))
+        found.validate()
 
 
 def members() -> dict[int, Member]:
@@ -41,7 +45,7 @@ def members() -> dict[int, Member]:
 
 
 def test_a_checkpoint_waits_for_all_parts_and_for_those_before_it() -> None:
-    found = cuts()
+    found = pending()
     copied(found, 1)
     copied(found, 2)
     written(found, 2, 0, 1)
@@ -61,33 +65,33 @@ def test_a_checkpoint_waits_for_all_parts_and_for_those_before_it() -> None:
 
 
 def test_a_part_that_nobody_awaits_is_no_part() -> None:
-    found = cuts()
-    message = Written(stage=0, sequence=1, files=[PART], seconds=1.0)
-    assert not found.written(message)
+    found = pending()
+    message = Written(sequence=1, files=[PART], seconds=1.0)
+    assert not found.written(0, message)
     copied(found, 1)
-    assert found.written(message)
-    assert not found.written(message)
+    assert found.written(0, message)
+    assert not found.written(0, message)
 
 
 def test_what_is_neither_due_nor_the_best_is_dropped_unless_the_run_ends_there() -> None:
-    found = cuts()
-    for sequence, flags in ((1, {"due": False}), (2, {"due": False, "best": True}), (3, {"due": True})):
-        copied(found, sequence, **flags)
-        written(found, sequence, 0, 1)
+    items = sequence()
+    found = PendingCheckpoints(items, stages=2)
+    for number, flags in ((1, {"due": False}), (2, {"due": False, "best": True}), (3, {"due": True})):
+        copied(found, number, **flags)
+        written(found, number, 0, 1)
     assert [(type(command), command.step) for command in found.take(0.0)] == [
         (Discard, 10),
         (Commit, 20),
         (Commit, 30),
     ]
-    assert found.agenda is not None
-    found.agenda.stop()
+    items.stop()
     copied(found, 4, due=False)
     written(found, 4, 0, 1)
     assert isinstance(found.take(0.0)[0], Commit)
 
 
 def test_a_slow_disk_is_a_failure_with_a_longer_limit_for_the_first_time() -> None:
-    found = cuts()
+    found = pending()
     copied(found, 1, now=100.0)
     written(found, 1, 0)
     assert found.late(members(), CONFIG, 129.9) is None

@@ -6,34 +6,16 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from scpl_dist.control.messages import Stats
 from scpl_dist.coordinator.events import Say
-from scpl_dist.coordinator.progress import Progress, Shares, failure_text, summary
-from scpl_dist.run.failures import Failure, Outcome
-from tests.coordinator.test_machine import Run
+from scpl_dist.coordinator.progress import Progress, failure_text, summary
+from scpl_dist.run.failures import Cause, Failure, Outcome
+from tests.support.coordinator import Run, at_step
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def drawn(progress: Progress, now: float) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    with console.capture() as capture:
-        console.print(progress.picture(now))
-    return capture.get()
-
-
-def test_shares_are_those_of_the_last_seconds() -> None:
-    shares = Shares(span_s=5.0)
-    assert shares.update(Stats(), 0.0) is None
-    assert shares.update(Stats(busy=10.0), 10.0) == (1.0, 0.0, 0.0)
-    for second in range(1, 11):
-        found = shares.update(Stats(busy=10.0, waiting=0.75 * second, blocked=0.25 * second), 10.0 + second)
-    assert found == (0.0, 0.75, 0.25), "what was 10 s ago does not count"
 
 
 def test_lines_instead_of_a_table_where_nobody_watches() -> None:
@@ -49,7 +31,7 @@ def test_lines_instead_of_a_table_where_nobody_watches() -> None:
 
 def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     stream = Terminal()
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
+    run = Run().start().play(until=at_step(4))
     progress = Progress(run.coordinator, stream)
     progress.say(Say("epoch 1/3", "progress"))
     progress.say(Say("stage 1 is slow", "warning"))
@@ -61,33 +43,9 @@ def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     assert "\x1b[" in text
 
 
-def test_the_table_has_step_loss_shares_and_what_the_run_has_reached() -> None:
-    run = Run().start().play(until=lambda item: item.get("step") == 4)
-    progress = Progress(run.coordinator, io.StringIO())
-    for stage in run.stages:
-        run.beat(stage, "forward", step=5, epoch=1, stats=Stats(busy=1.0, queue=stage))
-    drawn(progress, run.now)
-    run.now += 2
-    run.beat(1, "receive", step=5, epoch=1, stats=Stats(busy=1.5, waiting=1.5, queue=2))
-    lines = drawn(progress, run.now).splitlines()
-    assert lines[0].split() == ["stage", "step", "loss", "busy", "waiting", "blocked", "queue", "phase"]
-    assert lines[2].split() == ["1", "5", "2.0000", "25%", "75%", "0%", "2", "receive"]
-    assert lines[4] == (
-        "epoch 2/3, step 5/9, validation accuracy 0.5000, test accuracy 0.5000, 18 samples/s, 0:00:03 left"
-    )
-
-
-def test_the_table_says_who_is_missing() -> None:
-    run = Run()
-    run.hello(1)
-    text = drawn(Progress(run.coordinator, io.StringIO()), run.now)
-    assert text.count("not here yet") == 2
-    assert "1 of 3 workers have joined" in text
-
-
 def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
     failure = Failure(
-        cause="raised",
+        cause=Cause.RAISED,
         message="ValueError: \x1b[31mno\x1b[0m",
         advice="mend the model",
         stage=1,
@@ -115,7 +73,7 @@ def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
 
 def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "stage2.log").write_text("\n".join(f"line {number}" for number in range(1000)))
-    text = failure_text(Failure("died", "killed", "look", stage=2), tmp_path, "stage2")
+    text = failure_text(Failure(Cause.DIED, "killed", "look", stage=2), tmp_path, "stage2")
     assert "line 999\n" in text
     assert "line 985\n" in text
     assert "line 984\n" not in text
@@ -126,8 +84,7 @@ def test_a_killed_stage_is_shown_with_the_end_of_its_log(tmp_path: Path) -> None
 @pytest.mark.parametrize("splits", [{"validation": 30, "test": 20}, {"test": 20}, {}])
 def test_the_summary_fits_the_data(splits: dict[str, int]) -> None:
     run = Run(sizes={"train": 50, **splits}).start().play().leave()
-    assert run.outcome is not None
-    text = summary(run.outcome, Path("runs/x"))
+    text = summary(run.end, Path("runs/x"))
     assert "scpl, 3 stages: 9 steps in" in text
     assert ("test accuracy 0.5000, 0.5000 in the best epoch" in text) == ("test" in splits)
     assert text.endswith("run folder runs/x")

@@ -20,7 +20,7 @@ import msgpack
 import pytest
 import zmq
 
-from scpl_dist.control.codec import decode, encode
+from scpl_dist.control.items import from_plain
 from scpl_dist.control.messages import PROTOCOL, VERSION
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run import config as configuration
@@ -40,9 +40,7 @@ class Worker:
         self.config = config
 
     def hello(self, **changes: Any) -> None:
-        data = {"classes": 10, "sizes": SIZES, "input": None} if self.stage == 0 else None
-        message = {
-            "type": "hello",
+        fields = {
             "protocol": PROTOCOL,
             "version": VERSION,
             "torch": "2.14.1",
@@ -53,35 +51,42 @@ class Worker:
             "host": "here",
             "pid": 1000 + self.stage,
             "device": "cpu",
-            "data": data,
         }
-        self.socket.send(encode(message | changes))
+        self.say("hello", **fields | changes)
+        if self.stage == 0:
+            self.say("described", data={"classes": 10, "sizes": SIZES})
 
     def say(self, name: str, **fields: Any) -> None:
-        self.socket.send(encode({"type": name, "stage": self.stage, **fields}))
+        self.socket.send(msgpack.packb({"type": name, **fields}))
 
     def expect(self, kind: str) -> dict[str, Any]:
         """The next message of this type; heartbeats of the coordinator are skipped."""
         while True:
-            message = decode(self.socket.recv()).model_dump()
+            message: dict[str, Any] = msgpack.unpackb(self.socket.recv())
             if message["type"] == kind:
                 return message
             assert message["type"] == "alive", message
 
 
+PROGRAM = """
+import json, sys
+from scpl_dist.coordinator.service import serve
+sys.exit(serve(**json.loads(sys.argv[1])))
+"""
+
+
 class Coordinator:
     """The process under test."""
 
-    def __init__(self, folder: Path, *options: str, launcher: bool = True, **values: Any) -> None:
+    def __init__(self, folder: Path, resume: str = "never", launcher: bool = True, **values: Any) -> None:
         settings = {"control.port": 0, "metrics.port": 0, "run.epochs": 1, "data.batch_size": 20}
         named = {key.replace("__", "."): value for key, value in values.items()}
         self.config = configuration.load(values=settings | named)
         self.folder = folder
         folder.mkdir(exist_ok=True)
         (folder / "config.toml").write_text(self.config.to_toml())
-        command = [sys.executable, "-m", "scpl_dist.coordinator.service", str(folder / "config.toml")]
-        command += ["--run-dir", str(folder), "--generation", "g1", *options]
-        command += ["--launcher"] if launcher else []
+        arguments = {"run_dir": str(folder), "generation": "g1", "resume": resume, "launched": launcher}
+        command = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -115,7 +120,7 @@ class Coordinator:
             worker.hello()
         for worker in workers:
             worker.expect("start")
-            worker.say("ready", blocks=2)
+            worker.say("ready")
         for worker in workers:
             worker.expect("go")
         return workers
@@ -149,8 +154,8 @@ def start(tmp_path: Path) -> Iterator[Any]:
     """Starts coordinators and leaves none behind."""
     found: list[Coordinator] = []
 
-    def begin(*options: str, **values: Any) -> Coordinator:
-        found.append(Coordinator(tmp_path / "run", *options, **values))
+    def begin(**values: Any) -> Coordinator:
+        found.append(Coordinator(tmp_path / "run", **values))
         return found[-1]
 
     yield begin
@@ -162,16 +167,12 @@ def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, 
     """Let all stages finish these items, as real stages would."""
     for item in items:
         for worker in workers:
-            fields: dict[str, Any] = {"sequence": item["sequence"], "kind": item["kind"]}
+            fields: dict[str, Any] = {"sequence": item["sequence"]}
             if item["kind"] == "train":
-                (begin, end), *_ = item["micro_batches"]
-                fields |= {"step": item["step"], "losses": {str(worker.stage): {"local": 0.1 + 0.2}}}
-                fields |= {"samples": end - begin}
+                fields |= {"losses": {str(worker.stage): {"local": 0.1 + 0.2}}}
             elif item["kind"] == "evaluate":
                 (begin, end), *_ = item["micro_batches"]
-                last = worker is workers[-1]
-                fields |= {"split": item["split"], "samples": end - begin}
-                fields |= {"correct": 8, "total": end - begin} if last else {}
+                fields |= {"correct": 8, "total": end - begin} if worker is workers[-1] else {}
             elif item["kind"] == "checkpoint":
                 folder = folder_for(coordinator.folder, item["step"], item["unique"])
                 folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +180,7 @@ def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, 
                 (folder / name).write_bytes(b"12345")
                 digest = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
                 part = {"name": name, "bytes": 5, "sha256": digest}
-            worker.say("done", epoch=item.get("epoch", 0), **fields)
+            worker.say("done", **fields)
             if item["kind"] == "checkpoint":
                 worker.say("written", sequence=item["sequence"], files=[part], seconds=0.5)
 
@@ -236,7 +237,6 @@ def test_a_tiny_run_ends_with_a_result_rows_and_a_checkpoint(start: Any) -> None
         ("block-001.pt", 1),
     ]
     assert manifest["position"]["epoch"] == 1
-    assert manifest["blocks"] == [2, 2]
     assert manifest["config"] == coordinator.config.digest()
 
 
@@ -250,19 +250,18 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
     finish(first, workers)
     assert first.end()[0] == 143
     (first.folder / "run.json").unlink()
-    second = start("--resume", "auto", run__epochs=500)
+    second = start(resume="auto", run__epochs=500)
     workers = second.workers()
     for worker in workers:
         worker.hello()
     restore = workers[0].expect("start")["restore"]
-    manifest = json.loads((Path(restore["folder"]) / "manifest.json").read_text())
-    assert (restore["step"], restore["epoch"]) == (manifest["step"], manifest["epoch"])
+    manifest = json.loads((Path(restore) / "manifest.json").read_text())
     for worker in workers:
         worker.say("ready")
     workers[0].expect("go")
-    agenda = ItemSequence(second.config, SIZES, manifest["position"])
-    items = workers[0].expect("work")["items"]
-    assert items == [agenda.next() for _ in items]
+    sequence = ItemSequence(second.config, SIZES, manifest["position"], "g1")
+    for item in workers[0].expect("work")["items"]:
+        assert from_plain(item) == sequence.next()
 
 
 def test_a_damaged_checkpoint_is_never_resumed_silently(start: Any) -> None:
@@ -271,7 +270,7 @@ def test_a_damaged_checkpoint_is_never_resumed_silently(start: Any) -> None:
     finish(first, workers)
     assert first.end()[0] == 0
     (first.folder / "checkpoints" / "step-2" / "block-001.pt").write_bytes(b"12346")
-    code, _, err = start("--resume", "auto").end()
+    code, _, err = start(resume="auto").end()
     assert code == 1
     assert "block-001.pt" in err
     assert "SHA-256" in err

@@ -10,19 +10,16 @@ import pytest
 import torch
 
 from scpl_dist import data
-from scpl_dist.data.source import DataSource, Split, check_labels
-from scpl_dist.data.splits import stratified
+from scpl_dist.data.source import DataSource, Split
+from scpl_dist.data.splits import check_labels, stratified
 from scpl_dist.run import config
+from tests.support.files import everything
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def digits(seed: int = 0, augmentation: str = "basic") -> DataSource:
     return data.resolve(config.load(values={"run.seed": seed, "data.augmentation": augmentation}))
-
-
-def everything(source: DataSource, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    return source.batch(split, 0, torch.arange(source.sizes[split]))
 
 
 def test_digits_are_the_real_images_split_in_70_10_20_percent() -> None:
@@ -107,7 +104,9 @@ def test_example_has_two_samples() -> None:
 
 
 def test_unknown_name_and_useless_args_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.name = 'mnist': unknown; built in are digits"):
+    with pytest.raises(
+        ValueError, match=r"data\.name = 'mnist': unknown; use one of digits, .*csv, .*cifar10"
+    ):
         data.resolve(config.load(values={"data.name": "mnist"}))
     with pytest.raises(ValueError, match=r"data\.args = \{'size': 3\}"):
         data.resolve(config.load(values={"data.args": {"size": 3}}))

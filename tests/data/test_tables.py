@@ -40,26 +40,26 @@ def write(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 @pytest.mark.parametrize("extension", tables.EXTENSIONS)
 def test_all_kinds_give_the_rows_that_were_written(extension: str, tmp_path: Path) -> None:
-    assert tables.read(write(tmp_path / f"t{extension}", ROWS), ["text"], "label") == ROWS
+    assert tables.read_table(write(tmp_path / f"t{extension}", ROWS), ["text"], "label") == ROWS
 
 
 def test_columns_of_text_are_joined_and_numbers_are_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"title": "One", "body": "two", "class": 3}\n')
-    assert tables.read(path, ["title", "body"], "class") == [("One two", "3")]
+    assert tables.read_table(path, ["title", "body"], "class") == [("One two", "3")]
 
 
 def test_a_csv_without_header_has_given_names(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('"3","Title","Some text"\n"1","Other","More"\n')
-    rows = tables.read(path, ["title", "text"], "label", header=["label", "title", "text"])
+    rows = tables.read_table(path, ["title", "text"], "label", header=["label", "title", "text"])
     assert rows == [("Title Some text", "3"), ("Other More", "1")]
 
 
 def test_quotes_may_have_no_meaning(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text('sentence\tlabel\n" so bad it is good\t1\nplain\t0\n')
-    assert tables.read(path, ["sentence"], "label", quoted=False) == [
+    assert tables.read_table(path, ["sentence"], "label", quoted=False) == [
         ('" so bad it is good', "1"),
         ("plain", "0"),
     ]
@@ -68,7 +68,7 @@ def test_quotes_may_have_no_meaning(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("\ufefftext,label\na,1\n", encoding="utf-8")
-    assert tables.read(path, ["text"], "label") == [("a", "1")]
+    assert tables.read_table(path, ["text"], "label") == [("a", "1")]
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
         ("t.csv", b"text,label\na,1\nb\n", r"row 2 has the label None in column 'label'"),
         ("t.csv", b"text,label\na,1\nb,\n", r"row 2 has the label '' in column 'label'"),
         ("t.csv", b"label,text\n1,a\n1\n", "row 2 has no text in column text"),
-        ("t.csv", b'text,label\n"a,1\n', "cannot be read after line 1"),
+        ("t.csv", b'text,label\n"a,1\n', "cannot be read after row 0"),
         ("t.csv", b"text,label\n\xff\xfe,1\n", "is not UTF-8"),
         ("t.jsonl", b"", "has no rows"),
-        ("t.jsonl", b'{"text": "a", "label": 1}\nnonsense\n', "line 2 is no JSON"),
-        ("t.jsonl", b"[1, 2]\n", "line 1 is no JSON object"),
+        ("t.jsonl", b'{"text": "a", "label": 1}\nnonsense\n', "cannot be read after row 1"),
+        ("t.jsonl", b"[1, 2]\n", r"\[1, 2\] is no JSON object"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}\n', "has no column 'label'"),
         ("t.jsonl", b'{"text": 5, "label": 1}\n', "row 1 has no text"),
         ("t.jsonl", b'{"text": "a", "label": 0.5}\n', r"row 1 has the label 0\.5"),
@@ -102,21 +102,21 @@ def test_what_is_wrong_is_named(name: str, content: bytes, says: str, tmp_path: 
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: .*{says}|{name}: {says}"):
-        tables.read(path, ["text"], "label")
+        tables.read_table(path, ["text"], "label")
 
 
 def test_a_parquet_file_without_the_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(arrow.table({"words": ["a"], "label": [1]}), path)
     with pytest.raises(ValueError, match=r"t\.parquet: has no column 'text', it has 'words', 'label'"):
-        tables.read(path, ["text"], "label")
+        tables.read_table(path, ["text"], "label")
 
 
 def test_a_parquet_row_without_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(arrow.table({"text": ["a", None], "label": [1, 2]}), path)
     with pytest.raises(ValueError, match="row 2 has no text"):
-        tables.read(path, ["text"], "label")
+        tables.read_table(path, ["text"], "label")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(
@@ -127,12 +127,12 @@ def test_parquet_without_pyarrow_says_what_to_install(
         sys.modules, "pyarrow", None
     )  # what an import finds where the package is not installed
     with pytest.raises(ValueError, match=r'pip install "scpl_dist\[parquet\]"'):
-        tables.read(path, ["text"], "label")
+        tables.read_table(path, ["text"], "label")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t\.csv: there is no such file"):
-        tables.read(tmp_path / "t.csv", ["text"], "label")
+        tables.read_table(tmp_path / "t.csv", ["text"], "label")
 
 
 def test_find_takes_the_first_name_with_any_extension(tmp_path: Path) -> None:

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from scpl_dist import data, models
-from scpl_dist.data.source import Split
-from scpl_dist.data.text import TextSource
-from scpl_dist.run import config
+from scpl_dist import models
+from tests.support.files import everything, resolve_text, write_csv
 
 Rows = list[tuple[str, str]]
 ROWS: Rows = [(f"common word{index} number{index % 7}", ("bad", "good")[index % 2]) for index in range(100)]
 
 
-def resolve(name: str, root: Path, **values: Any) -> TextSource:
-    keys: dict[str, Any] = {"data.name": name, "data.root": str(root), "model.name": "lstm_tiny"}
-    keys |= {key.replace("__", "."): value for key, value in values.items()}
-    source = data.resolve(config.load(values=keys))
-    assert isinstance(source, TextSource)
-    return source
-
-
-def write(path: Path, rows: Rows, header: tuple[str, ...] = ("text", "label")) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows] if header else rows)
-    return path
-
-
-def everything(source: TextSource, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    return source.batch(split, 0, torch.arange(source.sizes[split]))
-
-
 def test_one_table_is_split_by_class_in_70_10_20_percent(tmp_path: Path) -> None:
-    source = resolve("csv", write(tmp_path / "all.csv", ROWS))
+    source = resolve_text("csv", write_csv(tmp_path / "all.csv", ROWS))
     assert source.sizes == {"train": 70, "validation": 10, "test": 20}
     assert source.names == ["bad", "good"]
     for split in ("train", "validation", "test"):
@@ -47,39 +24,41 @@ def test_one_table_is_split_by_class_in_70_10_20_percent(tmp_path: Path) -> None
 
 
 def test_a_folder_has_a_table_for_each_part(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv", ROWS)
+    write_csv(tmp_path / "train.csv", ROWS)
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "common", "label": "good"}) + "\n")
-    assert resolve("csv", tmp_path).sizes == {"train": 90, "validation": 10, "test": 1}
-    write(tmp_path / "dev.tsv", [])
+    assert resolve_text("csv", tmp_path).sizes == {"train": 90, "validation": 10, "test": 1}
+    write_csv(tmp_path / "dev.tsv", [])
     (tmp_path / "dev.tsv").write_text("text\tlabel\ncommon words\tbad\n")
-    source = resolve("csv", tmp_path)
+    source = resolve_text("csv", tmp_path)
     assert source.sizes == {"train": 100, "validation": 1, "test": 1}
     assert everything(source, "test")[1].tolist() == [1]
 
 
 def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
-    path = write(tmp_path / "all.csv", ROWS, ("review", "stars"))
+    path = write_csv(tmp_path / "all.csv", ROWS, ("review", "stars"))
     keys = {"data__text_column": "review", "data__label_column": "stars"}
-    assert resolve("csv", path, **keys).classes == 2
+    assert resolve_text("csv", path, **keys).classes == 2
     with pytest.raises(
         ValueError, match=r"no column 'text', it has 'review', 'stars'; set data\.text_column"
     ):
-        resolve("csv", path)
+        resolve_text("csv", path)
 
 
 def test_words_are_numbered_from_the_training_part_alone(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv", [("cat dog", "a"), ("cat", "b")] * 10)
-    write(tmp_path / "validation.csv", [("cat", "a")])
-    write(tmp_path / "test.csv", [("cat bird dog", "b")])
-    source = resolve("csv", tmp_path)
-    assert source.vocabulary.numbers == {"cat": 2, "dog": 3}
+    write_csv(tmp_path / "train.csv", [("cat dog", "a"), ("cat", "b")] * 10)
+    write_csv(tmp_path / "validation.csv", [("cat", "a")])
+    write_csv(tmp_path / "test.csv", [("cat bird dog", "b")])
+    source = resolve_text("csv", tmp_path)
+    assert source.vocabulary == {"cat": 2, "dog": 3}
     assert everything(source, "test")[0].tolist() == [[2, 1, 3]]
 
 
 def test_batches_are_padded_to_their_longest_text(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv", [("one", "a"), ("one two three", "b"), ("one two", "a"), ("one", "b")] * 5)
-    write(tmp_path / "test.csv", [("one", "a")])
-    source = resolve("csv", tmp_path, data__args={"validation": 0.5})
+    write_csv(
+        tmp_path / "train.csv", [("one", "a"), ("one two three", "b"), ("one two", "a"), ("one", "b")] * 5
+    )
+    write_csv(tmp_path / "test.csv", [("one", "a")])
+    source = resolve_text("csv", tmp_path, data__args={"validation": 0.5})
     inputs, labels = everything(source, "train")
     lengths = (inputs != 0).sum(1)
     assert inputs.shape[1] == lengths.max()
@@ -93,8 +72,8 @@ def test_batches_are_padded_to_their_longest_text(tmp_path: Path) -> None:
 
 def test_texts_are_cut_and_empty_ones_dropped(tmp_path: Path) -> None:
     long = [(" ".join(f"w{index}" for index in range(50)), label) for label in ("a", "b") for _ in range(10)]
-    source = resolve(
-        "csv", write(tmp_path / "all.csv", [*long, ("the of and", "a")]), data__args={"length": 7}
+    source = resolve_text(
+        "csv", write_csv(tmp_path / "all.csv", [*long, ("the of and", "a")]), data__args={"length": 7}
     )
     assert sum(source.sizes.values()) == 20
     assert source.example().shape == (2, 7)
@@ -102,42 +81,46 @@ def test_texts_are_cut_and_empty_ones_dropped(tmp_path: Path) -> None:
 
 def test_numbers_as_labels_are_sorted_by_value(tmp_path: Path) -> None:
     rows = [(f"word{index}", str(index % 3 + 8)) for index in range(60)]
-    assert resolve("csv", write(tmp_path / "all.csv", rows)).names == ["8", "9", "10"]
+    assert resolve_text("csv", write_csv(tmp_path / "all.csv", rows)).names == ["8", "9", "10"]
 
 
 def test_the_vocabulary_fits_the_model(tmp_path: Path) -> None:
-    path = write(tmp_path / "all.csv", ROWS)
-    assert len(resolve("csv", path, model__args={"vocabulary": 20}).vocabulary) == 20
-    assert len(resolve("csv", path, data__args={"vocabulary": 30}).vocabulary) == 30
+    path = write_csv(tmp_path / "all.csv", ROWS)
+    assert len(resolve_text("csv", path, model__args={"vocabulary": 20}).vocabulary) == 18
+    assert (
+        len(resolve_text("csv", path, data__args={"vocabulary": 30}).vocabulary) == 28
+    )  # and padding, unknown
     with pytest.raises(
         ValueError, match=r"vocabulary = 5000: .*lstm_tiny' has 4000 words; set model\.args\.vocabulary"
     ):
-        resolve("csv", path, data__args={"vocabulary": 5000})
-    assert len(resolve("csv", path, model__name="vgg8", data__args={"vocabulary": 5000}).vocabulary) < 5000
+        resolve_text("csv", path, data__args={"vocabulary": 5000})
+    assert (
+        len(resolve_text("csv", path, model__name="vgg8", data__args={"vocabulary": 5000}).vocabulary) < 5000
+    )
 
 
 def test_vectors_go_into_the_embedding_and_only_there(tmp_path: Path) -> None:
-    path = write(tmp_path / "all.csv", ROWS)
+    path = write_csv(tmp_path / "all.csv", ROWS)
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("common " + " ".join(["0.5"] * 64) + "\nnumber3 " + " ".join(["-1.5"] * 64) + "\n")
-    source = resolve("csv", path, data__args={"vectors": str(vectors)})
+    source = resolve_text("csv", path, data__args={"vectors": str(vectors)})
     first, second = models.build("lstm_tiny", {}, 2, seed=0, blocks=[0, 1])
     source.prepare(first)
     weight = first.get_parameter("vectors.weight")
-    assert weight[source.vocabulary.numbers["common"]].eq(0.5).all()
-    assert weight[source.vocabulary.numbers["number3"]].eq(-1.5).all()
+    assert weight[source.vocabulary["common"]].eq(0.5).all()
+    assert weight[source.vocabulary["number3"]].eq(-1.5).all()
     assert not weight[0].any()
     assert weight.requires_grad
     with pytest.raises(ValueError, match=r"block 0 \(LSTMBlock\) has no embedding"):
         source.prepare(second)
     with pytest.raises(ValueError, match=r"vectors = '.*nowhere': there is no such file"):
-        resolve("csv", path, data__args={"vectors": str(tmp_path / "nowhere")})
+        resolve_text("csv", path, data__args={"vectors": str(tmp_path / "nowhere")})
 
 
 def test_without_vectors_the_embedding_stays(tmp_path: Path) -> None:
     (first,) = models.build("lstm_tiny", {}, 2, seed=0, blocks=[0])
     before = first.get_parameter("vectors.weight").clone()
-    resolve("csv", write(tmp_path / "all.csv", ROWS)).prepare(first)
+    resolve_text("csv", write_csv(tmp_path / "all.csv", ROWS)).prepare(first)
     assert torch.equal(first.get_parameter("vectors.weight"), before)
 
 
@@ -151,104 +134,30 @@ def test_without_vectors_the_embedding_stays(tmp_path: Path) -> None:
 )
 def test_tables_that_no_classifier_can_learn_from_are_refused(rows: Rows, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
-        resolve("csv", write(tmp_path / "all.csv", rows))
+        resolve_text("csv", write_csv(tmp_path / "all.csv", rows))
 
 
 def test_a_class_that_the_training_part_lacks_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv", ROWS)
-    write(tmp_path / "test.csv", [("word", "good"), ("word", "ugly")])
+    write_csv(tmp_path / "train.csv", ROWS)
+    write_csv(tmp_path / "test.csv", [("word", "good"), ("word", "ugly")])
     with pytest.raises(ValueError, match=r"test row 2 has label 'ugly', the training part has bad, good"):
-        resolve("csv", tmp_path)
+        resolve_text("csv", tmp_path)
 
 
 def test_an_empty_folder_and_impossible_args_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"has no train table; name it train with one of the extensions \.csv"
     ):
-        resolve("csv", tmp_path)
-    path = write(tmp_path / "all.csv", ROWS)
+        resolve_text("csv", tmp_path)
+    path = write_csv(tmp_path / "all.csv", ROWS)
     for args, says in [
         ({"length": 0}, "length = 0: give the number of words"),
         ({"vocabulary": 2}, "vocabulary = 2: give at least 3"),
         ({"validation": 0.9}, r"validation = 0\.9: give the share"),
         ({"length": "7"}, r"data\.args\.length = '7': input should be a valid integer"),
-        ({"size": 3}, "csv takes length, vocabulary, vectors, validation, legacy"),
+        ({"size": 3}, "csv takes length, vocabulary, vectors, validation$"),
     ]:
         with pytest.raises(ValueError, match=says):
-            resolve("csv", path, data__args=args)
+            resolve_text("csv", path, data__args=args)
     with pytest.raises(ValueError, match='"strong": there is no augmentation of texts'):
-        resolve("csv", path, data__augmentation="strong")
-
-
-def test_ag_news_reads_title_and_description(tmp_path: Path) -> None:
-    rows = [(str(index % 4 + 1), f"title{index}", f"text{index}") for index in range(40)]
-    for file in ("train.csv", "test.csv"):
-        write(tmp_path / "ag_news_csv" / file, rows, ())  # type: ignore[arg-type]
-    source = resolve("ag_news", tmp_path)
-    assert source.classes == 4
-    assert source.sizes == {"train": 36, "validation": 4, "test": 40}
-    assert len(source.vocabulary) == 2 + 2 * 36  # the title and the text of each training row
-
-
-def test_dbpedia_reads_the_content_only(tmp_path: Path) -> None:
-    rows = [(str(index % 14 + 1), "title", f"content{index} " + "w " * 500) for index in range(280)]
-    for file in ("train.csv", "test.csv"):
-        write(tmp_path / "dbpedia_csv" / file, rows, ())  # type: ignore[arg-type]
-    source = resolve("dbpedia_14", tmp_path)
-    assert source.classes == 14
-    assert "title" not in source.vocabulary.numbers
-    assert source.example().shape == (2, 400)
-
-
-def test_imdb_is_split_for_good_and_legacy_keeps_its_mistakes(tmp_path: Path) -> None:
-    rows = [(f"this is a review{index}", ("positive", "negative")[index % 2]) for index in range(100)]
-    write(tmp_path / "IMDB Dataset.csv", rows, ("review", "sentiment"))
-    source = resolve("imdb", tmp_path)
-    assert source.sizes == {"train": 70, "validation": 10, "test": 20}
-    assert source.names == ["negative", "positive"]
-    assert "this" not in source.vocabulary.numbers
-    assert len(source.vocabulary) == 72
-    legacy = resolve("imdb", tmp_path, data__args={"legacy": True})
-    assert "this" in legacy.vocabulary.numbers
-    assert len(legacy.vocabulary) == 2 + 100 + 3
-
-
-def test_sst2_has_quotes_without_meaning(tmp_path: Path) -> None:
-    (tmp_path / "SST-2").mkdir()
-    lines = [f'" word{index} film\t{index % 2}' for index in range(40)]
-    for file in ("train.tsv", "dev.tsv"):
-        (tmp_path / "SST-2" / file).write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
-    assert resolve("sst2", tmp_path).sizes == {"train": 36, "validation": 4, "test": 40}
-
-
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("ag_news", r"ag_news_csv/train\.csv: get .*ag_news_csv\.tgz"),
-        ("dbpedia_14", r"dbpedia_csv/train\.csv: get .*dbpedia_csv\.tgz"),
-        ("imdb", r"IMDB Dataset\.csv: get .*50K"),
-        ("sst2", r"SST-2/train\.tsv: get .*SST-2\.zip"),
-    ],
-)
-def test_missing_files_say_what_to_get_and_where_to_put_it(name: str, file: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"there is no {tmp_path}/{file}.* and put it, unpacked, there"):
-        resolve(name, tmp_path)
-
-
-def test_a_file_with_other_classes_than_published_is_refused(tmp_path: Path) -> None:
-    for file in ("train.csv", "test.csv"):
-        write(tmp_path / "ag_news_csv" / file, [("1", "a", "b"), ("2", "c", "d")] * 20, ())  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="has 2 classes, ag_news has 4"):
-        resolve("ag_news", tmp_path)
-
-
-def test_docstrings_are_real_texts_in_seven_classes(tmp_path: Path) -> None:
-    source = resolve("docstrings", tmp_path)
-    assert source.classes == 7
-    assert sum(source.sizes.values()) > 4000
-    shares = [source.sizes[split] / sum(source.sizes.values()) for split in ("train", "validation", "test")]
-    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
-    counts = everything(source, "train")[1].bincount(minlength=7)
-    assert counts.min() > 100
-    assert counts.max() < 0.35 * counts.sum()
-    assert {"file", "return", "socket", "thread"} <= set(source.vocabulary.numbers)
+        resolve_text("csv", path, data__augmentation="strong")

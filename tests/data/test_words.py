@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scpl_dist.data.stopwords import STOP_WORDS
-from scpl_dist.data.words import PADDING, UNKNOWN, Vocabulary, clean, read_vectors
+from scpl_dist.data.words import PADDING, UNKNOWN, clean, encode, number_words, read_vectors
 
 
 @pytest.mark.parametrize(
@@ -31,25 +31,23 @@ def test_stop_words_may_stay() -> None:
     assert len(STOP_WORDS) == 179
 
 
-def test_vocabulary_numbers_words_by_frequency() -> None:
+def test_words_are_numbered_by_frequency() -> None:
     texts = [["b", "a", "c"], ["a", "b", "a"], ["d"]]
-    vocabulary = Vocabulary(texts, size=100)
-    assert vocabulary.numbers == {"a": 2, "b": 3, "c": 4, "d": 5}
-    assert len(vocabulary) == 6
-    assert vocabulary.encode(["d", "x", "a"]) == [5, UNKNOWN, 2]
-    assert PADDING not in vocabulary.numbers.values()
+    vocabulary = number_words(texts, size=100)
+    assert vocabulary == {"a": 2, "b": 3, "c": 4, "d": 5}
+    assert encode(["d", "x", "a"], vocabulary) == [5, UNKNOWN, 2]
+    assert PADDING not in vocabulary.values()
 
 
-def test_vocabulary_never_has_more_than_its_size() -> None:
-    vocabulary = Vocabulary([[f"w{index}" for index in range(50)]], size=10)
-    assert len(vocabulary) == 10
-    assert max(vocabulary.numbers.values()) == 9
-    assert vocabulary.encode(["w0", "w9"]) == [2, UNKNOWN]
+def test_a_vocabulary_never_has_more_than_its_size() -> None:
+    vocabulary = number_words([[f"w{index}" for index in range(50)]], size=10)
+    assert max(vocabulary.values()) == 9
+    assert encode(["w0", "w9"], vocabulary) == [2, UNKNOWN]
 
 
 @pytest.fixture
-def vocabulary() -> Vocabulary:
-    return Vocabulary([["cat", "cat", "cat", "dog", "dog", "new york"], ["rare"]], size=10)
+def vocabulary() -> dict[str, int]:
+    return number_words([["cat", "cat", "cat", "dog", "dog", "new york"], ["rare"]], size=10)
 
 
 def vectors_file(tmp_path: Path, header: str = "") -> Path:
@@ -59,7 +57,7 @@ def vectors_file(tmp_path: Path, header: str = "") -> Path:
 
 
 @pytest.mark.parametrize("header", ["", "4 3\n"])
-def test_each_word_gets_its_own_vector(header: str, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_each_word_gets_its_own_vector(header: str, vocabulary: dict[str, int], tmp_path: Path) -> None:
     initial = torch.zeros(12, 3)
     initial[5] = torch.tensor([1.0, -1.0, 0.0])
     matrix = read_vectors(vectors_file(tmp_path, header), vocabulary, initial)
@@ -67,11 +65,6 @@ def test_each_word_gets_its_own_vector(header: str, vocabulary: Vocabulary, tmp_
     assert torch.equal(matrix[5], initial[5])
     assert not matrix[:2].any()
     assert not matrix[6:].any()
-
-
-def test_legacy_vectors_are_off_by_two_as_published(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    matrix = read_vectors(vectors_file(tmp_path), vocabulary, torch.zeros(12, 3), legacy=True)
-    assert matrix[:3].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 @pytest.mark.parametrize(
@@ -82,12 +75,12 @@ def test_legacy_vectors_are_off_by_two_as_published(vocabulary: Vocabulary, tmp_
         ("2 3\ncat 1 2 3\n", 2, "line 2 has 3 numbers, the embedding is 2 wide"),
         ("dog 4 5 6\ncat 1 2\n", 3, "line 2 has 2 numbers"),
         ("cat 1 x 3\n", 3, "line 1 has something else than numbers"),
-        ("bird 1 2 3\n", 3, "has none of the 6 words"),
-        ("", 3, "has none of the 6 words"),
+        ("bird 1 2 3\n", 3, "has none of the 4 words"),
+        ("", 3, "has none of the 4 words"),
     ],
 )
 def test_unusable_vectors_are_refused(
-    content: str, width: int, says: str, vocabulary: Vocabulary, tmp_path: Path
+    content: str, width: int, says: str, vocabulary: dict[str, int], tmp_path: Path
 ) -> None:
     path = tmp_path / "vectors.txt"
     path.write_text(content)

@@ -133,7 +133,7 @@ def test_each_process_has_its_own_secret_key_and_the_public_key_of_the_other_end
             assert cluster["secrets"][secret["source"]]["file"].endswith(f"/keys/{secret['target']}")
 
 
-def test_stage_has_the_environment_that_torchrun_would_give_it(cluster: dict[str, Any]) -> None:
+def test_stage_has_its_rank_as_torchrun_would_give_it(cluster: dict[str, Any]) -> None:
     for rank, name in enumerate(STAGES):
         service = cluster["services"][name]
         assert service["command"][0] == "worker"
@@ -142,8 +142,6 @@ def test_stage_has_the_environment_that_torchrun_would_give_it(cluster: dict[str
         environment = service["environment"]
         assert environment["RANK"] == str(rank)
         assert environment["WORLD_SIZE"] == str(len(STAGES))
-        assert environment["MASTER_ADDR"] == STAGES[0]
-        assert environment["MASTER_PORT"].isdecimal()
 
 
 def test_cluster_configuration_fits_the_services(cluster: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
             "pipeline.replicas = [1, 2, 1] has 3 entries for pipeline.stages = 2",
         ),
         (["pipeline.replicas=0"], "pipeline.replicas = 0: input should be greater than 0"),
-        (["pipeline.replicas=two"], "pipeline.replicas = 'two': use a number of workers"),
+        (["pipeline.replicas=two"], "pipeline.replicas = 'two': input should be a valid integer"),
         (["pipeline.replicas=2", "data.batch_size=253"], "the last micro-batch of an epoch has 1 sample(s)"),
         (
             ["pipeline.replicas=2", "run.method=gpipe", "pipeline.deferred_batch_norm=true"],

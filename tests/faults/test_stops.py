@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from scpl_dist.run.faults import Fault
-from scpl_dist.storage import resume
-from scpl_dist.storage.checkpoints import named
+from scpl_dist.storage.checkpoints import named, verify
 from tests.support.conduct import Ended, Running, halted
 from tests.support.faults import fired
 from tests.support.programs import until_nothing
@@ -118,6 +117,6 @@ def test_a_launcher_stops_a_run_with_a_checkpoint(
         process.send_signal(signal.SIGCONT)
         ended = ended_by(number, running)
     (latest,) = named(ended.run, "latest")
-    done = resume.verify(latest)["position"]["step"]
+    done = verify(latest)["position"]["step"]
     assert 4 <= done < 20
     assert {step for step, _ in ended.losses()} == set(range(done))

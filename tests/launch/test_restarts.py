@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scpl_dist.launch.restarts import End, Restarts
-from scpl_dist.run.failures import FINAL
+from scpl_dist.run.failures import MEANING
 
 
 def died(stage: int = 0, step: int = 5, cause: str = "died") -> End:
@@ -45,7 +45,7 @@ def test_progress_or_another_failure_is_no_storm(second: End) -> None:
     assert restarts.refusal(second) is None
 
 
-@pytest.mark.parametrize("cause", FINAL)
+@pytest.mark.parametrize("cause", [cause for cause, meaning in MEANING.items() if meaning.final])
 def test_what_a_restart_cannot_help_against_is_final(cause: str) -> None:
     assert Restarts(5).refusal(died(cause=cause)) is not None
 

@@ -6,7 +6,9 @@ from torch.nn import functional
 
 from scpl_dist.methods import Method, resolve
 from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import Kind, StageSpec, simulate
+from scpl_dist.methods.task import Classification
 from scpl_dist.run.config import load
 from tests.support.pipelines import run
 
@@ -15,7 +17,8 @@ WIDTH, CLASSES, CODE = 6, 3, 4
 
 def trainables(**settings: object) -> tuple[dict[int, TrainableBlock], Method]:
     values: dict[str, object] = {"run.method": "al", "al.code": CODE}
-    method = resolve("al")(load(values=values | {f"al.{k}": v for k, v in settings.items()}), 3, CLASSES)
+    config = load(values=values | {f"al.{k}": v for k, v in settings.items()})
+    method = resolve("al")(config, 3, Classification(CLASSES))
     torch.manual_seed(0)
     shape = torch.empty(2, WIDTH, device="meta")
     blocks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(3)]
@@ -73,9 +76,9 @@ def test_losses_are_the_published_formulas() -> None:
 def test_the_answer_goes_back_through_all_stages_and_the_first_one_counts() -> None:
     _, method = trainables()
     specs = [StageSpec(k, 3, range(k, k + 1)) for k in range(3)]
-    rows = simulate([method.evaluate(spec, 1) for spec in specs], capacity=1)
+    rows = simulate([lower(method.evaluate(spec, 1), spec) for spec in specs], capacity=1)
     texts = " ".join(str(action) for *_, action in rows[1])
-    assert texts == "RECV_F.0 F1.0 SEND_F.0 RECV_B.0 DEC1.0 SEND_B.0"
+    assert texts == "RECV_F.0 ROOM_F.0 F1.0 SEND_F.0 RECV_B.0 DEC1.0 ROOM_B.0 SEND_B.0"
     assert [row[-1][2].kind for row in rows] == [Kind.COUNT, Kind.SEND_B, Kind.SEND_B]
 
 
@@ -87,9 +90,10 @@ def test_a_shortcut_decodes_from_its_block() -> None:
     with torch.no_grad():
         carry = made[1](made[0](carry))
         answer = made[0].heads["decoder"](made[1].heads["decoder"](made[1].heads["bridge"](carry["data"])))
-        probabilities = method.probabilities(made, 1, carry)
-    assert probabilities is not None
-    assert torch.equal(probabilities, answer.clamp(0, 1))
+        scores = method.scores(made, 1, carry)
+    assert scores is not None
+    assert torch.equal(scores, answer)
+    assert torch.equal(method.probabilities(scores), answer.clamp(0, 1))
 
 
 def test_a_split_batch_has_the_gradient_of_the_whole_one() -> None:

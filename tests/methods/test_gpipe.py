@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from scpl_dist.methods import resolve
 from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.methods.task import Classification
 from scpl_dist.run.config import load
 from tests.support.pipelines import run
 
@@ -59,7 +60,7 @@ def ours(
     """Gradients by block of one step of the executor, the first block on a stage of its own if there are two."""
     values: dict[str, object] = {f"pipeline.{key}": value for key, value in pipeline.items()}
     config = load(values=values | {"run.method": "gpipe", "pipeline.micro_batches": PARTS})
-    method = resolve("gpipe")(config, len(modules), CLASSES)
+    method = resolve("gpipe")(config, len(modules), Classification(CLASSES))
     shape = torch.empty(2, WIDTH, device="meta")
     trainables = {
         k: method.trainable(k, copy.deepcopy(block), shape, shape) for k, block in enumerate(modules)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl_dist.methods import losses, objectives, resolve
+from scpl_dist.methods import losses, resolve
 from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.methods.task import Classification
+from scpl_dist.run import registry
 from scpl_dist.run.config import load
 
 CLASSES = 4
@@ -29,7 +31,7 @@ class Block(nn.Module):
 def trainable(method: str, index: int = 0, **loss: object) -> TrainableBlock:
     torch.manual_seed(0)
     config = load(values={"run.method": method} | {f"loss.{key}": value for key, value in loss.items()})
-    return resolve(method)(config, 2, CLASSES).trainable(
+    return resolve(method)(config, 2, Classification(CLASSES)).trainable(
         index, Block(), torch.empty(2, 3, 5, 5, device="meta"), IMAGE
     )
 
@@ -151,9 +153,9 @@ def test_a_loss_of_ones_own_is_found_by_file_and_by_entry_point(
         trained(trainable("scpl", name=f"{file}:wrong"), ["local"])
     with pytest.raises(ValueError, match=r"loss.args = {'weight': 1}"):
         trainable("scpl", name=f"{file}:pull", args={"weight": 1})
-    with pytest.raises(ValueError, match=r"loss.name = 'pull': unknown; use supcon"):
+    with pytest.raises(ValueError, match=r"loss.name = 'pull': unknown; use one of supcon, ce"):
         trainable("scpl", name="pull")
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("pull", "own:pull", objectives.ENTRY_POINTS)
-    monkeypatch.setattr(objectives, "entry_points", lambda group: EntryPoints([point]).select(group=group))
+    point = EntryPoint("pull", "own:pull", "scpl_dist.methods.losses")
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]).select(group=group))
     assert trained(trainable("scpl", name="pull"), ["local"]) == {"projector", "block"}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import pytest
 from torch import nn
@@ -9,7 +9,9 @@ from torch import nn
 from scpl_dist.methods import Method, resolve
 from scpl_dist.methods.base import LocalMethod
 from scpl_dist.methods.block import TrainableBlock
-from scpl_dist.methods.schedule import Action, Kind, ScheduleError, StageSpec, live, picture, simulate
+from scpl_dist.methods.lowering import lower
+from scpl_dist.methods.schedule import Action, Kind, ScheduleError, StageSpec, picture, simulate
+from scpl_dist.methods.task import Classification
 from scpl_dist.run.config import load
 
 
@@ -27,22 +29,26 @@ def stream(stages: int, blocks_per_stage: int = 1, items: int = 5) -> list[list[
     specs = [
         StageSpec(k, stages, range(k * blocks_per_stage, (k + 1) * blocks_per_stage)) for k in range(stages)
     ]
-    return [[action for _ in range(items) for action in Local().train(spec, 1)] for spec in specs]
+    return [
+        [action for _ in range(items) for action in lower(Local().train(spec, 1), spec)] for spec in specs
+    ]
 
 
 def method(name: str, micro_batches: int = 1, **pipeline: object) -> Method:
     values = {f"pipeline.{key}": value for key, value in pipeline.items()}
     values |= {"run.method": name, "pipeline.micro_batches": micro_batches}
-    return resolve(name)(load(values=values), 16, 10)
+    return resolve(name)(load(values=values), 16, Classification(10))
 
 
 def programs(chosen: Method, stages: int, blocks: int = 1, items: int = 1) -> list[list[Action]]:
     parts = chosen.config.pipeline.micro_batches
     specs = [StageSpec(k, stages, range(k * blocks, (k + 1) * blocks)) for k in range(stages)]
-    return [[action for _ in range(items) for action in chosen.train(spec, parts)] for spec in specs]
+    return [
+        [action for _ in range(items) for action in lower(chosen.train(spec, parts), spec)] for spec in specs
+    ]
 
 
-def texts(actions: Iterator[Action]) -> str:
+def texts(actions: Iterable[Action]) -> str:
     return " ".join(map(str, actions))
 
 
@@ -64,10 +70,30 @@ def test_a_stage_updates_each_block_before_the_next_and_sends_before_its_last_ba
 
 
 def test_replicas_add_up_gradients_while_the_next_block_computes() -> None:
-    first = Local().train(StageSpec(0, 2, range(3), replicas=2), 1)
-    assert texts(first) == (
-        "LOAD.0 F0.0 LOSS0.0 B0.0 SUM0 F1.0 LOSS1.0 B1.0 SUM1 STEP0 F2.0 SEND_F.0 LOSS2.0 B2.0 SUM2 STEP1 STEP2"
+    spec = StageSpec(0, 2, range(3), replicas=2)
+    assert texts(lower(Local().train(spec, 1), spec)) == (
+        "LOAD.0 F0.0 GATHER0.0 LOSS0.0 B0.0 SUM0 F1.0 GATHER1.0 LOSS1.0 B1.0 SUM1 STEP0 "
+        "ROOM_F.0 F2.0 SEND_F.0 GATHER2.0 LOSS2.0 B2.0 SUM2 STEP1 STEP2"
     )
+    spec = StageSpec(1, 2, range(2, 4), replicas=2)
+    assert texts(lower(method("bp").train(spec, 1), spec)) == (
+        "RECV_F.0 F2.0 F3.0 GATHER3.0 LOSS3.0 B3.0 B2.0 ROOM_B.0 SEND_B.0 SUM2 SUM3 STEP2 STEP3"
+    )
+
+
+@pytest.mark.parametrize("name", ["scpl", "al", "bp", "gpipe"])
+def test_a_stage_waits_for_room_before_the_work_whose_result_it_sends(name: str) -> None:
+    for spec in (StageSpec(k, 3, range(2 * k, 2 * k + 2)) for k in range(3)):
+        for program in (method(name).train(spec, 1), method(name).evaluate(spec, 1)):
+            written = list(program)
+            lowered = lower(written, spec)
+            assert [a for a in lowered if a.kind not in (Kind.ROOM_F, Kind.ROOM_B)] == written
+            for number, action in enumerate(lowered):
+                if action.kind is Kind.SEND_F:
+                    before = [str(a) for a in lowered[number - 2 : number]]
+                    assert before == ["ROOM_F.0", f"F{spec.blocks[-1]}.0"]
+                elif action.kind is Kind.SEND_B:
+                    assert str(lowered[number - 1]) == "ROOM_B.0"
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -76,7 +102,8 @@ def test_each_update_of_replicas_follows_one_sum_of_complete_gradients(name: str
     chosen = method(name, 1 if name in ("scpl", "bp") else parts)
     parts = chosen.config.pipeline.micro_batches
     for stage in range(2):
-        actions = list(chosen.train(StageSpec(stage, 2, range(2 * stage, 2 * stage + 2), replicas=3), parts))
+        spec = StageSpec(stage, 2, range(2 * stage, 2 * stage + 2), replicas=3)
+        actions = lower(chosen.train(spec, parts), spec)
         for block in range(2 * stage, 2 * stage + 2):
             own = [action.kind for action in actions if action.block == block]
             assert own[-2:] == [Kind.SUM, Kind.STEP]
@@ -161,6 +188,25 @@ def test_a_split_batch_passes_all_stages_with_the_known_bubble(
         assert [action.kind for *_, action in row][-blocks:] == [Kind.STEP] * blocks
 
 
+def live(program: Iterable[Action]) -> int:
+    """The most block activations that a stage keeps for a backward pass at any time of its program.
+
+    A block whose activations are computed again keeps its input only, which is not counted until then.
+    """
+    actions = list(program)
+    again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
+    held: set[tuple[int | None, int | None]] = set()
+    most = 0
+    for action in actions:
+        key = (action.block, action.micro_batch)
+        if action.kind is Kind.RECOMPUTE or (action.kind is Kind.FORWARD and key not in again):
+            held.add(key)
+        elif action.kind is Kind.BACKWARD:
+            held.discard(key)
+        most = max(most, len(held))
+    return most
+
+
 @pytest.mark.parametrize(("stages", "parts"), [*itertools.product([1, 2, 4, 8], [1, 3, 8, 16])])
 def test_1f1b_keeps_as_many_micro_batches_as_stages_follow_and_gpipe_all(stages: int, parts: int) -> None:
     one_by_one = programs(method("gpipe", parts, schedule="1f1b"), stages, blocks=2)
@@ -193,21 +239,26 @@ def test_a_schedule_whose_stages_wait_for_each_other_is_refused() -> None:
 
 def test_a_message_that_nobody_takes_is_refused() -> None:
     with pytest.raises(ScheduleError, match="never takes"):
-        simulate([[Action.from_text("SEND_F.0")], []], capacity=2)
+        simulate([[Action.from_text("ROOM_F.0"), Action.from_text("SEND_F.0")], []], capacity=2)
+
+
+def test_a_message_without_room_is_refused() -> None:
+    with pytest.raises(ScheduleError, match=r"stage 0: nothing waits for room before SEND_F\.0"):
+        simulate([[Action.from_text("SEND_F.0")], [Action.from_text("RECV_F.0")]], capacity=2)
 
 
 def test_messages_in_another_order_are_refused() -> None:
-    sends = [Action.from_text("SEND_F.0"), Action.from_text("SEND_F.1")]
+    sends = [Action.from_text(text) for text in ("ROOM_F.0", "SEND_F.0", "ROOM_F.1", "SEND_F.1")]
     takes = [Action.from_text("RECV_F.1"), Action.from_text("RECV_F.0")]
     with pytest.raises(ScheduleError, match="meets"):
         simulate([sends, takes], capacity=2)
 
 
 def test_a_full_channel_holds_the_sender_back() -> None:
-    sends = [Action.from_text(text) for text in ("SEND_F.0", "SEND_F.1", "SEND_F.2")]
+    sends = [Action.from_text(f"{kind}.{m}") for m in range(3) for kind in ("ROOM_F", "SEND_F")]
     takes = [Action.from_text(text) for text in ("F1.0", "RECV_F.0", "F1.0", "RECV_F.1", "RECV_F.2")]
     [row, _] = simulate([sends, takes], capacity=1)
-    assert [start for start, _, _ in row] == [0, 1, 2]
+    assert [start for start, _, action in row if action.kind is Kind.ROOM_F] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scpl_dist import data
-from scpl_dist.plan import costs, forecast
+from scpl_dist.plan import forecast
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
 from tests.support.command import called, scpl_dist
@@ -27,16 +27,16 @@ HEADING = [
 ]
 
 
-def plan(monkeypatch: pytest.MonkeyPatch, seconds: list[float], **values: object) -> forecast.Forecast:
+def plan(seconds: list[float], **values: object) -> forecast.Forecast:
     """A plan of the embedded model, whose four blocks take these times."""
     settings = config.load(values={key.replace("__", "."): value for key, value in values.items()})
     source = data.resolve(settings)
-    monkeypatch.setattr(costs, "measure", lambda assembly, source: seconds)
-    return forecast.forecast(Plan.plan(settings, source.classes, source.example()), source)
+    made = Plan.plan(settings, source.classes, source.example())
+    return forecast.forecast(made, source, lambda plan, source: seconds)
 
 
-def test_the_stream_is_as_fast_as_its_slowest_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = plan(monkeypatch, [0.03, 0.01, 0.01, 0.01])
+def test_the_stream_is_as_fast_as_its_slowest_stage() -> None:
+    found = plan([0.03, 0.01, 0.01, 0.01])
     assert [cut.counts for cut in found.cuts] == [[4], [1, 3], [1, 1, 2], [1, 1, 1, 1]]
     assert [cut.seconds for cut in found.cuts] == pytest.approx([0.06, 0.03, 0.03, 0.03])
     assert [cut.speedup for cut in found.cuts] == pytest.approx([1, 2, 2, 2])
@@ -44,8 +44,8 @@ def test_the_stream_is_as_fast_as_its_slowest_stage(monkeypatch: pytest.MonkeyPa
     assert found.present.speedup == pytest.approx(1.5)
 
 
-def test_replicas_share_the_time_of_their_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = plan(monkeypatch, [0.03, 0.01, 0.01, 0.01], pipeline__replicas=[2, 1])
+def test_replicas_share_the_time_of_their_stage() -> None:
+    found = plan([0.03, 0.01, 0.01, 0.01], pipeline__replicas=[2, 1])
     assert found.present.seconds == pytest.approx(0.02)
     assert found.text().endswith("[2, 2]  now, with pipeline.replicas = [2, 1]")
 
@@ -54,11 +54,9 @@ def test_replicas_share_the_time_of_their_stage(monkeypatch: pytest.MonkeyPatch)
     ("values", "scale"),
     [({}, 1.0), ({"pipeline__wire_dtype": "bfloat16"}, 0.5), ({"data__augmentation": "strong"}, 2.0)],
 )
-def test_a_link_carries_what_the_last_block_of_a_stage_gives(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, object], scale: float
-) -> None:
-    found = plan(monkeypatch, [0.03, 0.01, 0.01, 0.01], data__batch_size=100, **values)
-    outputs = [shape.shape[1:].numel() * 4 * 100 * scale for shape in found.assembly.shapes[1:]]
+def test_a_link_carries_what_the_last_block_of_a_stage_gives(values: dict[str, object], scale: float) -> None:
+    found = plan([0.03, 0.01, 0.01, 0.01], data__batch_size=100, **values)
+    outputs = [shape.shape[1:].numel() * 4 * 100 * scale for shape in found.plan.shapes[1:]]
     assert found.sent == outputs
     assert [cut.bytes for cut in found.cuts] == [0, outputs[0], max(outputs[:2]), max(outputs[:3])]
 

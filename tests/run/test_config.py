@@ -16,6 +16,11 @@ def test_the_resolved_file_reads_back_to_the_same_configuration(tmp_path: Path) 
     assert load(path) == config
 
 
+def test_an_argument_that_no_file_can_hold_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model\.args.*NoneType.*use numbers, texts"):
+        load(values={"model.args": {"width": None}}).to_toml()
+
+
 def test_overrides_win_over_the_file_and_values_over_both(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("[run]\nseed = 1\nepochs = 2\n")
@@ -38,7 +43,13 @@ def test_plain_text_needs_no_quotes() -> None:
         ("optimizer.lr=nan", "optimizer.lr = nan: input should be"),
         ("data.augmentation=blur", "data.augmentation = 'blur': input should be 'none', 'basic' or 'strong'"),
         ("pipeline.partition=[1, 2, 3]", "has 3 entries for pipeline.stages = 2"),
-        ("pipeline.partition=3", "pipeline.partition = 3: use"),
+        (
+            "pipeline.partition=3",
+            "pipeline.partition = 3: input should be 'uniform', 'parameters' or 'measured'",
+        ),
+        ("pipeline.partition=3", "pipeline.partition = 3: input should be a valid list"),
+        ("pipeline.replicas=two", "pipeline.replicas = 'two': input should be a valid integer"),
+        ("pipeline.replicas=[1, 0]", "pipeline.replicas = 0: input should be greater than 0"),
         ("optimizer.end_lr=1.0", "the schedule can only fall"),
         ("stages=2", "the key needs a section"),
         ("pipeline.stages", "write -o section.key=value"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.run.imports import checked, load_object, name_of
+from scpl_dist.run.imports import bind, checked, load_object, name_of
 
 
 def write(folder: Path, text: str, name: str = "own.py") -> Path:
@@ -131,3 +131,16 @@ def test_errors_inside_the_users_code_come_through(tmp_path: Path) -> None:
     for _ in range(2):  # a failed import leaves nothing half loaded behind
         with pytest.raises(ZeroDivisionError):
             load_object(f"{raising}:f", "model.name")
+
+
+def test_arguments_that_a_function_does_not_take_are_refused_with_those_that_it_takes() -> None:
+    def net(classes: int, width: int = 8) -> tuple[int, int]:
+        return classes, width
+
+    assert bind(net, "model.args", {"width": 3}, 0)(10) == (10, 3)
+    with pytest.raises(
+        ValueError, match=r"model\.args = {'depth': 3}: net cannot .* 'depth'; net takes width$"
+    ):
+        bind(net, "model.args", {"depth": 3}, 0)
+    with pytest.raises(ValueError, match=r"mine cannot be called .*; mine takes no arguments$"):
+        bind(lambda features, labels: None, "loss.args", {"depth": 3}, None, None, name="mine")

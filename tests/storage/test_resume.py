@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for
-from scpl_dist.storage.resume import choose, verify
+from scpl_dist.run.config import Config
+from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for, steps, verify
+from scpl_dist.storage.resume import choose
 
 
-def write(run_dir: Path, step: int) -> Path:
+def write(run_dir: Path, step: int, keep: int = 10) -> Path:
     """A committed checkpoint of two parts."""
     folder = folder_for(run_dir, step)
     folder.mkdir(parents=True)
@@ -24,7 +25,7 @@ def write(run_dir: Path, step: int) -> Path:
         digest = hashlib.sha256(content).hexdigest()
         files.append({"name": f"block-00{block}.pt", "bytes": len(content), "sha256": digest, "stage": block})
     position = {"epoch": 0, "step": step, "batch": step}
-    return commit(folder, {"step": step, "epoch": 0, "position": position, "files": files}, keep=10)
+    return commit(folder, {"step": step, "epoch": 0, "position": position, "files": files}, keep=keep)
 
 
 def flip(path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Pat
     old, new = write(tmp_path, 1), write(tmp_path, 2)
     DAMAGES[damage](new)
     warnings: list[str] = []
-    chosen = choose(tmp_path, "auto", warnings.append)
+    chosen = choose(tmp_path, "auto", warnings.append, Config())
     assert chosen is not None
     assert (chosen[0], chosen[1]["step"]) == (old, 1)
     (warning,) = warnings
@@ -65,7 +66,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         write(tmp_path, step)
     folder_for(tmp_path, 11).mkdir()  # one that was never finished
-    chosen = choose(tmp_path, "auto", pytest.fail)
+    chosen = choose(tmp_path, "auto", pytest.fail, Config())
     assert chosen is not None
     assert chosen[0].name == "step-10"
 
@@ -74,25 +75,25 @@ def test_without_a_whole_checkpoint_nothing_starts_silently(tmp_path: Path) -> N
     for step in (1, 2):
         flip(write(tmp_path, step) / "block-000.pt")
     with pytest.raises(CheckpointError, match=r"step-2.*block-000.*step-1.*block-000"):
-        choose(tmp_path, "auto", lambda text: None)
+        choose(tmp_path, "auto", lambda text: None, Config())
 
 
 def test_a_first_start_has_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert choose(tmp_path, "auto", pytest.fail) is None
+    assert choose(tmp_path, "auto", pytest.fail, Config()) is None
     write(tmp_path, 1)
-    assert choose(tmp_path, "never", pytest.fail) is None
+    assert choose(tmp_path, "never", pytest.fail, Config()) is None
 
 
 def test_a_folder_can_be_asked_for(tmp_path: Path) -> None:
     first = write(tmp_path / "other", 1)
     write(tmp_path / "other", 2)
     run_dir = tmp_path / "new"
-    assert choose(run_dir, str(first), pytest.fail) == (first, verify(first))
-    chosen = choose(run_dir, str(tmp_path / "other"), pytest.fail)
+    assert choose(run_dir, str(first), pytest.fail, Config()) == (first, verify(first))
+    chosen = choose(run_dir, str(tmp_path / "other"), pytest.fail, Config())
     assert chosen is not None
     assert chosen[0].name == "step-2"
     with pytest.raises(CheckpointError, match="none"):
-        choose(run_dir, str(tmp_path / "nowhere"), pytest.fail)
+        choose(run_dir, str(tmp_path / "nowhere"), pytest.fail, Config())
 
 
 def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_path: Pa
     asked = write(tmp_path, 2)
     flip(asked / "block-000.pt")
     with pytest.raises(CheckpointError, match="SHA-256"):
-        choose(tmp_path, str(asked), pytest.fail)
+        choose(tmp_path, str(asked), pytest.fail, Config())
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
@@ -110,3 +111,19 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="outside"):
         verify(folder)
+
+
+def test_a_checkpoint_that_somebody_reads_while_it_is_dropped_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system the files that a reader holds stay in the folder, which cannot be removed then."""
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty", str(path))
+
+    for step in (1, 2):
+        write(tmp_path, step)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    newest = write(tmp_path, 3, keep=1)
+    assert steps(tmp_path) == [newest]

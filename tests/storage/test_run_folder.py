@@ -8,13 +8,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
-from scpl_dist.run.failures import Failure, Outcome
+from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.run_folder import RunFolder
 
 
@@ -36,11 +35,12 @@ def test_a_folder_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_with_another_run_is_kept_unless_that_run_goes_on(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, Config())
     RunFolder.create(tmp_path, Config())  # nothing has happened in there yet
-    folder.append({"event": "start"})
+    folder.metrics.append({"event": "start"})
+    folder.metrics.close()
     with pytest.raises(ValueError, match=r"not empty \(.*metrics\.jsonl.*--resume auto"):
         RunFolder.create(tmp_path, Config())
     RunFolder.create(tmp_path, Config(), resume=True)
-    assert folder.rows() == [{"event": "start"}]
+    assert folder.metrics.rows() == [{"event": "start"}]
 
 
 def test_a_path_that_is_no_folder_is_an_error_with_the_fix(tmp_path: Path) -> None:
@@ -50,47 +50,20 @@ def test_a_path_that_is_no_folder_is_an_error_with_the_fix(tmp_path: Path) -> No
         with pytest.raises(ValueError, match="choose another"):
             RunFolder.create(path, Config())
         with pytest.raises(ValueError, match="choose another"):
-            RunFolder(path)
+            RunFolder.open_for_writing(path)
 
 
-def test_a_read_only_file_system_is_an_error_with_the_fix() -> None:
+def test_a_read_only_file_system_is_an_error_with_the_fix_for_who_wants_to_write() -> None:
     with pytest.raises(ValueError, match="not writable"):
-        RunFolder(Path("/proc/run"))
+        RunFolder.open_for_writing(Path("/proc/run"))
+    assert RunFolder(Path("/proc/run")).read("result.json") is None
 
 
-def test_rows_keep_every_bit(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    values = [0.1 + 0.2, 1e-308, 2.0**-1074, 1 / 3]
-    for value in values:
-        folder.append({"loss": value})
-    assert [row["loss"] for row in folder.rows()] == values
-    with pytest.raises(ValueError, match="JSON compliant"):
-        folder.append({"loss": float("nan")})
-
-
-def test_rows_that_are_written_again_and_a_row_that_a_crash_cut_off_are_dropped(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    stay: list[dict[str, Any]] = [
-        {"event": "start", "step": 0},
-        {"event": "train", "step": 3, "stage": 1},
-        {"event": "eval", "epoch": 0},
-        {"event": "checkpoint", "step": 4},
-        {"event": "restart", "number": 1},
-    ]
-    gone: list[dict[str, Any]] = [
-        {"event": "train", "step": 4, "stage": 0},
-        {"event": "eval", "epoch": 1},
-        {"event": "checkpoint", "step": 5},
-    ]
-    for row in (stay[0], gone[0], stay[1], stay[2], gone[1], stay[3], gone[2], stay[4]):
-        folder.append(row)
-    assert folder.last_step(stages=2) == 3
-    assert folder.last_step(stages=3) == -1
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "train", "step": 2, "lo')
-    folder.rewind(step=4, epoch=1)
-    folder.append({"event": "train", "step": 4})
-    assert folder.rows() == [*stay, {"event": "train", "step": 4}]
+def test_reading_makes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert folder.read("result.json") is None
+    assert folder.metrics.rows() == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
@@ -129,6 +102,10 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         folder.write("result.json", {"accuracy": float("nan")})
     assert folder.read("result.json") == {"accuracy": 1}
+    (tmp_path / "exit.json").mkdir()
+    with pytest.raises(OSError, match=r"exit\.json"):
+        folder.write("exit.json", {"code": 0})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exit.json", "result.json"]
 
 
 def test_a_missing_file_is_none_and_a_broken_one_an_error(tmp_path: Path) -> None:
@@ -152,7 +129,7 @@ def test_the_end_of_a_run_is_written_down(tmp_path: Path) -> None:
 
 def test_the_failure_of_a_run_is_written_down_with_its_place(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    failure = Failure("raised", "it broke", "mend it", 1, "here", 1, 42, "loss", 7, 0, "Traceback")
+    failure = Failure(Cause.RAISED, "it broke", "mend it", 1, "here", 1, 42, "loss", 7, 0, "Traceback")
     folder.finish(Outcome(1, "raised", failure))
     found = folder.read("exit.json")
     assert found == {
@@ -180,7 +157,7 @@ def test_processes_of_one_id_may_open_and_write_a_folder_at_once(tmp_path: Path)
     """Workers in containers share the run folder and often the process id, as threads do here."""
 
     def work(number: int) -> None:
-        folder = RunFolder(tmp_path)
+        folder = RunFolder.open_for_writing(tmp_path)
         folder.write("run.json", {"number": number})
         assert folder.read("run.json") is not None
 

@@ -25,27 +25,30 @@ class Log:
     """Collects what the writer says."""
 
     def __init__(self) -> None:
-        self.written: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.written: queue.Queue[tuple[int, list[dict[str, Any]]]] = queue.Queue()
         self.errors: queue.Queue[tuple[Exception, int]] = queue.Queue()
 
     def writer(self, watch: Any = None) -> CheckpointWriter:
-        return CheckpointWriter(self.written.put, lambda error, step: self.errors.put((error, step)), watch)
+        return CheckpointWriter(self._report, lambda error, step: self.errors.put((error, step)), watch)
+
+    def _report(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
+        assert seconds > 0
+        self.written.put((sequence, files))
 
 
 def test_parts_have_the_state_of_the_marker_and_their_digest(tmp_path: Path) -> None:
     log = Log()
     writer = log.writer()
     live = state(1.0)
-    writer.submit({"sequence": 5, "step": 10}, tmp_path / "a", live)
+    writer.submit(5, 10, tmp_path / "a", live)
     live[3]["block"]["weight"].fill_(2.0)  # training goes on
-    writer.submit({"sequence": 6, "step": 20}, tmp_path / "b", live)
+    writer.submit(6, 20, tmp_path / "b", live)
     live[3]["block"]["weight"].fill_(3.0)
     writer.drain()
     for folder, value, sequence in (("a", 1.0, 5), ("b", 2.0, 6)):
         path = tmp_path / folder / "block-003.pt"
-        message = log.written.get(timeout=LIMIT_S)
-        assert (message["type"], message["sequence"]) == ("written", sequence)
-        (file,) = message["files"]
+        written, (file,) = log.written.get(timeout=LIMIT_S)
+        assert written == sequence
         content = path.read_bytes()
         assert file == {
             "name": path.name,
@@ -62,13 +65,13 @@ def test_memory_is_bounded_by_one_copy(tmp_path: Path) -> None:
     reader, pipe = os.pipe()
     log = Log()
     writer = log.writer(lambda phase, step: phase == "write" and step == 10 and os.read(reader, 1))
-    writer.submit({"sequence": 0, "step": 10}, tmp_path / "a", state(1.0))
+    writer.submit(0, 10, tmp_path / "a", state(1.0))
     assert writer._buffers is not None
     buffer = writer._buffers[1][0]
     assert log.written.empty()
     os.write(pipe, b"!")
-    writer.submit({"sequence": 1, "step": 20}, tmp_path / "b", state(2.0))
-    assert log.written.get(timeout=LIMIT_S)["sequence"] == 0  # was on disk before the second was taken
+    writer.submit(1, 20, tmp_path / "b", state(2.0))
+    assert log.written.get(timeout=LIMIT_S)[0] == 0  # was on disk before the second was taken
     writer.drain()
     assert writer._buffers[1][0] is buffer
     os.close(pipe)
@@ -79,14 +82,14 @@ def test_a_failed_write_is_reported_with_its_path_and_ends_the_training(tmp_path
     log = Log()
     writer = log.writer()
     (tmp_path / "file").write_bytes(b"")
-    writer.submit({"sequence": 0, "step": 10}, tmp_path / "file" / "folder", state(1.0))
+    writer.submit(0, 10, tmp_path / "file" / "folder", state(1.0))
     error, step = log.errors.get(timeout=LIMIT_S)
     assert isinstance(error, OSError)
     assert step == 10
     assert "MB free" in str(error)
     assert "block-003.pt" in str(error)
     with pytest.raises(OSError, match="MB free"):
-        writer.submit({"sequence": 1, "step": 20}, tmp_path / "b", state(2.0))
+        writer.submit(1, 20, tmp_path / "b", state(2.0))
 
 
 def test_a_full_disk_is_called_by_its_name(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_a_full_disk_is_called_by_its_name(tmp_path: Path) -> None:
 def test_an_abort_ends_the_wait_for_a_disk_that_does_not_answer(tmp_path: Path) -> None:
     reader, pipe = os.pipe()
     writer = Log().writer(lambda phase, step: os.read(reader, 1))
-    writer.submit({"sequence": 0, "step": 10}, tmp_path / "a", state(1.0))
+    writer.submit(0, 10, tmp_path / "a", state(1.0))
     writer.abort(Aborted("the run is over"))
     with pytest.raises(Aborted, match="the run is over"):
         writer.drain()

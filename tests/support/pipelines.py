@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scpl_dist.control.items import Item, Stop, Train
+from scpl_dist.control.messages import Done
 from scpl_dist.coordinator.item_sequence import split
 from scpl_dist.data.loader import Loader
 from scpl_dist.data.source import DataSource
 from scpl_dist.methods import Method
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.schedule import StageSpec
+from scpl_dist.run.config import Config
 from scpl_dist.run.layout import Layout
-from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
-from scpl_dist.worker.executor import Executor
+from scpl_dist.worker.executor import Context, Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.worker.updater import Updater
 
 Lane = tuple[int, int]
 
@@ -38,16 +42,16 @@ class QueueTransport(Transport):
         self.stage = stage
         self.lanes = lanes
 
-    def connect(self) -> None:
+    def connect(self, store: Store) -> None:
         pass
 
-    def post(self, target: int, message: Envelope) -> None:
+    def _send(self, target: int, message: Envelope) -> None:
         self.lanes[self.stage, target].put(message, timeout=20)
 
     def wait_for_room(self, target: int) -> None:
-        pass  # `post` waits
+        pass  # `_send` waits
 
-    def receive(self, source: int) -> Envelope:
+    def _take(self, source: int) -> Envelope:
         return self.lanes[source, self.stage].get(timeout=20)
 
     def queued(self) -> int:
@@ -69,18 +73,19 @@ class _Fixed(DataSource):
         return self.x[indices], self.y[indices]
 
 
-class _Recorder(torch.optim.SGD):
-    """An optimizer that remembers the gradients and changes nothing."""
+class _Recorder(Updater):
+    """Remembers the gradients and changes nothing."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        super().__init__(parameters)
+    def __init__(self, trainable: TrainableBlock, config: Config) -> None:
+        super().__init__(trainable, config)
         self.gradients: list[Tensor] = []
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, schedule: Mapping[str, float]) -> None:
         self.gradients = [
-            p.grad.clone() if p.grad is not None else torch.zeros_like(p)
-            for p in self.param_groups[0]["params"]
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable.parameters()
         ]
+        self.trainable.zero_grad(set_to_none=True)
+        self.trainable.updated()
 
 
 def run(
@@ -95,44 +100,40 @@ def run(
 
     Args:
         method: the method.
-        units: all units; their buffers change, their parameters do not.
+        trainables: all blocks; their buffers change, their parameters do not.
         held: the blocks of each stage.
         x: inputs, batch first.
         y: labels.
         parts: micro-batches.
 
     Returns:
-        Gradients of every parameter by block, in the order of ``unit.parameters()``.
+        Gradients of every parameter by block, in the order of ``trainable.parameters()``; none of a block that is not
+        updated.
     """
     lanes = {(a, b): queue.Queue[Envelope](2) for a in range(len(held)) for b in (a - 1, a + 1)}
-    recorders = {
-        block: _Recorder(list(trainable.parameters()))
-        for block, trainable in trainables.items()
-        if list(trainable.parameters())
-    }
-    optimizers: dict[int, list[torch.optim.Optimizer]] = {k: [] for k in trainables} | {
-        k: [r] for k, r in recorders.items()
-    }
+    recorders = {block: _Recorder(trainable, method.config) for block, trainable in trainables.items()}
     errors: list[BaseException] = []
 
     def stage(number: int) -> None:
-        loader = Loader(_Fixed(x, y), seed=0, workers=0) if number == 0 else None
+        loader: Loader[Item] | None = Loader(_Fixed(x, y), seed=0, workers=0) if number == 0 else None
         if loader is not None:
-            train = {"kind": "train", "sequence": 0, "step": 0, "epoch": 0, "lr": 1.0}
-            loader.put([train | {"micro_batches": split(0, len(y), parts)}, {"kind": "stop", "sequence": 1}])
+            batches = split(0, len(y), parts)
+            train = Train(sequence=0, step=0, epoch=0, schedule={"lr": 1.0}, micro_batches=batches)
+            feed(loader, [train, Stop(sequence=1)])
         spec = StageSpec(number, len(held), held[number])
-        mine = {block: trainables[block] for block in spec.blocks}
+        mine: dict[int, Updater] = {block: recorders[block] for block in spec.blocks}
         layout = Layout([1] * len(held))
         links = Neighbours(QueueTransport(number, lanes), layout, layout.workers[number])
-        done: list[dict[str, Any]] = []
-        options: dict[str, Any] = {
-            "seed": 0,
-            "device": torch.device("cpu"),
-            "timer": PhaseTimer(),
-            "report": done.append,
-        }
+        done: list[Done] = []
+        context = Context(
+            device=torch.device("cpu"),
+            timer=PhaseTimer(),
+            report=done.append,
+            run_dir=Path("unused"),
+            loader=loader,
+        )
         try:
-            Executor(spec, method, mine, optimizers, links, loader, run_dir=Path("unused"), **options).run()
+            Executor(spec, method, mine, links, context).run()
         except BaseException as error:
             errors.append(error)
             raise
@@ -145,4 +146,4 @@ def run(
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads)
-    return {block: recorders[block].gradients if block in recorders else [] for block in trainables}
+    return {block: recorder.gradients for block, recorder in recorders.items()}

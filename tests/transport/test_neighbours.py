@@ -25,13 +25,13 @@ class Lane(Transport):
         self.rank = rank
         self.lanes = lanes
 
-    def connect(self) -> None:
+    def connect(self, store: object) -> None:
         pass
 
-    def post(self, target: int, message: Envelope) -> None:
+    def _send(self, target: int, message: Envelope) -> None:
         self.lanes[self.rank, target].append(message)
 
-    def receive(self, source: int) -> Envelope:
+    def _take(self, source: int) -> Envelope:
         return self.lanes[source, self.rank].popleft()
 
     def queued(self) -> int:
@@ -41,10 +41,7 @@ class Lane(Transport):
         pass
 
 
-def item(*sizes: int) -> dict[str, Any]:
-    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
-    parts = [[end - size, end] for end, size in zip(ends, sizes, strict=True)]
-    return {"kind": "train", "sequence": 3, "micro_batches": parts}
+ITEM = {"whatever": "it is"}
 
 
 def rows(size: int, views: int) -> dict[str, Any]:
@@ -74,31 +71,30 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
     layout, lanes = Layout(replicas), Lanes(deque)
     links = [Neighbours(Lane(worker_id.rank, lanes), layout, worker_id) for worker_id in layout.workers]
     sizes = [max(replicas) + one, max(replicas) + other]
-    train, marker = item(*sizes), {"kind": "epoch", "sequence": 4}
+    marker = {"what": "comes next"}
     for stage in (0, 1):
         for rank in layout.ranks(stage):
             for m, size in enumerate(sizes):
                 own = part(rows(size, views), size, views, replicas[stage], layout.workers[rank].replica)
-                links[rank].post(stage + 1, train, m, own)
+                links[rank].post(stage + 1, ITEM, m, size, own)
             links[rank].pass_on(marker)
         for rank in layout.ranks(stage + 1):
             first: Envelope | None = links[rank].next()
             assert first is not None
-            assert (first.item, first.micro_batch) == (train, 0)
+            assert (first.item, first.micro_batch) == (ITEM, 0)
             for m, size in enumerate(sizes):
                 wanted = part(
                     rows(size, views), size, views, replicas[stage + 1], layout.workers[rank].replica
                 )
-                assert equal(links[rank].receive(stage, train, m, first if m == 0 else None), wanted)
+                assert equal(links[rank].receive(stage, ITEM, m, size, first if m == 0 else None), wanted)
             assert links[rank].next().item == marker
     for m, size in enumerate(sizes):  # and back
         for rank in layout.ranks(2):
-            links[rank].post(
-                1, train, m, part(rows(size, views), size, views, replicas[2], layout.workers[rank].replica)
-            )
+            own = part(rows(size, views), size, views, replicas[2], layout.workers[rank].replica)
+            links[rank].post(1, ITEM, m, size, own)
         for rank in layout.ranks(1):
             wanted = part(rows(size, views), size, views, replicas[1], layout.workers[rank].replica)
-            assert equal(links[rank].receive(2, train, m), wanted)
+            assert equal(links[rank].receive(2, ITEM, m, size), wanted)
     assert not any(lanes.values()), "a message was not received"
 
 
@@ -108,5 +104,5 @@ def test_one_worker_a_stage_gets_the_very_tensors() -> None:
         Neighbours(Lane(worker_id.rank, lanes), layout, worker_id) for worker_id in layout.workers
     )
     sent: Tensor = torch.ones(3, 2)
-    first.post(1, item(3), 0, (sent, sent))
-    assert second.receive(0, item(3), 0)[0] is sent
+    first.post(1, ITEM, 0, 3, (sent, sent))
+    assert second.receive(0, ITEM, 0, 3)[0] is sent

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import queue
-import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch._C._distributed_c10d import FileStore
 
 from scpl_dist.run.errors import Aborted, PeerLost
-from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.c10d import C10dTransport
-from scpl_dist.transport.parcel import open_parcel, pack
+from scpl_dist.transport.parcel import pack, unpack
 from scpl_dist.transport.rpc import RpcTransport
 from scpl_dist.transport.select import choose
 from scpl_dist.transport.tensors import narrow, nbytes, widen
@@ -25,22 +26,21 @@ CPU = torch.device("cpu")
 Body = Callable[[Transport, "mp.SimpleQueue[Any]"], None]
 
 
-def connected(kind: str, rank: int) -> Transport:
+def connected(kind: str, rank: int, store: Store) -> Transport:
     transport: Transport
     if kind == "rpc":
         transport = RpcTransport(rank, 2, "generation", max_in_flight=2, device=CPU)
     else:
         wire_dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
         transport = C10dTransport("gloo", rank, 2, max_in_flight=2, device=CPU, wire_dtype=wire_dtype)
-    transport.connect()
+    transport.connect(store)
     return transport
 
 
-def start(rank: int, port: int, kind: str, body: Body, results: Any) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def start(rank: int, file: str, kind: str, body: Body, results: Any) -> None:
     os.environ |= {"TP_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    transport = connected(kind, rank)
+    transport = connected(kind, rank, FileStore(file, 2))
     body(transport, results)
     transport.close()
     results.close()
@@ -51,18 +51,18 @@ def start(rank: int, port: int, kind: str, body: Body, results: Any) -> None:
 class Pair:
     """Two processes, each with one end of a transport."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, folder: Path) -> None:
         self.kind = kind
+        self.file = str(folder / "store")
         self.context = mp.get_context("spawn")
         self.results = self.context.Queue()
         self.processes: list[Any] = []
 
     def run(self, first: Body, second: Body) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         for rank, body in enumerate((first, second)):
-            process = self.context.Process(target=start, args=(rank, port, self.kind, body, self.results))
+            process = self.context.Process(
+                target=start, args=(rank, self.file, self.kind, body, self.results)
+            )
             process.start()
             self.processes.append(process)
 
@@ -71,8 +71,8 @@ class Pair:
 
 
 @pytest.fixture(params=["rpc", "gloo"])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    made = Pair(request.param)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(request.param, tmp_path)
     yield made
     for process in made.processes:
         process.join(10)
@@ -229,11 +229,10 @@ def strided() -> list[torch.Tensor]:
 @pytest.mark.parametrize("number", range(len(strided())))
 def test_a_parcel_keeps_values_dtype_and_strides_of_dense_tensors(number: int) -> None:
     tensor = strided()[number]
-    sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
-    arrived = open_parcel(sent.header, CPU)
-    for target, source in zip(arrived.tensors, sent.tensors, strict=True):
+    header, sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
+    message, arrived = unpack(header, CPU)
+    for target, source in zip(arrived, sent, strict=True):
         target.copy_(source)
-    message = arrived.message
     assert (message.item, message.micro_batch, message.payload["a"][1]) == ({"kind": "train"}, 3, None)
     for copy in (message.payload["a"][0], message.payload["b"][0]):
         assert copy.dtype == tensor.dtype

@@ -7,21 +7,21 @@ float64 is equal to 1e-10.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch._C._distributed_c10d import FileStore
 from torch.utils import _pytree as pytree
 
 from scpl_dist.methods import objectives
 from scpl_dist.methods.batchnorm import SharedBatchNorm
 from scpl_dist.methods.scpl import LocalUnit
+from scpl_dist.methods.task import Classification
 from scpl_dist.run import config
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, share
@@ -44,7 +44,8 @@ def trainable(loss: str) -> LocalUnit:
     block = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
     settings = config.load(values={"loss.name": loss, "loss.projector": "mb,16,8"}).loss
     after = torch.empty(2, 5, 4, 4, device="meta")
-    return LocalUnit(block, objectives.make(loss, settings, block, after, 3), None)
+    task = Classification(3)
+    return LocalUnit(block, objectives.make(settings, block, after, task), task)
 
 
 def step(loss: str, replicas: Replicas | None, begin: int, end: int) -> dict[str, Any]:
@@ -91,18 +92,25 @@ def partly_used(replicas: Replicas, replica: int) -> list[Tensor | None]:
     return [parameter.grad for parameter in parameters]
 
 
-def worker(rank: int, port: int, results: Any) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+def worker(rank: int, file: str, results: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     layout, timer = Layout([REPLICAS]), PhaseTimer()
     worker_id = layout.workers[rank]
-    replicas = Replicas.join(layout, worker_id, [{"host": "here", "device": "cpu"}] * REPLICAS, timer, 60)
+    replicas = Replicas.join(
+        layout,
+        worker_id,
+        [{"host": "here", "device": "cpu"}] * REPLICAS,
+        timer,
+        FileStore(file, REPLICAS),
+        60,
+    )
     assert replicas is not None
     begin, end = share(SIZE, REPLICAS, worker_id.replica)
     found: dict[str, Any] = {loss: step(loss, replicas, begin, end) for loss in LOSSES}
     found |= {f"norm {momentum}": norm(replicas, momentum, begin, end) for momentum in (0.1, None)}
     found["partly used"] = partly_used(replicas, rank)
-    found["waited"] = timer.stats()["waiting"] > 0 and timer.phase == "starting"
+    found["waited"] = timer.stats().waiting > 0 and timer.phase == "starting"
     # As arrays: a tensor would need its process to stay alive.
     results.put((rank, pytree.tree_map_only(Tensor, lambda tensor: tensor.numpy(), found)))
     if rank == 2:
@@ -120,14 +128,12 @@ def worker(rank: int, port: int, results: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[list[tuple[int, Any]]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[int, Any]]]:
     """What the workers found, and then what the survivors of a death say."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    file = str(tmp_path_factory.mktemp("store") / "store")
     context = mp.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, port, results)) for rank in range(REPLICAS)]
+    processes = [context.Process(target=worker, args=(rank, file, results)) for rank in range(REPLICAS)]
     for process in processes:
         process.start()
     try:
@@ -193,5 +199,5 @@ def test_a_dead_replica_ends_the_wait_of_the_others(found: list[tuple[int, Any]]
 
 def test_a_stage_of_one_worker_has_no_replicas() -> None:
     layout = Layout([1, 1])
-    assert Replicas.join(layout, layout.workers[0], [], PhaseTimer(), 1) is None
-    assert not dist.is_initialized()
+    assert Replicas.join(layout, layout.workers[0], [], PhaseTimer(), None, 1) is None
+    assert not torch.distributed.is_initialized()

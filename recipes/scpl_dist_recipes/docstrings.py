@@ -12,8 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from scpl_dist.data.tables import Row
-from scpl_dist.data.text import TextSource, text_source
+from scpl_dist.data import TextSource
 from scpl_dist.run.config import Config
 
 SECTIONS = {
@@ -37,7 +36,7 @@ SECTIONS = {
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def load(
+def docstrings(
     config: Config,
     length: int = 60,
     vocabulary: int | None = None,
@@ -52,7 +51,7 @@ def load(
         ValueError: this Python has no sources of its standard library.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
-    rows: list[Row] = []
+    rows: list[tuple[str, str]] = []
     seen: set[str] = set()
     for section, modules in SECTIONS.items():
         for module in modules.split():
@@ -64,7 +63,7 @@ def load(
         raise ValueError(
             f'data.name = "docstrings": {library} has no Python sources of the standard library; use another data set'
         )
-    return text_source(config, {"train": rows}, length, vocabulary, vectors, validation)
+    return TextSource(config, {"train": rows}, length, vocabulary, vectors, validation)
 
 
 def _texts(library: Path, module: str) -> Iterator[str]:

@@ -1,3 +1,5 @@
+"""Accuracy of saved weights, at the end and with early exit."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,7 +8,8 @@ import pytest
 import torch
 
 from scpl_dist import data
-from scpl_dist.commands import evaluate, exits
+from scpl_dist.commands.evaluate import evaluate
+from scpl_dist.commands.saved import load as load_saved
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import load
 from scpl_dist.storage import checkpoints
@@ -47,48 +50,48 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nobody_leaves_before_the_end_at_an_impossible_threshold(early: Path) -> None:
-    found = exits.evaluate(early, threshold=1.1)
+    found = evaluate(early, threshold=1.1)
     assert found.left == [0, 0, 0, found.total]
     assert found.mean_depth == 4
-    assert found.accuracy == evaluate.evaluate(early)["accuracy"]
+    assert found.accuracy == evaluate(early).accuracy
 
 
 def test_all_leave_at_the_first_block_at_a_tiny_threshold(early: Path) -> None:
-    found = exits.evaluate(early, threshold=1e-6)
+    found = evaluate(early, threshold=1e-6)
     assert found.left == [found.total, 0, 0, 0]
     assert found.mean_depth == 1
-    assert found == exits.evaluate(early, block=0)
+    assert found == evaluate(early, block=0)
 
 
 def test_samples_leave_at_the_first_block_that_is_sure_and_the_table_says_so(early: Path) -> None:
-    plan, source, trainables = evaluate.load(early)
+    plan, source, trainables = load_saved(early)
     carry, labels = source.batch("test", 0, torch.arange(source.sizes["test"]))
     with torch.no_grad():
-        first = plan.method.probabilities(trainables, 0, trainables[0](carry))
+        first = plan.method.scores(trainables, 0, trainables[0](carry))
     assert first is not None
-    threshold = float(first.max(1).values.median())
-    found = exits.evaluate(early, threshold=threshold)
+    threshold = float(plan.method.probabilities(first).max(1).values.median())
+    found = evaluate(early, threshold=threshold)
     depth, right = torch.full((len(labels),), -1), torch.zeros(len(labels), dtype=torch.bool)
     with torch.no_grad():
         for block, trainable in trainables.items():
             carry = trainable(carry)
-            probabilities = plan.method.probabilities(trainables, block, carry)
-            assert probabilities is not None
-            sure, answer = probabilities.max(1)
+            scores = plan.method.scores(trainables, block, carry)
+            assert scores is not None
+            sure, answer = plan.method.probabilities(scores).max(1)
             leaving = (depth < 0) & ((sure >= threshold) | (block == 3))
             depth[leaving], right[leaving] = block, (answer == labels)[leaving]
     assert 1 < found.mean_depth < 4
     assert found.left == [int((depth == block).sum()) for block in range(4)]
     assert found.correct == [int(right[depth == block].sum()) for block in range(4)]
-    assert f"{found.left[0] / found.total:.1%}" in found.table().splitlines()[1]
+    assert found.rows()[0][:2] == ["0", f"{found.left[0] / found.total:.1%}"]
 
 
 def test_associated_learning_has_a_shortcut_from_every_block(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", **{"run.method": "al"})
     for block in range(4):
-        found = exits.evaluate(run, block=block)
+        found = evaluate(run, block=block)
         assert found.left[block] == found.total == 355
-    assert exits.evaluate(run, block=3).accuracy == evaluate.evaluate(run)["accuracy"]
+    assert evaluate(run, block=3).accuracy == evaluate(run).accuracy
 
 
 def test_blocks_without_a_classifier_say_what_is_possible(tmp_path: Path) -> None:
@@ -97,8 +100,8 @@ def test_blocks_without_a_classifier_say_what_is_possible(tmp_path: Path) -> Non
         with pytest.raises(
             ValueError, match=r"no block before the last .* train with loss.local_predictors = true"
         ):
-            exits.evaluate(run, **choice)
+            evaluate(run, **choice)
     with pytest.raises(ValueError, match=r"--block 4: the model has the blocks 0 to 3"):
-        exits.evaluate(run, block=4)
+        evaluate(run, block=4)
     watched = saved(tmp_path / "watched", **{"loss.local_predictors": True})
-    assert exits.evaluate(watched, threshold=1e-6).mean_depth == 1
+    assert evaluate(watched, threshold=1e-6).mean_depth == 1

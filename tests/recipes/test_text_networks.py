@@ -8,7 +8,7 @@ from torch import nn
 
 from scpl_dist import models
 from scpl_dist.methods.heads import Predictor, Projector, feature
-from scpl_dist.models.text import Embedding, LSTMBlock, Text, TransformerBlock
+from scpl_dist_recipes.text_networks import Embedding, LSTMBlock, Text, TransformerBlock
 
 WORDS = torch.tensor([[5, 3, 8, 2, 9], [7, 7, 0, 0, 0], [1, 4, 6, 0, 0]])
 

@@ -1,0 +1,34 @@
+"""A model as a run has saved it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scpl_dist import data
+from scpl_dist.data import DataSource
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.plan.plan import Plan
+from scpl_dist.run import config
+from scpl_dist.storage import checkpoints
+from scpl_dist.storage.parts import read_part
+from scpl_dist.worker.state import restore
+
+
+def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
+    """Plan, data and all blocks of a run with the weights of a checkpoint, on the CPU, ready to answer.
+
+    Raises:
+        ValueError: the folder is no run folder.
+        CheckpointError: no usable checkpoint.
+    """
+    if not (run_dir / "config.toml").is_file():
+        raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
+    configuration = config.load(run_dir / "config.toml")
+    folder = checkpoints.find(run_dir, checkpoint)
+    source = data.resolve(configuration)
+    plan = Plan.plan(configuration, source.classes, source.example())
+    trainables = plan.trainables(range(len(plan.parameters)))
+    for index, trainable in trainables.items():
+        restore(trainable, (), read_part(folder, index) | {"optimizers": []})
+        trainable.eval()
+    return plan, source, trainables

@@ -1,0 +1,67 @@
+"""Adds to a method's program what a stage has to wait for: room at its neighbours, and its replicas.
+
+A method says what a stage computes and passes on, as if every neighbour had room and every stage one worker. Small pure
+passes over that program make the rest of it, as torch's pipelining lowers its schedules:
+
+    of the method    LOAD F0      LOSS0 B0 STEP0        F1 SEND_F       LOSS1 B1 STEP1
+    room             LOAD F0      LOSS0 B0 STEP0 ROOM_F F1 SEND_F       LOSS1 B1 STEP1
+    gathers, sums    LOAD F0 GATHER0 LOSS0 B0 SUM0 ROOM_F F1 SEND_F GATHER1 LOSS1 B1 SUM1 STEP0 STEP1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from scpl_dist.methods.schedule import Action, Kind, StageSpec
+
+
+def lower(program: Iterable[Action], spec: StageSpec) -> tuple[Action, ...]:
+    """Everything that a worker of a stage does for an item, from what its method says."""
+    program = room(program, spec)
+    if spec.replicas > 1:
+        program = sums(gathers(program))
+    return tuple(program)
+
+
+def room(program: Iterable[Action], spec: StageSpec) -> Iterator[Action]:
+    """Wait for room before whatever makes a message.
+
+    For the one to the stage behind that is the forward pass of the last block: so a slow neighbour holds this stage
+    back there, and never between the sending and the backward pass.
+    """
+    for action in program:
+        if action.kind is Kind.FORWARD and action.block == spec.blocks[-1] and not spec.last:
+            yield Action(Kind.ROOM_F, micro_batch=action.micro_batch)
+        elif action.kind is Kind.SEND_B:
+            yield Action(Kind.ROOM_B, micro_batch=action.micro_batch)
+        yield action
+
+
+def gathers(program: Iterable[Action]) -> Iterator[Action]:
+    """Show every objective the samples of all replicas."""
+    for action in program:
+        if action.kind is Kind.LOSS:
+            yield Action(Kind.GATHER, action.block, action.micro_batch)
+        yield action
+
+
+def sums(program: Iterable[Action]) -> Iterator[Action]:
+    """Add up gradients over the replicas before each update.
+
+    The sums travel while the stage computes: an update follows the first sum that begins after a further backward pass,
+    or the end of the program.
+    """
+    begun: list[Action] = []
+    due: list[Action] = []
+    for action in program:
+        if action.kind is Kind.BACKWARD:
+            due += begun
+            begun = []
+        if action.kind is Kind.STEP:
+            yield Action(Kind.SUM, action.block)
+            yield from due
+            due = []
+            begun.append(action)
+        else:
+            yield action
+    yield from due + begun

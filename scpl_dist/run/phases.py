@@ -1,0 +1,37 @@
+"""What a worker does at a moment. The values are those of messages, metrics, exit.json and injected faults."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """One phase of a worker's life; its time is counted to exactly one of them."""
+
+    STARTING = "starting"
+    RECEIVE = "receive"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+    SYNC = "sync"
+    SEND = "send"
+    ROOM = "room"
+    DATA = "data"
+    EVALUATE = "evaluate"
+    CHECKPOINT = "checkpoint"
+    IDLE = "idle"
+
+
+WAITING = frozenset({Phase.RECEIVE, Phase.SYNC})
+"""For input, or for the other replicas."""
+BLOCKED = Phase.ROOM
+"""By a neighbour that has no room."""
+TRAINING = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
+"""What the training of a block costs."""
+OUTSIDE = frozenset({Phase.STARTING, Phase.IDLE})
+"""Before and after the items: no time of the pipeline."""
+BLAMELESS = WAITING | {BLOCKED, Phase.IDLE}
+"""Who stands still in one of these waits for somebody else; in all others a worker is busy."""
+OCCASIONAL = frozenset({Phase.SYNC, Phase.EVALUATE, Phase.CHECKPOINT})
+"""Phases that not every training step has: their time is shown once there is some."""

@@ -1,0 +1,49 @@
+"""Changes the weights of one block: its optimizers, and all that stands between a loss and an update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scpl_dist.methods.block import TrainableBlock
+from scpl_dist.run.config import Config
+from scpl_dist.worker.state import restore, state_of
+
+
+class Updater:
+    """An Adam for each parameter group of a block (betas 0.9 and 0.999, eps 1e-8, no weight decay), as published.
+
+    The fused kernel updates all parameters of a group in one pass over memory; the update is Adam's all the same.
+    """
+
+    def __init__(self, trainable: TrainableBlock, config: Config) -> None:
+        self.trainable = trainable
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam([group], lr=config.optimizer.lr, fused=True)
+            for group in trainable.parameter_groups()
+            if group["params"]
+        ]
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, added to those that are there."""
+        torch.autograd.backward(loss)
+
+    def step(self, schedule: Mapping[str, float]) -> None:
+        """Update with the gradients that are there, and drop them; ``schedule`` has the learning rate "lr"."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule["lr"] * group.get("lr_scale", 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.trainable.updated()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, heads and optimizer state; the tensors are those in use, not copies."""
+        return state_of(self.trainable, self.optimizers)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put such a state back; raises CheckpointError if it belongs to another model."""
+        restore(self.trainable, self.optimizers, state)

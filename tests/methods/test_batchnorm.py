@@ -1,0 +1,84 @@
+"""What takes the place of a BatchNorm is the same module to everybody else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scpl_dist.methods.batchnorm import DeferredBatchNorm, SharedBatchNorm, commit, deferred, shared
+
+Exchange = Callable[[nn.Module], nn.Module]
+EXCHANGES = pytest.mark.parametrize(
+    "exchange", [deferred, lambda module: shared(module, lambda own: own)], ids=["deferred", "shared"]
+)
+
+
+@EXCHANGES
+def test_parameters_buffers_and_settings_stay(exchange: Exchange) -> None:
+    norm = nn.BatchNorm2d(3, eps=1e-3, momentum=None)
+    names = dict([*norm.named_parameters(), *norm.named_buffers()])
+    new = exchange(norm.eval())
+    assert isinstance(new, DeferredBatchNorm | SharedBatchNorm)
+    assert (new.eps, new.momentum, new.training) == (1e-3, None, False)
+    state = new.state_dict(keep_vars=True)
+    assert state.keys() == names.keys()
+    assert all(state[name] is tensor for name, tensor in names.items())
+
+
+@EXCHANGES
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
+def test_what_a_norm_does_not_have_it_does_not_get(exchange: Exchange, options: dict[str, bool]) -> None:
+    norm, x = nn.BatchNorm1d(3, **options), torch.randn(8, 3)
+    wanted = copy.deepcopy(norm)(x)
+    new = exchange(nn.Sequential(norm))
+    torch.testing.assert_close(new(x), wanted)
+    assert {f"0.{name}" for name in norm.state_dict()} == new.state_dict().keys()
+
+
+@EXCHANGES
+def test_hooks_stay_and_their_handles_still_remove_them(exchange: Exchange) -> None:
+    seen: list[str] = []
+    norm = nn.BatchNorm1d(3)
+    norm.register_forward_pre_hook(lambda module, args: seen.append("before"))
+    handle = norm.register_forward_hook(lambda module, args, output: seen.append("after"))
+    norm.register_full_backward_hook(lambda module, into, out: seen.append("backward"))
+    model, x = exchange(nn.Sequential(norm)), torch.randn(8, 3, requires_grad=True)
+    torch.autograd.backward(model(x).sum())
+    assert seen == ["before", "after", "backward"]
+    handle.remove()
+    model(x)
+    assert seen[3:] == ["before"]
+
+
+class Twice(nn.Module):
+    """One norm under two names, the second in another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm1d(3)
+        self.inner = nn.Sequential(nn.Linear(3, 3), self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.inner(self.first(x))
+        return output
+
+
+@EXCHANGES
+def test_a_norm_with_two_names_is_exchanged_once_and_keeps_both(exchange: Exchange) -> None:
+    model = Twice()
+    names = model.state_dict().keys()
+    exchange(model)
+    assert isinstance(model.first, DeferredBatchNorm | SharedBatchNorm)
+    assert model.inner[1] is model.first
+    assert model.state_dict().keys() == names
+    x = torch.randn(8, 3)
+    model(x)
+    commit(model)
+    tracked = model.first.num_batches_tracked
+    assert tracked is not None
+    assert tracked == (1 if isinstance(model.first, DeferredBatchNorm) else 2)
+    assert exchange(model).get_submodule("first") is model.first  # not once more
