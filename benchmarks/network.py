@@ -101,7 +101,7 @@ def gpipe() -> None:
 
 def measure(rate: int, transport: str, wire_dtype: str) -> Figures:
     """Two hosts with a link of `rate` Mbit/s; transport "gpipe" is torch's own pipeline."""
-    from tests.support.hosts import cluster, finish, ip
+    from tests.support.hosts import cluster, ip
 
     with cluster(2) as hosts, tempfile.TemporaryDirectory() as folder:
         for host in hosts:
@@ -133,13 +133,13 @@ def measure(rate: int, transport: str, wire_dtype: str) -> Figures:
             command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"]
             command += ["--nproc-per-node=1", "--master-addr=host-a", "--master-port=29500", "-m"]
             processes.append(host.start(*command, *target, env=environment))
-        outputs = [finish(process, 600) for process in processes]
-        if any(code for code, _ in outputs):
-            raise SystemExit("\n".join(output for _, output in outputs))
+        codes = [process.wait(600) for process in processes]
+        if any(codes):
+            raise SystemExit("\n".join(process.output for process in processes))
         link = json.loads(ip("-n", hosts[0].namespace, "-j", "-s", "link", "show", "eth0"))[0]["stats64"]
         total = link["rx"]["bytes"] + link["tx"]["bytes"]
         if transport == "gpipe":
-            samples = float(outputs[0][1].split("SAMPLES ")[1].split()[0])
+            samples = float(processes[0].output.split("SAMPLES ")[1].split()[0])
         else:
             samples = json.loads((run / "result.json").read_text())["samples_per_second"]
         return Figures(total / STEPS / 1e6, samples)

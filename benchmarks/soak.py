@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist.run.faults import Fault, encode, fired
+from scpl_dist.run.faults import VARIABLE, Fault
 
 PHASES = (None, "forward", "loss", "backward", "optimizer", "receive", "send", "write", "written", "evaluate")
 STEPS_PER_EPOCH = 5
@@ -66,20 +66,20 @@ def start(run: Path, epochs: int, stages: int, faults: list[Fault], resume: bool
     command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(run)]
     command += ["--resume", "auto"] if resume else []
     command += [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+    environment = {VARIABLE: json.dumps([fault.model_dump(exclude_none=True) for fault in faults])}
     with (run.parent / f"{run.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | encode(*faults))
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The whole rows of a run so far."""
-    path = run / "metrics.jsonl"
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file so far."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def at_step(run: Path, step: int) -> bool:
     """Whether the run has come to this step."""
-    return any(row["event"] == "train" and row["step"] >= step for row in rows(run))
+    return any(row["event"] == "train" and row["step"] >= step for row in rows(run / "metrics.jsonl"))
 
 
 def conduct(run: Path, epochs: int, stages: int, faults: list[Fault], launcher: list[int]) -> list[float]:
@@ -113,7 +113,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def losses(run: Path) -> dict[tuple[int, int], Any]:
     """By step and block; each must be there once."""
-    found = [((row["step"], row["block"]), row["terms"]) for row in rows(run) if row["event"] == "train"]
+    found = [
+        ((row["step"], row["block"]), row["terms"])
+        for row in rows(run / "metrics.jsonl")
+        if row["event"] == "train"
+    ]
     if len(dict(found)) != len(found):
         raise SystemExit("a step is in metrics.jsonl twice")
     return dict(found)
@@ -121,7 +125,7 @@ def losses(run: Path) -> dict[tuple[int, int], Any]:
 
 def restart_seconds(run: Path, deaths: list[float]) -> list[float]:
     """From each death to the first step afterwards."""
-    begun = [row["time"] for row in rows(run) if row["event"] == "start"]
+    begun = [row["time"] for row in rows(run / "metrics.jsonl") if row["event"] == "start"]
     return [min(time_ for time_ in begun if time_ > death) - death for death in deaths if death < begun[-1]]
 
 
@@ -143,7 +147,7 @@ def main() -> int:
         begin = time.monotonic()
         killed = conduct(run, epochs, options.stages, faults, launcher)
         seconds = time.monotonic() - begin
-        deaths = fired(run)
+        deaths = rows(run / "log" / "faults.jsonl")
         victims = Counter(faults[row["fault"]].role for row in deaths) + Counter(launcher=len(killed))
         phases = Counter(str(row["phase"]) for row in deaths)
         pauses = restart_seconds(run, sorted([row["time"] for row in deaths] + killed))

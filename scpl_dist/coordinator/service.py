@@ -261,9 +261,9 @@ class Service:
         try:
             if self._trap is not None:
                 self._trap.spring("commit", command.step)
-            final = checkpoints.commit(source, self._manifest(command), self.config.checkpoint.keep)
+            checkpoints.commit(source, self._manifest(command), self.config.checkpoint.keep)
             if self._trap is not None:
-                self._trap.spring("committed", command.step, final / str(command.files[0]["name"]))
+                self._trap.spring("committed", command.step)
         except Exception as error:  # whatever it is, the coordinator must hear of it
             return NotWritten("checkpoint", f"{type(error).__name__}: {error}")
         size = sum(int(file["bytes"]) for file in command.files)

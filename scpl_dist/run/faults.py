@@ -1,13 +1,10 @@
 """Failures on purpose, so that every promise about failures can be tested on real processes.
 
-A fault says what happens to whom, and where: ``{"action": "kill", "stage": 1, "step": 7, "phase": "send"}``. Faults
-come from the environment variable `VARIABLE` as a JSON list, which is read here and nowhere else; without it nothing
-of this module is active. A fault fires once per run, also over restarts: it is noted in ``RUN/log/faults.jsonl``
-before it happens. With ``"times": 0`` it fires whenever its place is reached.
-
-    worker       "loading" before its data set, every change of phase (`PhaseTimer.enter`), and "write" and "written"
-                 around each part in the thread that writes a checkpoint
-    coordinator  every event ("gathering", "preparing", "running"), and "commit" around publishing a checkpoint
+The environment variable `VARIABLE` holds a JSON list of faults, see docs/reliability.md; without it nothing here is
+active. Places of a worker are "loading" before its data set, every change of phase (`FaultyTimer`), and "write" and
+"written" around each part in the thread that writes a checkpoint; those of the coordinator are its state at every event
+("gathering", "preparing", "running"), and "commit" and "committed" around publishing a checkpoint. A fault is noted in
+``RUN/log/faults.jsonl`` before it happens: so often as it says and no more, restarts included.
 """
 
 from __future__ import annotations
@@ -19,9 +16,11 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+
+from scpl_dist.run.layout import WorkerId
 
 VARIABLE = "SCPL_DIST_FAULTS"
 
@@ -31,60 +30,30 @@ class InjectedFault(RuntimeError):
 
 
 class Fault(BaseModel):
-    """One failure.
-
-    A fault with a ``step`` happens at the first matching place at or after that step.
-    """
+    """What happens to whom, and where: at the first matching place at or after `step`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    action: Literal[
-        "kill", "crash", "raise", "memory", "full", "stop", "hang", "hold", "delay", "terminate", "corrupt"
-    ]
-    """SIGKILL, a segmentation fault, an exception, out of memory, disk full, SIGSTOP, endless sleep, endless sleep
-    that holds the interpreter lock, a pause of ``seconds``, SIGTERM, or a flipped byte in the file at hand."""
+    action: Literal["kill", "stop", "crash", "raise", "memory", "full", "hang", "delay", "hold"]
     role: Literal["worker", "coordinator"] = "worker"
     stage: int | None = None
+    replica: int | None = None
     step: int | None = None
     phase: str | None = None
-    seconds: Annotated[float, Field(ge=0)] = 3600.0
-    times: Annotated[int, Field(ge=0)] = 1
-
-
-_LIST = TypeAdapter(list[Fault])
-
-
-def encode(*faults: Fault) -> dict[str, str]:
-    """The environment that makes these faults happen."""
-    return {VARIABLE: _LIST.dump_json(list(faults)).decode()}
-
-
-def fired(run_dir: Path) -> list[dict[str, Any]]:
-    """What has happened in a run so far: index of the fault and wall time."""
-    path = run_dir / "log" / "faults.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    seconds: NonNegativeFloat = 3600.0
+    times: NonNegativeInt = 1
+    """How often in a run; 0 is whenever its place is reached."""
 
 
 class Trap:
-    """The faults of one process.
+    """The faults of one process."""
 
-    Args:
-        faults: all faults of the run.
-        role: this process.
-        stage: its stage, None for the coordinator.
-        run_dir: run folder.
-    """
-
-    def __init__(self, faults: list[Fault], role: str, stage: int | None, run_dir: Path) -> None:
-        self._run_dir = run_dir
-        self._faults = [
-            (index, fault)
-            for index, fault in enumerate(faults)
-            if fault.role == role and (fault.stage is None or fault.stage == stage)
-        ]
+    def __init__(self, faults: dict[int, Fault], run_dir: Path) -> None:
+        self._faults = faults
+        self._notes = run_dir / "log" / "faults.jsonl"
 
     @classmethod
-    def from_environment(cls, role: str, stage: int | None, run_dir: Path) -> Trap | None:
+    def from_environment(cls, role: str, worker: WorkerId | None, run_dir: Path) -> Trap | None:
         """The trap of this process; None without faults.
 
         Raises:
@@ -94,40 +63,37 @@ class Trap:
         if not text:
             return None
         try:
-            return cls(_LIST.validate_json(text), role, stage, run_dir)
+            faults = TypeAdapter(list[Fault]).validate_json(text)
         except ValidationError as error:
             raise ValueError(f"{VARIABLE}: not a list of faults: {error}") from None
+        stage, replica = (worker.stage, worker.replica) if worker else (None, None)
+        mine = {
+            index: fault
+            for index, fault in enumerate(faults)
+            if fault.role == role and fault.stage in (None, stage) and fault.replica in (None, replica)
+        }
+        return cls(mine, run_dir)
 
-    def spring(self, phase: str, step: int, path: Path | None = None) -> None:
-        """Let happen what shall happen here.
+    def spring(self, phase: str, step: int) -> None:
+        """Let happen what shall happen here."""
+        for index, fault in self._faults.items():
+            here = fault.phase in (None, phase) and step >= (fault.step or 0)
+            if here and (not fault.times or self._count(index, phase, step, fault.times)):
+                _happen(fault)
 
-        Args:
-            phase: what the process does now.
-            step: where it is.
-            path: file at hand, for the action "corrupt".
-        """
-        for index, fault in self._faults:
-            if fault.phase not in (None, phase) or (fault.step is not None and step < fault.step):
-                continue
-            if fault.action == "corrupt" and path is None:
-                continue
-            if fault.times:
-                if sum(row["fault"] == index for row in fired(self._run_dir)) >= fault.times:
-                    continue
-                self._note(index, phase, step)
-            _happen(fault, path)
-
-    def _note(self, index: int, phase: str, step: int) -> None:
-        row = {"fault": index, "phase": phase, "step": step, "pid": os.getpid(), "time": time.time()}
-        path = self._run_dir / "log" / "faults.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+    def _count(self, index: int, phase: str, step: int, times: int) -> bool:
+        """Note it, unless it has happened so often."""
+        self._notes.parent.mkdir(parents=True, exist_ok=True)
+        with self._notes.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if sum(json.loads(line)["fault"] == index for line in file) >= times:
+                return False
+            row = {"fault": index, "phase": phase, "step": step, "pid": os.getpid(), "time": time.time()}
             file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        return True
 
 
-def _happen(fault: Fault, path: Path | None) -> None:
+def _happen(fault: Fault) -> None:
     match fault.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -135,8 +101,6 @@ def _happen(fault: Fault, path: Path | None) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "crash":
             ctypes.string_at(0)
-        case "terminate":
-            os.kill(os.getpid(), signal.SIGTERM)
         case "raise":
             raise InjectedFault("a fault on purpose")
         case "memory":
@@ -148,10 +112,3 @@ def _happen(fault: Fault, path: Path | None) -> None:
         case "hold":
             # PyDLL keeps the interpreter lock, as a loop in careless native code does.
             ctypes.PyDLL(None).sleep(int(fault.seconds))
-        case "corrupt":
-            assert path is not None
-            with path.open("r+b") as file:
-                file.seek(path.stat().st_size // 2)
-                byte = file.read(1)[0]
-                file.seek(-1, os.SEEK_CUR)
-                file.write(bytes([byte ^ 0xFF]))

@@ -30,14 +30,14 @@ class CheckpointWriter:
         report: called in the writer's thread when a checkpoint is on disk, with its sequence number, what
             `write_part` says of each file, and the seconds that it took.
         on_error: called in the writer's thread with the error that ended it and the step of the checkpoint.
-        watch: called with "write", the step and the path before each part, with "written" after it; for fault tests.
+        watch: called with "write" before each part and "written" after it, and the step; for faults on purpose.
     """
 
     def __init__(
         self,
         report: Callable[[int, list[dict[str, Any]], float], None],
         on_error: Callable[[Exception, int], None],
-        watch: Callable[[str, int, Path], None] | None = None,
+        watch: Callable[[str, int], None] | None = None,
     ) -> None:
         self._report = report
         self._on_error = on_error
@@ -114,10 +114,10 @@ class CheckpointWriter:
         for block, part in state.items():
             path = folder / part_name(block)
             if self._watch is not None:
-                self._watch("write", step, path)
+                self._watch("write", step)
             files.append(write_part(path, part))
             if self._watch is not None:
-                self._watch("written", step, path)
+                self._watch("written", step)
         self._report(sequence, files, time.perf_counter() - start)
 
 

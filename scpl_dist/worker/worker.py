@@ -97,7 +97,7 @@ class Worker:
         self.worker_id = self.layout.workers[rank]
         self.name = f"stage {self.worker_id.label}"
         self.device = _device(config)
-        trap = self._trap = Trap.from_environment("worker", rank, run_dir) if run_dir else None
+        trap = self._trap = Trap.from_environment("worker", self.worker_id, run_dir) if run_dir else None
         self.timer = PhaseTimer() if trap is None else FaultyTimer(trap)
         self._stacks: Stacks | None = None
         self._writer: CheckpointWriter | None = None
@@ -376,7 +376,8 @@ class Worker:
         for part in (self._transport, self._loader, self._writer):
             if part is not None:
                 part.abort(self._ended)
-        threading.Thread(target=_end_process, args=(reason,), name="abort", daemon=True).start()
+        code = 2 if kind is Refused else 1
+        threading.Thread(target=_end_process, args=(reason, code), name="abort", daemon=True).start()
 
 
 def _cause(error: Exception) -> tuple[Cause, str]:
@@ -401,10 +402,10 @@ def _cause(error: Exception) -> tuple[Cause, str]:
             return Cause.RAISED, text
 
 
-def _end_process(reason: str) -> None:
+def _end_process(reason: str, code: int) -> None:
     time.sleep(_ABORT_GRACE_S)
     print(f"ended, because the training thread did not react to: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(code)
 
 
 def _device(config: Config) -> torch.device:

@@ -7,7 +7,7 @@ import pytest
 
 from scpl_dist.commands import report
 from scpl_dist.commands.compare import COLUMNS, Comparison, Entry
-from tests.support.command import scpl_dist
+from tests.support.command import called, scpl_dist
 
 
 def result(accuracy: float, speed: float, busy: float = 3.0) -> dict[str, object]:
@@ -119,7 +119,5 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
 
 
 def test_unknown_methods_and_numbers_are_refused() -> None:
-    assert (
-        "run.method = 'nothing': unknown" in scpl_dist("compare", "--methods", "scpl,nothing", code=2).stderr
-    )
-    assert "--micro-batches 'x'" in scpl_dist("compare", "--micro-batches", "x", code=2).stderr
+    assert "run.method = 'nothing': unknown" in called("compare", "--methods", "scpl,nothing", code=2).stderr
+    assert "--micro-batches 'x'" in called("compare", "--micro-batches", "x", code=2).stderr

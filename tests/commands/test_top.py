@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from scpl_dist.commands.top import url_of
-from tests.support.command import scpl_dist
+from tests.support.command import called, scpl_dist
 from tests.support.conduct import Running
+from tests.support.programs import Program
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_an_address_may_be_short(target: str, url: str) -> None:
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
-    assert "no run is in progress there" in scpl_dist("top", tmp_path, code=2).stderr
-    assert "nobody answers at http://127.0.0.1:1/status" in scpl_dist("top", "127.0.0.1:1", code=1).stdout
+    assert "no run is in progress there" in called("top", tmp_path, code=2).stderr
+    assert "nobody answers at http://127.0.0.1:1/status" in called("top", "127.0.0.1:1", code=1).stdout
 
 
 def test_somebody_else_who_answers_is_no_run() -> None:
@@ -47,23 +47,23 @@ def test_somebody_else_who_answers_is_no_run() -> None:
 
     with HTTPServer(("127.0.0.1", 0), Other) as server:
         threading.Thread(target=server.handle_request).start()
-        done = scpl_dist("top", f"127.0.0.1:{server.server_port}", code=1)
+        done = called("top", f"127.0.0.1:{server.server_port}", code=1)
     assert "the answer is not that of a coordinator" in done.stdout
 
 
 def test_a_run_is_watched_from_its_folder_until_it_ends(tmp_path: Path) -> None:
     with Running(tmp_path / "run", "run.epochs=100000") as running:
-        running.wait_for("train")
+        running.wait_for_rows("train")
         address = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
         assert scpl_dist("top", address, "--once").stdout.startswith("stage")
         table = scpl_dist("top", tmp_path / "run", "--once").stdout.splitlines()
         assert [line.split()[0] for line in table[1:3]] == ["0", "1"]
         assert table[3].startswith("scpl, epoch ")
-        command = [sys.executable, "-m", "scpl_dist", "top", str(tmp_path / "run"), "--every", "0.1"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
-            assert follower.stdout is not None
-            assert follower.stdout.readline().startswith("stage")
+        command = (sys.executable, "-m", "scpl_dist", "top", tmp_path / "run", "--every", 0.1)
+        with Program(*command) as follower:
+            follower.wait_for("\n")
+            assert follower.output.startswith("stage")
             running.signal(signal.SIGTERM)
-            assert follower.stdout.read().splitlines()[-1].startswith("the run does not answer any more")
-            assert follower.wait(10) == 0
+            assert follower.wait(60) == 0
+            assert follower.output.splitlines()[-1].startswith("the run does not answer any more")
         assert running.end().code == 143

@@ -20,7 +20,7 @@ from scpl_dist.control.messages import Heartbeat, Hello
 from scpl_dist.control.sockets import dealer, router
 from scpl_dist.run import config
 from scpl_dist.run.phases import Phase
-from tests.support.command import scpl_dist
+from tests.support.command import called
 from tests.support.outsider import knock, throw
 
 LIMIT_S = 20.0
@@ -40,7 +40,7 @@ HELLO = Hello(
 
 def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
-    output = scpl_dist("keys", "new", folder).stdout
+    output = called("keys", "new", folder).stdout
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == [
         "coordinator.key",
@@ -52,7 +52,7 @@ def test_new_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path)
     server = keys.load_server(str(folder))
     assert server is not None
     assert server.secret.decode() not in output + repr(server)
-    assert "exists: choose another folder" in scpl_dist("keys", "new", folder, code=2).stderr
+    assert "exists: choose another folder" in called("keys", "new", folder, code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,8 @@ Compose reports what it has understood after merging, defaults and profiles: the
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import socket
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -21,37 +18,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from scpl_dist.run import config as configuration
-from tests.support.programs import ROOT, find
+from tests.support.compose import COMPOSE, PROCESSES, STAGES, compose, model
+from tests.support.programs import ROOT, Program, find, run
 
-COMPOSE = ROOT / "docker-compose.yml"
 GPU = ROOT / "docker-compose.gpu.yml"
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
-STAGES = ("stage-0", "stage-1", "stage-2")
-PROCESSES = ("coordinator", *STAGES)
 MONITORING = ("prometheus", "grafana")
-
-
-def compose(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    program = find("docker-compose", 'pip install -e ".[test]"')
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SCPL_", "COMPOSE_"))}
-    return subprocess.run(
-        [program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**clean, **(env or {})},
-        cwd=ROOT,
-    )
-
-
-def model(*files: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """What Compose makes of the files, all profiles included."""
-    options = [option for file in files for option in ("-f", file)]
-    done = compose(*options, "--profile", "*", "config", "--format", "json", env=env)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    parsed: dict[str, Any] = json.loads(done.stdout)
-    return parsed
 
 
 @pytest.fixture(scope="module")
@@ -258,24 +230,18 @@ def test_health_check_succeeds_on_an_answer_only(cluster: dict[str, Any]) -> Non
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = code.replace("metrics", "127.0.0.1").replace("9400", str(listener.getsockname()[1]))
         for status, expected in ((b"200 OK", 0), (b"503 Service Unavailable", 1)):
-            check = subprocess.Popen([sys.executable, "-c", code])
-            connection, _ = listener.accept()
-            with connection:
-                assert connection.recv(1000).startswith(b"GET /healthz ")
-                connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
-                assert check.wait(30) == expected
-    again = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
-    assert again.returncode == 1
+            with Program(sys.executable, "-c", code) as check:
+                connection, _ = listener.accept()
+                with connection:
+                    assert connection.recv(1000).startswith(b"GET /healthz ")
+                    connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+                    assert check.wait(30) == expected
+    run(sys.executable, "-c", code, code=1, limit_s=30)
 
 
 def test_dockerfile_is_clean_for_hadolint() -> None:
     program = find("hadolint", 'pip install -e ".[test]"')
-    done = subprocess.run(
-        [program, "--failure-threshold", "info", ROOT / "docker" / "Dockerfile"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(program, "--failure-threshold", "info", ROOT / "docker" / "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
 
 

@@ -6,14 +6,14 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torch.distributed.run import get_args_parser
 
-from tests.support.programs import ROOT, find, need_root
+from tests.support.hosts import ip
+from tests.support.programs import ROOT, Program, find, need_root, run, until_nothing
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
@@ -28,17 +28,6 @@ if [[ "$*" == *--node-rank\\ $FAILING_RANK* ]]; then
 fi
 while :; do sleep 0.05; done
 """
-
-
-def run(*command: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-    )
 
 
 def write(path: Path, text: str) -> Path:
@@ -154,37 +143,26 @@ def test_node_refuses_what_cannot_work_and_says_why(arguments: list[str], messag
 
 
 @pytest.fixture
-def watched(config: Path, interpreter: Path) -> Iterator[subprocess.Popen[str]]:
+def watched(config: Path, interpreter: Path) -> Iterator[Program]:
     """node.sh that watches its standard input, and its child, which has started."""
-    with subprocess.Popen(
-        [LAUNCH / "node.sh", "--watch-stdin", str(config)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHON": str(interpreter), "FAILING_RANK": "-"},
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("started -m torch.distributed.run")
-        yield process
+    command = (LAUNCH / "node.sh", "--watch-stdin", config)
+    environment = {"PYTHON": str(interpreter), "FAILING_RANK": "-"}
+    with Program(*command, env=environment, stdin=subprocess.PIPE) as program:
+        program.wait_for("started -m torch.distributed.run")
+        yield program
 
 
-def stopped(process: subprocess.Popen[str]) -> str:
-    """What the child says at its end; node.sh returns the child's code."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert process.wait(30) == 5
-    return line
+def test_node_stops_its_child_when_standard_input_closes(watched: Program) -> None:
+    assert watched.process.stdin is not None
+    watched.process.stdin.close()
+    assert watched.wait(30) == 5  # the code of its child
+    assert "\nstopped lo" in watched.output
 
 
-def test_node_stops_its_child_when_standard_input_closes(watched: subprocess.Popen[str]) -> None:
-    assert watched.stdin is not None
-    watched.stdin.close()
-    assert stopped(watched).startswith("stopped lo")
-
-
-def test_node_passes_a_signal_on_and_returns_the_code_of_its_child(watched: subprocess.Popen[str]) -> None:
-    watched.send_signal(signal.SIGTERM)
-    assert stopped(watched).startswith("stopped")
+def test_node_passes_a_signal_on_and_returns_the_code_of_its_child(watched: Program) -> None:
+    watched.signal(signal.SIGTERM)
+    assert watched.wait(30) == 5
+    assert "\nstopped" in watched.output
 
 
 def test_hosts_dry_run_starts_one_node_on_each_host(config: Path, tmp_path: Path) -> None:
@@ -244,38 +222,24 @@ def test_hosts_stops_all_when_one_fails_and_names_it(
     assert done.stdout.count("stopped lo") == 2
 
 
+@pytest.fixture
+def two_hosts(config: Path, here_as_ssh: dict[str, str]) -> Iterator[Program]:
+    """hosts.sh, whose two hosts have started."""
+    with Program(LAUNCH / "hosts.sh", "127.0.0.1,b", "--interface", "lo", config, env=here_as_ssh) as program:
+        program.wait_for("started", 2)
+        yield program
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_hosts_stops_all_hosts_on_a_signal(
-    config: Path, here_as_ssh: dict[str, str], number: signal.Signals
-) -> None:
-    process = subprocess.Popen(
-        [LAUNCH / "hosts.sh", "127.0.0.1,b", "--interface", "lo", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **here_as_ssh},
-    )
-    with process:
-        assert process.stdout is not None
-        assert [process.stdout.readline().split()[0] for _ in range(2)] == ["started"] * 2
-        process.send_signal(number)
-        assert process.stdout.read().count("stopped lo") == 2
-        assert process.wait(30) == 5
+def test_hosts_stops_all_hosts_on_a_signal(two_hosts: Program, number: signal.Signals) -> None:
+    two_hosts.signal(number)
+    assert two_hosts.wait(30) == 5
+    assert two_hosts.output.count("stopped lo") == 2
 
 
-def test_hosts_stops_the_remote_ends_when_it_is_killed(config: Path, here_as_ssh: dict[str, str]) -> None:
-    process = subprocess.Popen(
-        [LAUNCH / "hosts.sh", "127.0.0.1,b", "--interface", "lo", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **here_as_ssh},
-    )
-    with process:
-        assert process.stdout is not None
-        assert [process.stdout.readline().split()[0] for _ in range(2)] == ["started"] * 2
-        process.kill()
-        assert process.stdout.read().count("stopped lo") == 2
+def test_hosts_stops_the_remote_ends_when_it_is_killed(two_hosts: Program) -> None:
+    two_hosts.signal(signal.SIGKILL)
+    until_nothing(lambda: two_hosts.output.count("stopped lo") < 2 and two_hosts.output)
 
 
 def test_slurm_starts_one_node_on_each_node_of_the_allocation(config: Path, tmp_path: Path) -> None:
@@ -304,10 +268,6 @@ def test_slurm_starts_one_node_on_each_node_of_the_allocation(config: Path, tmp_
     assert [arguments["node_rank"] for arguments in parsed] == [0, 1]
     assert {arguments["master_addr"] for arguments in parsed} == {"localhost"}
     assert {arguments["nnodes"] for arguments in parsed} == {"2"}
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=30)
 
 
 @pytest.fixture
@@ -350,10 +310,3 @@ def test_interface_says_when_there_is_no_route(host_with_two_networks: str) -> N
     done = run("ip", "netns", "exec", host_with_two_networks, LAUNCH / "interface.sh", "10.93.0.1")
     assert done.returncode == 2
     assert "no route to 10.93.0.1" in done.stderr
-
-
-def test_interpreter_of_the_tests_has_torchrun() -> None:
-    # The scripts start `PYTHON -m torch.distributed.run`; this is the same program as `torchrun`.
-    done = run(sys.executable, "-m", "torch.distributed.run", "--help")
-    assert done.returncode == 0
-    assert "--shutdown-timeout" in done.stdout

@@ -5,11 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +20,9 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from scpl_dist.coordinator.metrics import NAMES
-from tests.support.programs import ROOT, find, until_nothing
+from tests.support.conduct import Running
+from tests.support.ports import free_port
+from tests.support.programs import ROOT, Program, find, run, until_nothing
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 GRAFANA = ROOT / "docker" / "grafana"
@@ -34,9 +33,7 @@ BUILT_IN = {"up", "ALERTS"}
 
 
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    program = find("promtool", "apt-get install prometheus")
-    command = [program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return run(find("promtool", "apt-get install prometheus"), *arguments)
 
 
 def queries() -> list[str]:
@@ -79,18 +76,30 @@ def test_alerts_are_the_documented_set() -> None:
 
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
-@pytest.mark.parametrize("broken", ["vector(0) > 1", "vector(1)"], ids=["never fires", "always fires"])
-def test_rule_tests_notice_an_alert_that_is_broken(alert: str, broken: str, tmp_path: Path) -> None:
-    rules = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
-    for rule in rules["groups"][0]["rules"]:
-        if rule["alert"] == alert:
-            rule["expr"] = broken
-            rule.pop("for", None)
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
-    shutil.copy(PROMETHEUS / "rules_test.yml", tmp_path)
-    done = promtool("test", "rules", tmp_path / "rules_test.yml")
+def test_rule_tests_notice_an_alert_that_is_broken(alert: str, tmp_path: Path) -> None:
+    tests = yaml.safe_load((PROMETHEUS / "rules_test.yml").read_text())
+    for test in tests["tests"]:  # those of other alerts would only take time
+        test["alert_rule_test"] = [
+            check for check in test.get("alert_rule_test", []) if check["alertname"] == alert
+        ]
+    tests["tests"] = [test for test in tests["tests"] if test["alert_rule_test"]]
+    files = []
+    for name, broken in (("never", "vector(0) > 1"), ("always", "vector(1)")):
+        rules = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
+        for rule in rules["groups"][0]["rules"]:
+            if rule["alert"] == alert:
+                rule["expr"] = broken
+                rule.pop("for", None)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+        (folder / "rules_test.yml").write_text(yaml.safe_dump(tests))
+        files.append(folder / "rules_test.yml")
+    done = promtool("test", "rules", *files)
     assert done.returncode != 0
-    assert alert in done.stdout + done.stderr
+    assert done.stdout.count("Unit Testing:") == 2
+    assert "SUCCESS" not in done.stdout  # of one of the two
+    assert f"alertname: {alert}," in done.stdout + done.stderr
 
 
 def test_every_metric_in_rules_and_dashboard_is_exported() -> None:
@@ -201,12 +210,6 @@ def test_provisioning_fits_dashboard_and_prometheus() -> None:
     assert job["job_name"] == "scpl"  # the rules name it
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Server:
     """A Prometheus of our configuration that watches one coordinator every second."""
 
@@ -221,7 +224,7 @@ class Server:
         path.write_text(yaml.safe_dump(config))
         command = [find("prometheus", "apt-get install prometheus"), f"--config.file={path}"]
         command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{self.port}"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.program = Program(*command)
 
     def ask(self, path: str, **parameters: str) -> Any:
         """The data of an answer of the HTTP API; None as long as it does not answer."""
@@ -233,7 +236,7 @@ class Server:
                 return None
             answer = json.loads(response.read())
         except OSError:
-            assert self.process.poll() is None, "Prometheus ended"
+            assert not self.program.ended, self.program.output
             return None
         finally:
             connection.close()
@@ -253,36 +256,28 @@ class Server:
 
 
 @pytest.fixture
-def run_and_prometheus(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Server]]:
+def run_and_prometheus(tmp_path: Path) -> Iterator[tuple[Running, Server]]:
     """A run of two stages that goes on until it is stopped, and a Prometheus that scrapes it."""
     port = free_port()
-    command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(tmp_path / "run")]
-    for override in (f"metrics.port={port}", "run.epochs=500", "checkpoint.every_steps=5"):
-        command += ["-o", override]
+    settings = (f"metrics.port={port}", "run.epochs=50000", "checkpoint.every_steps=5")
     server = Server(tmp_path, f"127.0.0.1:{port}")
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        yield run, server
-    finally:
-        for process in (run, server.process):
-            if process.poll() is None:
-                process.terminate()
-            process.communicate(timeout=30)
+    with server.program, Running(tmp_path / "run", *settings) as running:
+        yield running, server
 
 
 @pytest.mark.slow
 def test_prometheus_sees_a_run_from_its_start_to_its_end(
-    run_and_prometheus: tuple[subprocess.Popen[str], Server],
+    run_and_prometheus: tuple[Running, Server],
 ) -> None:
-    run, server = run_and_prometheus
+    running, server = run_and_prometheus
     silent = {"scpl_restarts_total"}  # has a series only after a restart
 
     def missing() -> set[str]:
-        assert run.poll() is None, run.communicate()[0]
+        assert not running.ended, running.output
         return set(NAMES) - silent - {key[0] for key in server.values('{__name__=~"scpl_.+"}')}
 
     until_nothing(missing)
-    until_nothing(lambda: not server.values("rate(scpl_samples_total[20s]) > 0"))
+    until_nothing(lambda: not server.values("rate(scpl_samples_total[8s]) > 0"))
     until_nothing(lambda: len(server.values("scpl_accuracy_ratio")) < 2)  # validation is ahead of test
 
     # The values make sense.
@@ -292,8 +287,8 @@ def test_prometheus_sees_a_run_from_its_start_to_its_end(
     assert all(value > 0 for value in server.values("scpl_loss").values())
     assert all(0 <= value <= 1 for value in server.values("scpl_accuracy_ratio").values())
     assert len(server.values("scpl_accuracy_ratio")) == 2
-    assert server.values('rate(scpl_transport_sent_bytes_total{stage="0"}[20s])').popitem()[1] > 0
-    assert server.values('rate(scpl_transport_received_bytes_total{stage="1"}[20s])').popitem()[1] > 0
+    assert server.values('rate(scpl_transport_sent_bytes_total{stage="0"}[8s])').popitem()[1] > 0
+    assert server.values('rate(scpl_transport_received_bytes_total{stage="1"}[8s])').popitem()[1] > 0
     assert all(value > 2**20 for value in server.values("scpl_memory_peak_bytes").values())
     assert all(
         abs(value) < 60
@@ -302,7 +297,7 @@ def test_prometheus_sees_a_run_from_its_start_to_its_end(
     assert server.values("time() - scpl_checkpoint_last_success_timestamp_seconds").popitem()[1] < 60
     assert server.values("scpl_checkpoint_size_bytes").popitem()[1] > 1000
     kinds = "busy", "waiting", "blocked"
-    spent = " + ".join(f"rate(scpl_stage_{kind}_seconds_total[20s])" for kind in kinds)
+    spent = " + ".join(f"rate(scpl_stage_{kind}_seconds_total[8s])" for kind in kinds)
     assert len(server.values(spent)) == 2
     # A rate comes up to its value only when the series is as old as the window.
     until_nothing(
@@ -312,8 +307,8 @@ def test_prometheus_sees_a_run_from_its_start_to_its_end(
     # Every panel has something to show, and no rule is broken or fires.
     for query in queries():
         asked = (
-            query.replace("$__rate_interval", "20s")
-            .replace("[1m]", "[20s]")
+            query.replace("$__rate_interval", "8s")
+            .replace("[1m]", "[8s]")
             .replace("$instance", server.target)
         )
         if not metrics_in(query) <= silent | {"ALERTS"}:
@@ -323,8 +318,8 @@ def test_prometheus_sees_a_run_from_its_start_to_its_end(
     assert {rule["health"] for rule in rules} == {"ok"}
     assert [alert for alert in server.ask("alerts")["alerts"] if alert["state"] == "firing"] == []
 
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 143
+    running.signal(signal.SIGTERM)
+    assert running.wait(60) == 143
     until_nothing(lambda: server.values("up == 1"))
 
     def unexpected() -> set[str]:

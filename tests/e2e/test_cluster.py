@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,10 @@ from safetensors.torch import load_file
 from scpl_dist.control import keys
 from scpl_dist.run.config import load
 from tests.support import reference
-from tests.support.command import scpl_dist
-from tests.support.hosts import Host, cluster, finish
-from tests.support.programs import until_nothing
+from tests.support.command import called
+from tests.support.hosts import Host, cluster
+from tests.support.programs import Program, until_nothing
+from tests.support.run_folder import losses, rows
 
 pytestmark = pytest.mark.timeout(400)
 TIMEOUT_S = 15
@@ -34,54 +34,67 @@ def write(path: Path, **values: Any) -> Path:
     return path
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def until_it_trains(run: Path, steps: int = 1) -> None:
+    """Until the last of so many steps has been recorded."""
+    until_nothing(lambda: all(row["step"] < steps - 1 for row in rows(run, "train")) and "no step")
 
 
-@pytest.fixture
-def two() -> Iterator[list[Host]]:
-    with cluster(2) as hosts:
+@pytest.fixture(scope="module")
+def four() -> Iterator[list[Host]]:
+    with cluster(4) as hosts:
+        hosts[0].cable(hosts[3], "10.78.0")
+        hosts[1].dead_end("10.79.0.2")
         yield hosts
 
 
-def outcome(process: subprocess.Popen[str], code: int = 1) -> str:
+@pytest.fixture
+def hosts(four: list[Host]) -> Iterator[list[Host]]:
+    """Four hosts on a network, with nothing on them.
+
+    The first and the last have another network between them, and the second has an eth1 that leads to nobody.
+    """
+    yield four
+    for host in four:
+        host.reset()
+
+
+def outcome(program: Program, code: int = 1) -> str:
     """The output of a host's part, which ended with this code and left nothing behind."""
-    ended, output = finish(process)
-    assert ended == code, f"exit code {ended} instead of {code}\n{output}"
-    assert "left behind" not in output
-    return output
+    assert program.wait() == code, program.output
+    assert "left behind" not in program.output
+    return program.output
 
 
-def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(tmp_path: Path) -> None:
+def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(
+    hosts: list[Host], tmp_path: Path
+) -> None:
+    first, second, late, outsider = hosts
     keys.create(tmp_path / "keys")
     values = {"run.epochs": 3, "data.batch_size": 128}
     run = tmp_path / "run"
-    with cluster(4) as (first, second, late, outsider):
-        first.cable(outsider, "10.78.0")
-        config = write(
-            tmp_path / "config.toml",
-            **{key.replace(".", "__"): value for key, value in values.items()},
-            pipeline__stages=3,
-            control__keys=str(tmp_path / "keys"),
-            metrics__host="10.78.0.1",
-            metrics__port=9400,
-        )
-        processes = [host.torchrun(3, k, config, "--run-dir", run) for k, host in enumerate((first, second))]
-        until_nothing(lambda: {29500} - first.ports())
-        processes.append(late.torchrun(3, 2, config, "--run-dir", run))
-        until_nothing(lambda: not any(row["event"] == "train" for row in rows(run)) and "no step")
-        control = json.loads((run / "run.json").read_text())["control"]
-        listening = first.ports()
-        places = [control, "http://10.78.0.1:9400/metrics", "10.78.0.1", ",".join(map(str, listening))]
-        stranger = outcome(outsider.start(sys.executable, "-m", "tests.support.outsider", *places), code=0)
-        outputs = [outcome(process, code=0) for process in processes]
+    config = write(
+        tmp_path / "config.toml",
+        **{key.replace(".", "__"): value for key, value in values.items()},
+        pipeline__stages=3,
+        control__keys=str(tmp_path / "keys"),
+        metrics__host="10.78.0.1",
+        metrics__port=9400,
+    )
+    programs = [host.torchrun(3, k, config, "--run-dir", run) for k, host in enumerate((first, second))]
+    until_nothing(lambda: {29500} - first.ports())
+    programs.append(late.torchrun(3, 2, config, "--run-dir", run))
+    until_it_trains(run)
+    control = json.loads((run / "run.json").read_text())["control"]
+    listening = first.ports()
+    places = [control, "http://10.78.0.1:9400/metrics", "10.78.0.1", ",".join(map(str, listening))]
+    stranger = outcome(outsider.start(sys.executable, "-m", "tests.support.outsider", *places), code=0)
+    outputs = [outcome(program, code=0) for program in programs]
 
     check_stranger(json.loads(stranger.split("FOUND ")[1]), listening)
     assert (
         "turned away a connection from 10.77.0.4: its key is not in the folder control.keys" not in outputs[1]
     )
-    warnings = [row["text"] for row in rows(run) if row["event"] == "warning"]
+    warnings = [row["text"] for row in rows(run, "warning")]
     assert any("turned away a connection from 10.77.0.4" in text for text in warnings)
     secret = (tmp_path / "keys" / "worker.key_secret").read_text().split('secret-key = "')[1].split('"')[0]
     assert all(
@@ -89,9 +102,8 @@ def test_three_hosts_equal_one_process_though_one_is_late_and_a_stranger_knocks(
     )
 
     expected = reference.train(load(values=values))
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows(run) if row["event"] == "train"}
-    assert losses == expected.losses
-    scpl_dist("export", run, tmp_path / "out.safetensors")
+    assert losses(run) == expected.losses
+    called("export", run, tmp_path / "out.safetensors")
     exported = load_file(tmp_path / "out.safetensors")
     for name, tensor in reference.tensors(expected.trainables).items():
         assert torch.equal(exported[name], tensor), name
@@ -108,89 +120,86 @@ def check_stranger(found: dict[str, Any], listening: set[int]) -> None:
     assert set(found["ports"]) == {9400, 29500}
 
 
-def test_a_host_that_never_comes_ends_the_others(two: list[Host], tmp_path: Path) -> None:
+def test_a_host_that_never_comes_ends_the_others(hosts: list[Host], tmp_path: Path) -> None:
     config = write(tmp_path / "config.toml", pipeline__stages=3)
-    processes = [
+    programs = [
         host.torchrun(3, k, config, "--run-dir", tmp_path / "run", conf="timeout=5")
-        for k, host in enumerate(two)
+        for k, host in enumerate(hosts[:2])
     ]
-    assert "2/3 clients joined" in outcome(processes[0])
-    outcome(processes[1])
+    assert "2/3 clients joined" in outcome(programs[0])
+    outcome(programs[1])
 
 
-def test_a_link_that_goes_down_ends_all_hosts_and_names_the_stage(two: list[Host], tmp_path: Path) -> None:
+def test_a_link_that_goes_down_ends_all_hosts_and_names_the_stage(hosts: list[Host], tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = write(tmp_path / "config.toml", run__epochs=10000)
-    processes = [host.torchrun(2, k, config, "--run-dir", run) for k, host in enumerate(two)]
-    until_nothing(lambda: not any(row["event"] == "train" for row in rows(run)) and "no step")
-    two[1].unplug()
-    there = outcome(processes[1])
+    programs = [host.torchrun(2, k, config, "--run-dir", run) for k, host in enumerate(hosts[:2])]
+    until_it_trains(run)
+    hosts[1].unplug()
+    there = outcome(programs[1])
     assert "the connection to the coordinator at tcp://host-a:4711 broke" in there
-    here = outcome(processes[0])
+    here = outcome(programs[0])
     assert "stage 1" in here
     assert "host-b" in here
     ended = json.loads((run / "exit.json").read_text())
     assert (ended["code"], ended["stage"], ended["host"]) == (1, 1, "host-b")
 
 
-def test_replicas_on_hosts_of_their_own_share_a_stage_until_one_is_cut_off(tmp_path: Path) -> None:
+def test_replicas_on_hosts_of_their_own_share_a_stage_until_one_is_cut_off(
+    hosts: list[Host], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     values = {"run.epochs": 1, "data.batch_size": 128}
-    with cluster(3) as hosts:
-        config = write(
-            tmp_path / "config.toml",
-            run__epochs=10000,
-            data__batch_size=128,
-            pipeline__stages=2,
-            pipeline__replicas=[1, 2],
-        )
-        processes = [host.torchrun(3, k, config, "--run-dir", run) for k, host in enumerate(hosts)]
-        until_nothing(
-            lambda: not any(row["event"] == "train" and row["step"] > 2 for row in rows(run)) and "no step"
-        )
-        hosts[2].unplug()
-        here = outcome(processes[0])
-        for process in processes[1:]:
-            outcome(process)
+    config = write(
+        tmp_path / "config.toml",
+        run__epochs=10000,
+        data__batch_size=128,
+        pipeline__stages=2,
+        pipeline__replicas=[1, 2],
+    )
+    programs = [host.torchrun(3, k, config, "--run-dir", run) for k, host in enumerate(hosts[:3])]
+    until_it_trains(run, steps=4)
+    hosts[2].unplug()
+    here = outcome(programs[0])
+    for program in programs[1:]:
+        outcome(program)
     assert "stage 1 replica 1" in here
     ended = json.loads((run / "exit.json").read_text())
     assert (ended["code"], ended["stage"], ended["replica"], ended["host"]) == (1, 1, 1, "host-c")
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows(run) if row["event"] == "train"}
+    found = losses(run)
     expected = reference.train(load(values=values)).losses
     for block in range(4):
-        assert losses[0, block] == pytest.approx(expected[0, block], rel=1e-5)
+        assert found[0, block] == pytest.approx(expected[0, block], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("interface", "message"),
     [
         ("eth9", "runtime.interface = 'eth9': not an interface of host-b with an IPv4 address; it has lo"),
-        ("lo", "runtime.interface = 'lo': this interface reaches host-b only"),
         (
             "eth1",
             "stage 1 on host-b (10.79.0.2) cannot be reached from stage 0 on host-a (10.77.0.1, interface eth0)",
         ),
     ],
 )
-def test_a_wrong_interface_is_named(interface: str, message: str, two: list[Host], tmp_path: Path) -> None:
-    if interface == "eth1":  # a network that host-a is not on
-        two[1].dead_end("10.79.0.2")
+def test_a_wrong_interface_is_named(interface: str, message: str, hosts: list[Host], tmp_path: Path) -> None:
     config = write(tmp_path / "config.toml")
     options = [[], ["-o", f"runtime.interface={interface}"]]
-    processes = [
-        host.torchrun(2, k, config, *options[k], "--run-dir", tmp_path / "run") for k, host in enumerate(two)
+    programs = [
+        host.torchrun(2, k, config, *options[k], "--run-dir", tmp_path / "run")
+        for k, host in enumerate(hosts[:2])
     ]
-    outcome(processes[1])
-    assert message in outcome(processes[0])
+    outcome(programs[1])
+    assert message in outcome(programs[0])
 
 
-def test_a_folder_that_is_not_shared_is_named(two: list[Host], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_shared_is_named(hosts: list[Host], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     config = write(tmp_path / "config.toml")
-    processes = [
-        two[0].torchrun(2, 0, config, "--run-dir", run),
-        two[1].torchrun(2, 1, config, "--run-dir", run, hide=run),
+    programs = [
+        hosts[0].torchrun(2, 0, config, "--run-dir", run),
+        hosts[1].torchrun(2, 1, config, "--run-dir", run, hide=run),
     ]
-    outcome(processes[1])
-    assert f"the run folder {run} on host-b is not the coordinator's" in outcome(processes[0])
+    outcome(programs[1])
+    assert f"the run folder {run} on host-b is not the coordinator's" in outcome(programs[0])

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment.test_docker import COMPOSE, PROCESSES, STAGES, model
-from tests.support.command import scpl_dist
+from scpl_dist.run.config import load
+from tests.support import reference
+from tests.support.command import called
+from tests.support.compose import COMPOSE, PROCESSES, STAGES, model
 from tests.support.containers import Containers
 from tests.support.programs import ROOT, until_nothing
+from tests.support.run_folder import losses, rows
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +36,7 @@ def configuration(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def containers(tmp_path: Path, configuration: Path) -> Iterator[Containers]:
-    scpl_dist("keys", "new", tmp_path / "keys")
+    called("keys", "new", tmp_path / "keys")
     cluster = model(COMPOSE, env={"SCPL_KEYS": str(tmp_path / "keys")})
     folder = tmp_path / "work"
     folder.mkdir()
@@ -45,51 +48,33 @@ def containers(tmp_path: Path, configuration: Path) -> Iterator[Containers]:
         made.close()
 
 
-def losses(run: Path) -> dict[tuple[int, str], float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {(row["step"], row["block"]): row["loss"] for row in rows if row["event"] == "train"}
-
-
 def trains(containers: Containers) -> bool:
     """Whether the last stage has finished a step."""
-    ended = [name for name in PROCESSES if containers.processes[name].poll() is not None]
+    ended = [name for name in PROCESSES if containers.programs[name].ended]
     assert not ended, "\n".join(f"{name}: {containers.log(name)}" for name in PROCESSES)
-    metrics = containers.folder / "runs/cluster/metrics.jsonl"
-    return metrics.exists() and '"train"' in metrics.read_text()
+    return bool(rows(containers.folder / "runs/cluster", "train"))
 
 
-def test_services_train_and_end_with_the_losses_of_one_machine(
-    containers: Containers, configuration: Path, tmp_path: Path
-) -> None:
+def test_services_train_and_end_with_the_losses_of_one_process(containers: Containers) -> None:
     for name in PROCESSES:
         containers.start(name)
     codes = {name: containers.wait(name, 120) for name in PROCESSES}
     assert codes == dict.fromkeys(PROCESSES, 0), "\n".join(map(containers.log, PROCESSES))
     result = json.loads((containers.folder / "runs/cluster/result.json").read_text())
     assert result["epochs"] == 2
-    scpl_dist(
-        "train",
-        "-o",
-        "run.epochs=2",
-        "-o",
-        "pipeline.stages=1",
-        "-o",
-        "metrics.port=0",
-        "--run-dir",
-        tmp_path / "one",
-    )
-    assert losses(containers.folder / "runs/cluster") == losses(tmp_path / "one")
+    wanted = reference.train(load(values={"run.epochs": 2}))
+    assert losses(containers.folder / "runs/cluster") == wanted.losses
 
 
 def stop(containers: Containers) -> None:
     """Stop as Compose does: in the reverse order of depends_on, waiting for each level."""
     for level in (STAGES, ("coordinator",)):
         for name in level:
-            if containers.processes[name].poll() is None:
+            if not containers.programs[name].ended:
                 containers.signal(name, signal.SIGTERM)
         for name in level:
             containers.wait(name, 90)
-    assert [containers.processes[name].returncode for name in PROCESSES] == [143, 0, 0, 0]
+    assert [containers.wait(name, 0) for name in PROCESSES] == [143, 0, 0, 0]
 
 
 def checkpoints(containers: Containers) -> list[int]:
@@ -125,17 +110,36 @@ def test_outsider_on_the_monitoring_network_reaches_the_metrics_and_nothing_else
     for name in PROCESSES:
         containers.start(name)
     until_nothing(lambda: not trains(containers))
-    probe = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
-    listening = set()
-    answering = set()
-    for name in PROCESSES:
-        for line in containers.execute(name, "ss", "-ltnH").stdout.splitlines():
-            port = line.split()[3].rpartition(":")[2]
-            for address in containers.addresses[name].values():
-                listening.add((name, port))
-                done = containers.execute("outsider-monitoring", sys.executable, "-c", probe, address, port)
-                if done.returncode == 0:
-                    answering.add((name, address, port))
-    assert {("coordinator", "4711"), ("coordinator", "9400"), ("stage-0", "29500")} <= listening
-    assert len(listening) > 5  # those of the tensors too
-    assert answering == {("coordinator", containers.addresses["coordinator"]["monitoring"], "9400")}
+    places = [
+        (name, address, port)
+        for name in PROCESSES
+        for port in listening(containers, name)
+        for address in containers.addresses[name].values()
+    ]
+    known = {("coordinator", "4711"), ("coordinator", "9400"), ("stage-0", "29500")}
+    found = {(name, port) for name, _, port in places}
+    assert known <= found, "\n".join(map(containers.log, PROCESSES))
+    assert len(found) > 5  # those of the tensors too
+    probe = [f"{address}:{port}" for _, address, port in places]
+    done = containers.execute("outsider-monitoring", sys.executable, "-c", PROBE, *probe)
+    assert trains(containers)  # all of them still listened
+    assert done.stdout.split() == [f"{containers.addresses['coordinator']['monitoring']}:9400"]
+
+
+PROBE = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, port = place.split(":")
+    try:
+        socket.create_connection((host, int(port)), 2).close()
+    except OSError:
+        continue
+    print(place)
+"""
+
+
+def listening(containers: Containers, name: str) -> set[str]:
+    """TCP ports that a service listens on."""
+    shown = containers.execute(name, "ss", "-ltnH")
+    assert shown.returncode == 0, shown.stderr
+    return {line.split()[3].rpartition(":")[2] for line in shown.stdout.splitlines()}

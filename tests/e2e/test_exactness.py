@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from scpl_dist.commands.export import export
 from scpl_dist.run.config import load
-from tests.support import reference
-from tests.support.command import scpl_dist
+from tests.support import in_threads, reference
+from tests.support.command import called, scpl_dist
+from tests.support.reference import Reference
+from tests.support.run_folder import accuracies, losses
 
-SETTINGS = ["run.epochs=1", "data.batch_size=256", "metrics.port=0"]
+Expected = Callable[..., Reference]
 METHODS = {
-    "scpl": ["run.epochs=2", "data.augmentation=strong"],
+    "scpl": [],
     "bp": ["run.method=bp"],
     "gpipe": ["run.method=gpipe", "pipeline.micro_batches=3"],
     "gpipe, recomputation": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.recompute=true"],
@@ -26,54 +30,58 @@ METHODS = {
 }
 
 
+def pictures(root: str) -> list[TensorDataset]:
+    """So few that all methods can learn from them in a moment; the last batch is smaller than the others."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        TensorDataset(
+            torch.randn(size, 1, 16, 16, generator=generator), torch.randint(10, (size,), generator=generator)
+        )
+        for size in (110, 20, 50)
+    ]
+
+
+FEW = [f"data.name={__name__}:pictures", "data.augmentation=none", "data.batch_size=48", "run.epochs=2"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pipeline_of_threads_equals_a_plain_loop(method: str) -> None:
+    wanted = reference.train(load(None, [*FEW, *METHODS[method]]))
+    for stages in (1, 2, 3, 4):
+        found = in_threads.Run(load(None, [*FEW, *METHODS[method], f"pipeline.stages={stages}"])).result
+        assert found.losses == wanted.losses, stages
+        assert found.accuracy == wanted.accuracy, stages
+        same(reference.tensors(found.trainables), wanted)
+
+
+MAIN_JOB = ["run.epochs=1", "data.batch_size=256", "metrics.port=0"]
+STRONG = ["run.epochs=2", "data.augmentation=strong"]
+
+
 @pytest.fixture(scope="module")
-def expected() -> dict[str, reference.Reference]:
-    return {}
+def expected() -> Expected:
+    """What a method comes to as a plain loop."""
+    return cache(lambda *settings: reference.train(load(None, list(settings))))
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 4])
-def test_scpl_equals_a_plain_loop(
-    stages: int, expected: dict[str, reference.Reference], tmp_path: Path
-) -> None:
-    check("scpl", stages, expected, tmp_path)
-
-
-@pytest.mark.parametrize("stages", [1, 2, 4])
-@pytest.mark.parametrize("method", ["bp", "gpipe", "early_exit", "al"])
-def test_other_methods_equal_a_plain_loop(
-    method: str, stages: int, expected: dict[str, reference.Reference], tmp_path: Path
-) -> None:
-    check(method, stages, expected, tmp_path)
-
-
-@pytest.mark.parametrize("method", ["gpipe, recomputation", "1f1b"])
-def test_other_schedules_equal_a_plain_loop(
-    method: str, expected: dict[str, reference.Reference], tmp_path: Path
-) -> None:
-    check(method, 4, expected, tmp_path)
-
-
-def check(method: str, stages: int, expected: dict[str, reference.Reference], folder: Path) -> None:
-    """Losses of every step, accuracies and weights of a run are those of the plain loop, bit for bit."""
-    settings = [*SETTINGS, *METHODS[method]]
-    if method not in expected:
-        expected[method] = reference.train(load(None, settings))
-    wanted = expected[method]
-    run = folder / "run"
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [("scpl", 1), ("scpl", 2), ("scpl", 4), ("bp", 2), ("al", 3), ("gpipe", 4), ("1f1b", 4)],
+)
+def test_processes_equal_a_plain_loop(method: str, stages: int, expected: Expected, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", [*MAIN_JOB, *METHODS[method], *(STRONG if method == "scpl" else [])]
+    wanted = expected(*settings)
     overrides = [part for text in (*settings, f"pipeline.stages={stages}") for part in ("-o", text)]
     scpl_dist("train", "--run-dir", run, *overrides)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows if row["event"] == "train"}
-    assert losses == wanted.losses
-    accuracy = [row["accuracy"] for row in rows if row["event"] == "eval" and row["split"] == "test"]
-    assert accuracy == wanted.accuracy
+    assert losses(run) == wanted.losses
+    assert [accuracy for _, split, accuracy in accuracies(run) if split == "test"] == wanted.accuracy
+    called("export", run, tmp_path / "out.safetensors")
+    same(load_file(tmp_path / "out.safetensors"), wanted)
 
-    if method == "scpl":
-        scpl_dist("export", run, folder / "out.safetensors")
-    else:  # the same without another process to wait for
-        export(run, folder / "out.safetensors")
-    exported = load_file(folder / "out.safetensors")
+
+def same(found: dict[str, Tensor], wanted: Reference) -> None:
+    """Weights, with ``==``."""
     tensors = reference.tensors(wanted.trainables)
-    assert exported.keys() == tensors.keys()
+    assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(exported[name], tensor), name
+        assert torch.equal(found[name], tensor), name

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.command import scpl_dist
+from scpl_dist.run.config import load
+from tests.support import reference
+from tests.support.command import called
 from tests.support.containers import Containers
-from tests.support.programs import ROOT, find, until_nothing
+from tests.support.programs import ROOT, Program, find, run, until_nothing
+from tests.support.run_folder import losses, rows
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +43,12 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         server = find("sshd", "apt-get install openssh-server")
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key", code=0)
         (folder / "server").write_text(SERVER.format(folder=folder))
         (folder / "client").write_text(CLIENT.format(folder=folder))
         self.config = folder / "config.toml"
         keys = folder / "keys"
-        scpl_dist("keys", "new", keys)
+        called("keys", "new", keys)
         self.config.write_text(
             f"[pipeline]\nstages = 3\n[run]\nepochs = 2\n[control]\nkeys = {str(keys)!r}\n"
         )
@@ -69,28 +70,18 @@ class Cluster:
     def _listens(self, host: str) -> bool:
         return ":22 " in self.containers.execute(host, "ss", "-ltnH").stdout
 
-    def launch(self) -> subprocess.Popen[str]:
+    def launch(self) -> Program:
         """Start launch/hosts.sh on the fourth host."""
         hosts = ",".join(self.containers.addresses[host]["lan"] for host in HOSTS)
-        return subprocess.Popen(
-            self.containers.on(
-                "outsider-lan",
-                str(ROOT / "launch/hosts.sh"),
-                hosts,
-                str(self.config),
-                f"--run-dir={self.run}",
-            ),
-            env={**os.environ, "SSH": self.ssh, "PYTHON": sys.executable},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        script = (str(ROOT / "launch/hosts.sh"), hosts, str(self.config), f"--run-dir={self.run}")
+        environment = {"SSH": self.ssh, "PYTHON": sys.executable}
+        return Program(*self.containers.on("outsider-lan", *script), env=environment)
 
     def left(self) -> list[str]:
         """Processes on the hosts other than the init process and the ssh server that listens."""
         names: list[str] = []
         for host in HOSTS:
-            for child in psutil.Process(self.containers.processes[host].pid).children(recursive=True):
+            for child in psutil.Process(self.containers.programs[host].pid).children(recursive=True):
                 names.append(child.name())
         return sorted(name for name in names if name not in ("tini", "sshd"))
 
@@ -105,28 +96,19 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         made.containers.close()
 
 
-def losses(run: Path) -> dict[tuple[int, str], float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {(row["step"], row["block"]): row["loss"] for row in rows if row["event"] == "train"}
-
-
-def until_it_trains(cluster: Cluster, launch: subprocess.Popen[str]) -> None:
+def until_it_trains(cluster: Cluster, launch: Program) -> None:
     def missing() -> bool:
-        assert launch.poll() is None, launch.communicate()[0]
-        path = cluster.run / "metrics.jsonl"
-        return not path.exists() or '"train"' not in path.read_text()
+        assert not launch.ended, launch.output
+        return not rows(cluster.run, "train")
 
     until_nothing(missing)
 
 
-def test_three_hosts_train_with_the_losses_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
-    launch = cluster.launch()
-    output, _ = launch.communicate(timeout=150)
-    assert launch.returncode == 0, output
+def test_three_hosts_train_with_the_losses_of_one_process(cluster: Cluster) -> None:
+    with cluster.launch() as launch:
+        assert launch.wait(150) == 0, launch.output
     assert cluster.left() == []
-    settings = ["-o", "run.epochs=2", "-o", "pipeline.stages=1", "-o", "metrics.port=0"]
-    scpl_dist("train", *settings, "--run-dir", tmp_path / "one")
-    assert losses(cluster.run) == losses(tmp_path / "one")
+    assert losses(cluster.run) == reference.train(load(values={"run.epochs": 2})).losses
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -136,9 +118,8 @@ def test_end_of_the_script_stops_all_hosts_with_a_checkpoint(
     cluster.config.write_text(cluster.config.read_text().replace("epochs = 2", "epochs = 1000"))
     with cluster.launch() as launch:
         until_it_trains(cluster, launch)
-        launch.send_signal(number)
-        launch.communicate(timeout=90)
-    until_nothing(cluster.left)
-    assert launch.returncode != 0
+        launch.signal(number)
+        assert launch.wait(90) != 0
+        until_nothing(cluster.left)
     assert json.loads((cluster.run / "exit.json").read_text())["code"] == 143
     assert list((cluster.run / "checkpoints").glob("step-*/manifest.json"))

@@ -1,8 +1,9 @@
 """Whole runs whose stages have several workers.
 
 The first loss is that of one worker with the whole batch up to float32 sums in another order (relative 1e-5). Each
-update then carries such differences on, and Adam, which divides by the size of a gradient, makes small ones larger:
-after 10 steps losses differ by up to a few parts in 10,000, so 1 % is asked for there.
+update then carries such differences on, and Adam, which divides by the size of a gradient, makes small ones larger,
+by as much as the machine and the learning rate will have it: at the small one here losses differ by up to 1 part in
+10,000 after 10 steps, and 1 part in 1,000 is asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import pytest
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
 from tests.support import reference
-from tests.support.command import scpl_dist
-from tests.support.conduct import SMALL, Ended, Running, conduct
+from tests.support.command import called
+from tests.support.conduct import IMPATIENT, SMALL, Ended, conduct
 
 RUNS = {
     "scpl": ["pipeline.replicas=2", "data.augmentation=strong"],
@@ -29,14 +30,14 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_replicas_learn_what_one_worker_with_the_whole_batch_learns(name: str, tmp_path: Path) -> None:
-    settings = ["run.epochs=2", *RUNS[name]]
+    settings = ["run.epochs=2", "optimizer.lr=0.0001", *RUNS[name]]
     ended = conduct(tmp_path / "run", *settings)
     assert ended.code == 0, ended.screen
     wanted = reference.train(load(None, [*SMALL, *settings]))
     assert ended.losses().keys() == wanted.losses.keys()
     for (step, block), terms in ended.losses().items():
         expected = wanted.losses[step, block]
-        assert terms == pytest.approx(expected, rel=1e-5 if step == 0 else 1e-2, abs=1e-5), (step, block)
+        assert terms == pytest.approx(expected, rel=1e-5 if step == 0 else 1e-3), (step, block)
     test = [row for row in ended.rows("eval") if row["split"] == "test"]
     assert [row["accuracy"] for row in test] == pytest.approx(wanted.accuracy, abs=0.03)
     assert {row["total"] for row in test} == {355}
@@ -53,8 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 def test_a_killed_replica_costs_a_restart_and_no_bit(undisturbed: Ended, tmp_path: Path) -> None:
-    # Rank 2 is the second worker of stage 1.
-    fault = Fault.model_validate({"action": "kill", "stage": 2, "step": 7, "phase": "backward"})
+    fault = Fault(action="kill", stage=1, replica=1, step=7, phase="backward")
     ended = conduct(tmp_path / "run", *SAVING, "runtime.max_restarts=1", faults=(fault,))
     assert ended.code == 0, ended.screen
     assert ended.losses() == undisturbed.losses()
@@ -63,7 +63,7 @@ def test_a_killed_replica_costs_a_restart_and_no_bit(undisturbed: Ended, tmp_pat
 
 
 def test_a_checkpoint_of_replicas_is_that_of_a_run_without(undisturbed: Ended) -> None:
-    scpl_dist("checkpoint", "verify", undisturbed.run)
+    called("checkpoint", "verify", undisturbed.run)
     names = sorted(path.name for path in (undisturbed.run / "checkpoints" / "step-20").iterdir())
     assert names == [*(f"block-{block:03d}.pt" for block in range(4)), "manifest.json"]
     ended = conduct(undisturbed.run, "pipeline.replicas=1", "run.epochs=5", options=("--resume", "auto"))
@@ -72,11 +72,10 @@ def test_a_checkpoint_of_replicas_is_that_of_a_run_without(undisturbed: Ended) -
 
 
 def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
-    fault = Fault.model_validate({"action": "hang", "stage": 3, "step": 3, "phase": "forward"})
-    settings = ("pipeline.replicas=2", "runtime.timeout_s=12")
-    with Running(tmp_path / "run", *settings, faults=(fault,)) as running:
-        ended = running.end()
-    assert ended.code == 1
+    fault = Fault(action="hang", stage=1, replica=1, step=3, phase="forward")
+    settings = ("pipeline.replicas=2", IMPATIENT)
+    ended = conduct(tmp_path / "run", *settings, faults=(fault,))
+    assert ended.code == 1, ended.screen
     found = ended.exit_json
     assert (found["stage"], found["replica"], found["rank"]) == (1, 1, 3)
     assert ended.last_line.startswith("  cause:      stage 1 replica 1 has made no progress for")
@@ -100,4 +99,4 @@ def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
 )
 def test_what_replicas_cannot_do_is_said_before_anything_starts(settings: list[str], message: str) -> None:
     overrides = [part for text in settings for part in ("-o", text)]
-    assert message in scpl_dist("train", "--dry-run", *overrides, code=2).stderr
+    assert message in called("train", "--dry-run", *overrides, code=2).stderr

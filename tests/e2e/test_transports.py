@@ -11,25 +11,24 @@ import pytest
 from scpl_dist.run.config import load
 from tests.support import reference
 from tests.support.command import scpl_dist
+from tests.support.run_folder import Losses, losses
 
 SETTINGS = ["run.epochs=1", "data.batch_size=256", "metrics.port=0", "pipeline.stages=3"]
 
 
-def run(folder: Path, *settings: str) -> tuple[dict[tuple[int, int], dict[str, float]], dict[str, Any]]:
+def run(folder: Path, *settings: str) -> tuple[Losses, dict[str, Any]]:
     """Losses by (step, block), and the content of result.json."""
     overrides = [part for text in (*SETTINGS, *settings) for part in ("-o", text)]
     scpl_dist("train", "--run-dir", folder, *overrides)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = {(row["step"], row["block"]): row["terms"] for row in rows if row["event"] == "train"}
-    return losses, json.loads((folder / "result.json").read_text())
+    return losses(folder), json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize(
     "settings", [[], ["run.method=gpipe", "pipeline.micro_batches=3"]], ids=["scpl", "gpipe"]
 )
 def test_gloo_equals_a_plain_loop(settings: list[str], tmp_path: Path) -> None:
-    losses, _ = run(tmp_path / "run", "pipeline.transport=gloo", *settings)
-    assert losses == reference.train(load(None, [*SETTINGS, *settings])).losses
+    found, _ = run(tmp_path / "run", "pipeline.transport=gloo", *settings)
+    assert found == reference.train(load(None, [*SETTINGS, *settings])).losses
 
 
 def test_a_narrow_wire_sends_half_the_bytes_and_rounds_only_what_travels(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import scpl_dist
+from tests.support.command import called
 from tests.support.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
@@ -75,16 +75,16 @@ def test_the_newest_and_the_best_stay(finished: Ended) -> None:
 
 
 def test_ls_and_verify_tell_what_is_there_and_what_is_broken(finished: Ended, tmp_path: Path) -> None:
-    shown = scpl_dist("checkpoint", "ls", finished.run).stdout.splitlines()
+    shown = called("checkpoint", "ls", finished.run).stdout.splitlines()
     assert shown[-1].startswith("step-20")
     assert shown[-1].rstrip().endswith("latest")
-    assert scpl_dist("checkpoint", "verify", finished.run).stdout.count(": ok, 4 files") == len(shown) - 1
+    assert called("checkpoint", "verify", finished.run).stdout.count(": ok, 4 files") == len(shown) - 1
     run = tmp_path / "run"
     shutil.copytree(finished.run, run)
     reason = flip(run / "checkpoints" / "step-16")
-    done = scpl_dist("checkpoint", "verify", run, code=1)
+    done = called("checkpoint", "verify", run, code=1)
     assert f"step-16: DAMAGED: {run / 'checkpoints' / 'step-16'}/{reason}" in done.stdout
-    scpl_dist("checkpoint", "ls", tmp_path / "nothing", code=1)
+    called("checkpoint", "ls", tmp_path / "nothing", code=1)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: str(damage.__name__))
@@ -116,7 +116,7 @@ def test_a_run_goes_on_before_the_damage_and_comes_to_the_same(finished: Ended, 
     assert reason in ended.screen
     assert ended.losses() == finished.losses()
     assert (run / "checkpoints" / "step-20.aside").is_dir()
-    scpl_dist("checkpoint", "verify", run)
+    called("checkpoint", "verify", run)
 
 
 def test_without_a_good_checkpoint_nothing_is_trained(finished: Ended, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_p
         "checkpoint",
         20,
     )
-    assert scpl_dist("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
+    assert called("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
 
 
 def test_another_model_is_refused_before_anything_changes(finished: Ended, tmp_path: Path) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from scpl_dist.run.faults import Fault, fired
+from scpl_dist.run.faults import Fault
 from tests.support.clock import HOUR, Clock
-from tests.support.command import scpl_dist
+from tests.support.command import called
 from tests.support.conduct import Ended, Running, halted, same
+from tests.support.faults import fired
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -43,16 +43,11 @@ def clock(tmp_path: Path) -> Clock:
 
 
 def test_a_jump_is_seen_by_who_reads_the_clock_and_by_who_waits_for_it(clock: Clock) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITING],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | clock.environment,
-    ) as process:
-        assert process.stdout is not None
-        _, before = process.stdout.readline().split()
+    with Program(sys.executable, "-c", WAITING, env=clock.environment) as program:
+        program.wait_for("\n")
         clock.jump(hours=5)
-        _, after, waited, error = process.stdout.readline().split()
+        assert program.wait() == 0
+        _, before, _, after, waited, error = program.output.split()
     assert float(after) - float(before) >= 5 * HOUR
     assert float(waited) < HOUR
     assert int(error) == 110  # ETIMEDOUT
@@ -87,15 +82,13 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_time_stamps(
         clock.jump(hours=5)
         stage.send_signal(signal.SIGCONT)
         stage = halted(running, "1", 3)
-        running.wait_for(
-            "checkpoint", 2
-        )  # that of step 8 is published at this time, those of 16 and 20 are not
+        running.wait_for_rows("checkpoint", 2)  # that of step 8 is published at this time, 16 and 20 are not
         later = ages(running, clock.now())
         clock.jump(hours=-2)
         earlier = ages(running, clock.now())
         stage.kill()  # the newest checkpoint is now the one with the oldest time stamp
         ended = running.end()
-    same(ended, undisturbed, tmp_path)
+    same(ended, undisturbed)
     for age in later + earlier:
         assert -1 < age < HOUR
     assert len(later) == len(earlier) == 3
@@ -113,5 +106,5 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_time_stamps(
     created = [json.loads((folder / name / "manifest.json").read_text())["created"] for name in names]
     assert created[4] - created[1] < -6 * HOUR
     assert (folder / "latest").read_text() == "step-20\n"
-    verified = scpl_dist("checkpoint", "verify", ended.run).stdout
+    verified = called("checkpoint", "verify", ended.run).stdout
     assert re.findall(r"^(step-\d+): ok", verified, re.MULTILINE) == names

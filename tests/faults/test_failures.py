@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -16,7 +13,9 @@ import pytest
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
 from tests.support.command import scpl_dist
-from tests.support.conduct import Ended, Running, conduct
+from tests.support.conduct import IMPATIENT, IMPATIENT_S, Ended, Running, conduct, halted
+from tests.support.ports import free_port
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -62,24 +61,17 @@ def test_a_killed_coordinator_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_stopped_coordinator_ends_the_run(tmp_path: Path) -> None:
     fault = Fault(action="stop", role="coordinator", step=7)
-    ended = conduct(tmp_path / "run", "runtime.timeout_s=20", faults=(fault,))
+    ended = conduct(tmp_path / "run", IMPATIENT, faults=(fault,))
     failed(ended, "the coordinator", "stopped", stage=None)
 
 
 def test_a_killed_launcher_takes_everything_with_it(tmp_path: Path) -> None:
     with Running(tmp_path / "run", "run.epochs=500") as running:
-        running.wait_for("train", 5)
-        running.process.kill()
+        running.wait_for_rows("train", 5)
+        running.signal(signal.SIGKILL)
         ended = running.end()
         assert ended.exit_json["code"] == 1
         assert "the launcher is gone" in ended.last_line
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def test_a_killed_torchrun_takes_everything_with_it(tmp_path: Path) -> None:
@@ -89,8 +81,8 @@ def test_a_killed_torchrun_takes_everything_with_it(tmp_path: Path) -> None:
     command = (*torchrun, "-m", "scpl_dist", "worker", str(config))
     settings = ("run.epochs=500", f"control.port={free_port()}")
     with Running(tmp_path / "run", *settings, command=command) as running:
-        running.wait_for("train", 5)
-        running.process.kill()
+        running.wait_for_rows("train", 5)
+        running.signal(signal.SIGKILL)
         ended = running.end()
     assert ended.exit_json["code"] == 1
     assert "the launcher is gone" in ended.exit_json["reason"]
@@ -102,11 +94,11 @@ def test_a_worker_with_another_configuration_is_refused(tmp_path: Path) -> None:
     values = {"pipeline.stages": 1, "metrics.port": 0, "control.port": port}
     ours.write_text(load(values=values).to_toml())
     theirs.write_text(load(values=values | {"run.seed": 1}).to_toml())
-    alone = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    worker = [sys.executable, "-m", "scpl_dist", "worker", str(theirs), "--run-dir", str(run)]
-    with subprocess.Popen([*worker, "--no-coordinator"], env=alone) as refused:
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    worker = (sys.executable, "-m", "scpl_dist", "worker", theirs, "--run-dir", run, "--no-coordinator")
+    with Program(*worker, env=alone) as refused:
         done = scpl_dist("coordinator", ours, "--run-dir", run, code=2)
-        assert refused.wait(60) == 2
+        assert refused.wait(60) == 2, refused.output
     last = done.stderr.rstrip().splitlines()[-1]
     for digest in (load(ours).digest(), load(theirs).digest()):
         assert digest in last
@@ -156,8 +148,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(tmp_path: Pat
 
 def test_a_worker_that_never_arrives_is_missed(tmp_path: Path) -> None:
     fault = Fault(action="stop", stage=1, phase="loading")
-    ended = conduct(tmp_path / "run", "runtime.timeout_s=20", faults=(fault,))
-    failed(ended, "no worker for stage 1 within 20 s", stage=None)
+    ended = conduct(tmp_path / "run", IMPATIENT, faults=(fault,))
+    failed(ended, f"no worker for stage 1 within {IMPATIENT_S} s", stage=None)
 
 
 def test_a_crash_in_native_code_shows_where(tmp_path: Path) -> None:
@@ -180,8 +172,9 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     number = signal.SIGINT
     fault = Fault(action="stop", stage=1, step=7)
     with Running(tmp_path / "run", "run.epochs=500", faults=(fault,)) as running:
-        running.wait_for("train", 10)
+        halted(running, "1", 1)  # so that the checkpoint that the first signal asks for never comes
         running.signal(number)
+        running.wait_for(f"{number.name}: writing a checkpoint")  # of two at once the kernel may deliver one
         running.signal(number)
         ended = running.end(limit_s=30)
     assert ended.code == 128 + number, ended.screen

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from scpl_dist.run.faults import Fault
-from tests.support.conduct import Ended, conduct
+from tests.support.conduct import IMPATIENT, Ended, conduct
 
 pytestmark = pytest.mark.timeout(400)
 
-LIMITS = ("runtime.timeout_s=20", "runtime.first_step_timeout_s=30")
+LIMITS = (IMPATIENT, "runtime.first_step_timeout_s=30")
 
 
 def stacks(ended: Ended, stage: int) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.run.faults import Fault, fired
+from scpl_dist.run.faults import Fault
 from tests.support.conduct import Ended, Running, conduct, same
+from tests.support.faults import fired
+from tests.support.programs import until_nothing
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -26,8 +28,8 @@ def test_kills_of_every_kind_change_nothing(undisturbed: Ended, tmp_path: Path) 
     )
     settings = ("checkpoint.every_steps=4", "runtime.max_restarts=4")
     with Running(tmp_path / "run", *settings, faults=faults) as running:
-        running.wait_for("restart", 4, limit_s=300)
-        running.wait_for("start", 4)  # one start died before it began
+        running.wait_for_rows("restart", 4, limit_s=300)
+        running.wait_for_rows("start", 4)  # one start died before it began
         url = json.loads((running.run / "run.json").read_text())["metrics"]
         with urllib.request.urlopen(url, timeout=20) as answer:
             metrics = answer.read().decode()
@@ -38,7 +40,7 @@ def test_kills_of_every_kind_change_nothing(undisturbed: Ended, tmp_path: Path) 
     assert [row["fault"] for row in fired(ended.run)] == [0, 1, 2, 3, 4]
     assert "restart 2 of 4 from the beginning, as there is no checkpoint yet" in ended.screen
     assert "restart 4 of 4 from the last good checkpoint" in ended.screen
-    same(ended, undisturbed, tmp_path)
+    same(ended, undisturbed)
 
 
 def test_kills_at_both_ends_of_a_run_and_between_two_stages_change_nothing(
@@ -52,7 +54,7 @@ def test_kills_at_both_ends_of_a_run_and_between_two_stages_change_nothing(
     )
     settings = ("checkpoint.every_steps=4", "runtime.max_restarts=4")
     ended = conduct(tmp_path / "run", *settings, faults=faults)
-    same(ended, undisturbed, tmp_path)
+    same(ended, undisturbed)
     assert [row["fault"] for row in fired(ended.run)] == [0, 1, 2, 3]
     assert [row["phase"] for row in fired(ended.run)] == [fault.phase for fault in faults]
     assert len(ended.rows("restart")) == 4
@@ -70,31 +72,24 @@ def test_a_failure_that_comes_again_and_again_is_not_repeated_for_ever(tmp_path:
     assert sorted(step for step, block in ended.losses() if block == last) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_with_another_number_of_stages(
-    number: signal.Signals, undisturbed: Ended, tmp_path: Path
-) -> None:
-    phase = "evaluate" if number == signal.SIGTERM else "write"
-    slow = Fault(action="delay", step=8, phase=phase, seconds=3)
+def test_a_stopped_run_goes_on_with_another_number_of_stages(undisturbed: Ended, tmp_path: Path) -> None:
+    number = signal.SIGTERM
+    slow = Fault(action="delay", step=8, phase="evaluate", seconds=3)
     with Running(tmp_path / "run", "checkpoint.every_steps=8", faults=(slow,)) as running:
-        running.wait_for("train", 4 * 8)
-        if number == signal.SIGTERM:
-            running.role("1").send_signal(number)  # to a worker, by hand
-        else:
-            running.signal(number)
+        running.wait_for_rows("train", 4 * 8)
+        running.role("1").send_signal(number)  # to a worker, by hand
         ended = running.end()
     assert ended.code == 128 + number, ended.screen
     assert f"stopped by {number.name}" in ended.screen
     assert ended.exit_json["code"] == 128 + number
     ended = conduct(tmp_path / "run", "pipeline.stages=3", options=("--resume", "auto"))
     assert "going on after step" in ended.screen
-    same(ended, undisturbed, tmp_path)
+    same(ended, undisturbed)
 
 
 def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path) -> None:
     with Running(tmp_path / "run") as running:
-        while not (tmp_path / "run" / "run.json").exists():
-            assert running.process.poll() is None
+        until_nothing(lambda: not (tmp_path / "run" / "run.json").exists() and "no coordinator")
         running.signal(signal.SIGTERM)
         ended = running.end()
     assert ended.code == 143, ended.screen

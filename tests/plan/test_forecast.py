@@ -8,7 +8,7 @@ from scpl_dist import data
 from scpl_dist.plan import forecast
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
-from tests.support.command import scpl_dist
+from tests.support.command import called, scpl_dist
 
 HEADING = [
     "block",
@@ -67,4 +67,4 @@ def test_the_command_measures_and_prints_both_tables() -> None:
     assert [line.split()[0] for line in lines[1:5]] == ["0", "1", "2", "3"]
     assert [line.split()[0] for line in lines[7:]] == ["1", "2", "3", "4", "2"]
     assert float(lines[7].split()[1]) == 1.0
-    assert "its stages wait for each other" in scpl_dist("plan", "-o", "run.method=bp", code=2).stderr
+    assert "its stages wait for each other" in called("plan", "-o", "run.method=bp", code=2).stderr

@@ -64,7 +64,7 @@ def test_memory_is_bounded_by_one_copy(tmp_path: Path) -> None:
     """A second checkpoint waits for the first to be on disk, and uses its buffers."""
     reader, pipe = os.pipe()
     log = Log()
-    writer = log.writer(lambda phase, step, path: phase == "write" and step == 10 and os.read(reader, 1))
+    writer = log.writer(lambda phase, step: phase == "write" and step == 10 and os.read(reader, 1))
     writer.submit(0, 10, tmp_path / "a", state(1.0))
     assert writer._buffers is not None
     buffer = writer._buffers[1][0]
@@ -102,7 +102,7 @@ def test_a_full_disk_is_called_by_its_name(tmp_path: Path) -> None:
 
 def test_an_abort_ends_the_wait_for_a_disk_that_does_not_answer(tmp_path: Path) -> None:
     reader, pipe = os.pipe()
-    writer = Log().writer(lambda phase, step, path: os.read(reader, 1))
+    writer = Log().writer(lambda phase, step: os.read(reader, 1))
     writer.submit(0, 10, tmp_path / "a", state(1.0))
     writer.abort(Aborted("the run is over"))
     with pytest.raises(Aborted, match="the run is over"):

@@ -10,13 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import subprocess
 import time
 from pathlib import Path
 
-from tests.support.programs import find
-
-__all__ = ["HOUR", "Clock"]
+from tests.support.programs import find, run
 
 HOUR = 3600
 SOURCE = Path(__file__).with_name("clock.c")
@@ -33,7 +30,7 @@ class Clock:
         library, shared = folder / "clock.so", folder / "clock"
         compiler = find("cc", "apt-get install gcc libc6-dev")
         options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-o"]
-        subprocess.run([compiler, *options, library, SOURCE, "-ldl", "-pthread"], check=True)
+        run(compiler, *options, library, SOURCE, "-ldl", "-pthread", code=0)
         shared.write_bytes(struct.pack("=q", 0))
         with shared.open("r+b") as file:
             self._ahead = mmap.mmap(file.fileno(), 8)

@@ -1,10 +1,16 @@
-"""Running the command as a user does: in a process of its own, with a deadline."""
+"""Running the command as a user does: in a process of its own, with a deadline, or at least by its entry point."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from scpl_dist import cli
+from tests.support.programs import run
 
 
 def scpl_dist(
@@ -15,14 +21,28 @@ def scpl_dist(
     Raises:
         AssertionError: another exit code; the message has all output.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "scpl_dist", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == code, (
-        f"exit code {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
-    )
-    return done
+    return run(sys.executable, "-m", "scpl_dist", *arguments, code=code, limit_s=timeout_s)
+
+
+def called(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same by a call in this process, which has imported torch: for what starts no process.
+
+    Raises:
+        AssertionError: another exit code; the message has all output.
+    """
+    words = ["scpl-dist", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    ended = 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(sys, "argv", words),
+        patch("os._exit", sys.exit),  # it would end the tests, and without a word
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            ended = end.code if isinstance(end.code, int) else int(end.code is not None)
+    printed = f"{out.getvalue()}\n{err.getvalue()}"
+    assert ended == code, f"exit code {ended} instead of {code}\n{printed}"
+    return subprocess.CompletedProcess(words, ended, out.getvalue(), err.getvalue())

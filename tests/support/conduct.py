@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from scpl_dist.run.faults import Fault, encode, fired
-from tests.support.command import scpl_dist
-from tests.support.programs import until_nothing
+from scpl_dist.run.faults import Fault
+from tests.support.command import called
+from tests.support.faults import encode, fired
+from tests.support.programs import Program, until_nothing
+from tests.support.run_folder import Losses, accuracies, losses, rows
 
 SMALL = [
     "run.epochs=4",
@@ -29,6 +30,9 @@ SMALL = [
     "runtime.timeout_s=60",
 ]
 """5 steps an epoch, 20 in all."""
+IMPATIENT_S = 12
+IMPATIENT = f"runtime.timeout_s={IMPATIENT_S}"
+"""For runs that a time-out ends: no longer than it takes all workers to arrive on a busy machine."""
 TRAIN = ("-m", "scpl_dist", "train")
 
 
@@ -51,23 +55,20 @@ class Ended:
         return self.screen.rstrip().splitlines()[-1]
 
     def rows(self, event: str) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
-        return [row for row in rows if row["event"] == event]
+        return rows(self.run, event)
 
-    def losses(self) -> dict[tuple[int, int], dict[str, float]]:
-        """By step and block; every step must be there once."""
-        rows = self.rows("train")
-        found = {(row["step"], row["block"]): row["terms"] for row in rows}
-        assert len(found) == len(rows), "a step is there twice"
-        return found
+    def losses(self) -> Losses:
+        return losses(self.run)
 
-    def weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        target = folder / f"{self.run.name}.safetensors"
-        scpl_dist("export", self.run, target)
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """As exported."""
+        target = self.run.with_suffix(".safetensors")
+        called("export", self.run, target)
         return load_file(target)
 
 
-class Running:
+class Running(Program):
     """A run in progress; use it as a context, which leaves no process behind."""
 
     def __init__(
@@ -80,27 +81,27 @@ class Running:
         command: Sequence[str] = TRAIN,
     ) -> None:
         self.run = run
-        command = [sys.executable, *command, "--run-dir", str(run), *options]
-        command += [part for text in (*SMALL, *settings) for part in ("-o", text)]
+        overrides = [part for text in (*SMALL, *settings) for part in ("-o", text)]
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | (encode(*faults) if faults else {}) | dict(environment or {}),
+        super().__init__(
+            sys.executable,
+            *command,
+            "--run-dir",
+            run,
+            *options,
+            *overrides,
+            env=encode(*faults) | dict(environment or {}),
         )
 
     def __enter__(self) -> Running:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+    def close(self) -> None:
+        """Kill what is left of the run, whoever has become its parent."""
+        super().close()
         for process in self.processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def processes(self) -> list[psutil.Process]:
         """Everything that still runs for this run folder, the launcher too."""
@@ -133,38 +134,49 @@ class Running:
     def _find(self, name: str) -> psutil.Process | None:
         for process in self.processes():
             try:
-                command, rank = " ".join(process.cmdline()), process.environ().get("RANK")
+                found = "launcher" if process.pid == self.pid else role_of(process)
             except psutil.NoSuchProcess:
                 continue
-            if "scpl_dist.coordinator.service" in command and name == "coordinator":
-                return process
-            if process.pid == self.process.pid and name == "launcher":
-                return process
-            if "scpl_dist worker" in command and rank == name:
+            if found == name:
                 return process
         return None
 
-    def wait_for(self, event: str, count: int = 1, limit_s: float = 120) -> None:
+    def wait_for_rows(self, event: str, count: int = 1, limit_s: float = 120) -> None:
         """Until metrics.jsonl has so many rows of this event."""
-        deadline = time.monotonic() + limit_s
-        path = self.run / "metrics.jsonl"
-        while not path.exists() or path.read_text().count(f'"event": "{event}"') < count:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        def missing() -> str:
+            ended = self.ended
+            found = len(rows(self.run, event))
+            if found >= count:
+                return ""
+            assert not ended, self.output
+            return f"{found} rows of {event!r} instead of {count}:\n{self.output}"
+
+        until_nothing(missing, limit_s)
 
     def end(self, limit_s: float = 300) -> Ended:
         """Wait for the end; nothing may be left over."""
-        screen, _ = self.process.communicate(timeout=limit_s)
+        code = self.wait(limit_s)
         seconds = time.monotonic() - self.started
-        deadline = time.monotonic() + 5
-        while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not left, f"left over: {[process.cmdline() for process in left]}\n{screen}"
-        return Ended(self.run, self.process.returncode, screen, seconds)
+        until_nothing(self.processes, 5)
+        return Ended(self.run, code, self.output, seconds)
+
+
+def role_of(process: psutil.Process) -> str | None:
+    """What a process is for: "coordinator", "server", or the stage of a worker, such as "1" or "1.0".
+
+    It says so in its title, ``scpl-dist: stage 1 RUN_DIR``, or, where it was started as a program, by its command
+    line and its rank.
+    """
+    command: list[str] = process.cmdline()
+    if command[:1] == ["scpl-dist:"]:
+        return command[2] if command[1] == "stage" else command[1]
+    if "scpl_dist.coordinator.service" in command:
+        return "coordinator"
+    if "scpl_dist worker" in " ".join(command):
+        rank: str | None = process.environ().get("RANK")
+        return rank
+    return None
 
 
 def halted(running: Running, stage: str, faults: int) -> psutil.Process:
@@ -188,16 +200,11 @@ def conduct(
         return running.end()
 
 
-def same(ended: Ended, undisturbed: Ended, folder: Path) -> None:
+def same(ended: Ended, undisturbed: Ended) -> None:
     """Losses of all steps and blocks, accuracies and weights, with ``==``."""
     assert ended.code == 0, ended.screen
     assert ended.losses() == undisturbed.losses()
-    accuracies = [
-        [(row["epoch"], row["split"], row["accuracy"]) for row in run.rows("eval")]
-        for run in (ended, undisturbed)
-    ]
-    assert accuracies[0] == accuracies[1]
-    weights, expected = ended.weights(folder), undisturbed.weights(folder.parent)
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
+    assert accuracies(ended.run) == accuracies(undisturbed.run)
+    assert ended.weights.keys() == undisturbed.weights.keys()
+    for name, tensor in undisturbed.weights.items():
+        assert torch.equal(ended.weights[name], tensor), name

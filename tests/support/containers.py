@@ -15,13 +15,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
-from tests.support.programs import find, need_root, until_nothing
-
-__all__ = ["Containers"]
+from tests.support.programs import Program, find, need_root, run, until_nothing
 
 # $0 is the host name, $1 the folder with secrets or empty, the rest the command. Mounts are the service's own.
 _FIRST = """
@@ -34,8 +32,7 @@ exec "$@"
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+    run("ip", *arguments, code=0, limit_s=30)
 
 
 class Containers:
@@ -63,8 +60,7 @@ class Containers:
         self.model = model
         self.folder = folder
         self.replacements = {"python": sys.executable, **replacements}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._logs: list[IO[bytes]] = []
+        self.programs: dict[str, Program] = {}
         self._prefix = f"scpl{os.getpid()}-"
         networks = {name: model["services"][name]["networks"] for name in services}
         networks |= {f"outsider-{network}": {network: None} for network in outsiders}
@@ -135,10 +131,7 @@ class Containers:
 
     def execute(self, host: str, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in the network of a host to its end."""
-        command_line = self.on(host, *command)
-        return subprocess.run(
-            command_line, capture_output=True, text=True, timeout=timeout_s, cwd=self.folder
-        )
+        return run(*self.on(host, *command), limit_s=timeout_s, cwd=self.folder)
 
     def start(self, name: str) -> None:
         """Start a service as soon as the services that it depends on are healthy."""
@@ -150,48 +143,40 @@ class Containers:
         )
         isolated = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
         inside = ["sh", "-e", "-c", _FIRST, service.get("hostname", name), self._secrets(name)]
-        log = (self.folder / f"{name}.log").open("ab")
-        self._logs.append(log)
-        self.processes[name] = subprocess.Popen(
-            self.on(name, *isolated, *inside, "tini", "--", "env", "-i", *self._environment(name), *command),
+        if name in self.programs:  # an earlier start of it
+            self.programs[name].close()
+        self.programs[name] = Program(
+            *self.on(name, *isolated, *inside, "tini", "--", "env", "-i", *self._environment(name), *command),
             cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            log=self.folder / f"{name}.log",
         )
 
     def _await_health(self, name: str) -> None:
         test = self._replaced(self.model["services"][name]["healthcheck"]["test"][1:])
 
         def failed() -> int:
-            assert self.processes[name].poll() is None, f"{name} ended:\n{self.log(name)}"
+            assert not self.programs[name].ended, f"{name} ended:\n{self.log(name)}"
             return self.execute(name, *test).returncode
 
         until_nothing(failed)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """What an engine does at `docker stop`, or `docker kill`: a signal to the init process."""
-        [init] = psutil.Process(self.processes[name].pid).children()
+        [init] = psutil.Process(self.programs[name].pid).children()
         init.send_signal(number)
 
     def wait(self, name: str, timeout_s: float) -> int:
         """The exit code of a service."""
-        try:
-            return self.processes[name].wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{name} has not ended after {timeout_s} s:\n{self.log(name)}") from None
+        return self.programs[name].wait(timeout_s)
 
     def log(self, name: str) -> str:
         """What a service has printed."""
-        return (self.folder / f"{name}.log").read_text(errors="replace")
+        return self.programs[name].output
 
     def close(self) -> None:
         """End everything that is left and remove all traces."""
-        for process in self.processes.values():
-            process.kill()
-            process.wait(30)
-        for log in self._logs:
-            log.close()
+        for program in self.programs.values():
+            program.close()
         for host in [*self.addresses, "switch"]:
-            subprocess.run(["ip", "netns", "delete", self._prefix + host], capture_output=True, timeout=30)
+            run("ip", "netns", "delete", self._prefix + host, limit_s=30)  # it may not have been made
             shutil.rmtree(Path("/etc/netns", self._prefix + host), ignore_errors=True)

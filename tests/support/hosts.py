@@ -12,18 +12,18 @@ use the network between them, as between real hosts.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.support.programs import ROOT, find, need_root
+from tests.support.programs import ROOT, Program, find, need_root, run
 
 NETWORK = "10.77.0"
-LEFT_BEHIND = 99
+_NUMBERS = itertools.count()
+"""Of clusters, which may be there at the same time."""
 # $0 is the host's name, $1 a folder to hide behind an empty one, the rest the command.
 FIRST_PROCESS = r"""
 hostname "$0"; hidden=$1; shift
@@ -44,7 +44,7 @@ exit 99
 
 def ip(*arguments: str) -> str:
     """Run iproute2's ip."""
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=30).stdout
+    return run("ip", *arguments, code=0, limit_s=30).stdout
 
 
 class Host:
@@ -56,29 +56,20 @@ class Host:
         self.namespace = f"{cluster.prefix}-{number}"
         self.switch = cluster.switch
         self.port = f"port{number}"
-        self.processes: list[subprocess.Popen[str]] = []
+        self.programs: list[Program] = []
 
     def start(
         self, *command: object, env: Mapping[str, str] | None = None, hide: Path | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a command on this host, in the project's folder; its output is piped."""
+    ) -> Program:
+        """Start a command on this host, in the project's folder."""
         isolated = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--ipc", "--pid", "--fork"]
         isolated += ["--kill-child", "--mount-proc", "bash", "-c", FIRST_PROCESS, self.name, str(hide or "")]
-        process = subprocess.Popen(
-            [*isolated, *map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-        )
-        self.processes.append(process)
-        return process
+        self.programs.append(Program(*isolated, *command, cwd=ROOT, env=env))
+        return self.programs[-1]
 
     def torchrun(
-        self, nodes: int, rank: int, *arguments: object, conf: str = "timeout=60", **options: object
-    ) -> subprocess.Popen[str]:
+        self, nodes: int, rank: int, *arguments: object, conf: str = "timeout=60", hide: Path | None = None
+    ) -> Program:
         """Start this host's part of a run with one stage a host; host-a has the rendezvous."""
         command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={rank}"]
         command += [
@@ -87,7 +78,7 @@ class Host:
             "--master-port=29500",
             f"--rdzv-conf={conf}",
         ]
-        return self.start(*command, "-m", "scpl_dist", "worker", *arguments, **options)  # type: ignore[arg-type]
+        return self.start(*command, "-m", "scpl_dist", "worker", *arguments, hide=hide)
 
     def cable(self, other: Host, network: str) -> None:
         """Connect two hosts directly, at eth1: NETWORK.1 here and NETWORK.2 there."""
@@ -106,14 +97,8 @@ class Host:
 
     def ports(self) -> set[int]:
         """TCP ports that something on this host listens on."""
-        script = "cat /proc/net/tcp /proc/net/tcp6"
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.namespace, "sh", "-c", script],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
+        inside = ("ip", "netns", "exec", self.namespace)
+        done = run(*inside, "cat", "/proc/net/tcp", "/proc/net/tcp6", code=0, limit_s=30)
         rows = [line.split() for line in done.stdout.splitlines() if ":" in line]
         listening = "0A"
         return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == listening}
@@ -122,13 +107,12 @@ class Host:
         """Take the link down at the switch: nothing arrives any more, and nobody is told."""
         ip("-n", self.switch, "link", "set", self.port, "down")
 
-    def send(self, process: subprocess.Popen[str], number: signal.Signals) -> None:
-        """Send a signal to a command that `start` has started."""
-        inside = process.pid
-        for _ in range(2):  # unshare, bash, command
-            children = Path(f"/proc/{inside}/task/{inside}/children").read_text().split()
-            inside = int(children[0])
-        os.kill(inside, number)
+    def reset(self) -> None:
+        """End what was started here, and take the link up again."""
+        for program in self.programs:
+            program.close()  # the host's first process dies with it, and all others with that
+        self.programs.clear()
+        ip("-n", self.switch, "link", "set", self.port, "up")
 
 
 class Cluster:
@@ -137,7 +121,7 @@ class Cluster:
     def __init__(self, count: int) -> None:
         find("ip", "apt-get install iproute2")
         need_root()
-        self.prefix = f"scpl{os.getpid()}"
+        self.prefix = f"scpl{os.getpid()}-{next(_NUMBERS)}"
         self.switch = f"{self.prefix}-switch"
         self.hosts = [Host(self, number) for number in range(count)]
 
@@ -163,14 +147,10 @@ class Cluster:
 
     def remove(self) -> None:
         """End what was started and remove what was made."""
-        for host in self.hosts:
-            for process in host.processes:
-                process.kill()  # the host's first process dies with it, and all others with that
-                process.wait(30)
-                if process.stdout is not None:
-                    process.stdout.close()
+        for program in (program for host in self.hosts for program in host.programs):
+            program.close()
         for name in (*(host.namespace for host in self.hosts), self.switch):
-            with contextlib.suppress(subprocess.CalledProcessError):
+            with contextlib.suppress(AssertionError):  # it was not made yet
                 ip("netns", "delete", name)
             shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
 
@@ -184,9 +164,3 @@ def cluster(count: int) -> Iterator[list[Host]]:
         yield made.hosts
     finally:
         made.remove()
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
-    """Exit code and output of a command of `Host.start`."""
-    output, _ = process.communicate(timeout=timeout_s)
-    return process.returncode, output

@@ -1,0 +1,91 @@
+"""A whole run in one process, with a thread a stage and queues instead of a network: its result without its processes.
+
+Dropout draws from a generator that all threads share, so models with dropout take one stage here.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+
+from scpl_dist import data
+from scpl_dist.control.items import Evaluate, Item, Train
+from scpl_dist.control.messages import Done
+from scpl_dist.coordinator.item_sequence import ItemSequence
+from scpl_dist.data.loader import Loader
+from scpl_dist.methods.schedule import StageSpec
+from scpl_dist.plan.plan import Plan
+from scpl_dist.run.config import Config
+from scpl_dist.transport import Envelope
+from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.worker.executor import Context, Executor, feed
+from scpl_dist.worker.timer import PhaseTimer
+from scpl_dist.worker.updater import Updater
+from tests.support.pipelines import Lane, QueueTransport
+from tests.support.reference import Reference
+
+
+class Run:
+    """One run; what it has come to is in `result`."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(config.runtime.threads)
+        self.config = config
+        self.result = Reference()
+        source = data.resolve(config)
+        self.plan = Plan.plan(config, source.classes, source.example())
+        self.items: list[Item] = list(iter(ItemSequence(config, source.sizes).next, None))
+        loader: Loader[Item] = Loader(source, config.run.seed, workers=0)
+        feed(loader, self.items)
+        for spec in self.plan.specs:  # blocks are drawn before the threads begin, from that same generator
+            self.result.trainables |= self.plan.trainables(spec.blocks)
+        source.prepare(self.result.trainables[0].block)
+        self._correct: Counter[int] = Counter()
+        self._errors: list[BaseException] = []
+        lanes = defaultdict[Lane, queue.Queue[Envelope]](lambda: queue.Queue(2))
+        executors = [
+            self._executor(spec, lanes, loader if spec.stage == 0 else None) for spec in self.plan.specs
+        ]
+        threads = [threading.Thread(target=self._run, args=(executor,)) for executor in executors]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+        size = source.sizes["test"]
+        self.result.accuracy = [self._correct[epoch] / size for epoch in range(config.run.epochs)]
+
+    def _executor(
+        self, spec: StageSpec, lanes: dict[Lane, queue.Queue[Envelope]], loader: Loader[Item] | None
+    ) -> Executor:
+        layout = self.config.layout
+        updaters = {block: Updater(self.result.trainables[block], self.config) for block in spec.blocks}
+        links = Neighbours(QueueTransport(spec.stage, lanes), layout, layout.workers[spec.stage])
+        context = Context(
+            device=torch.device("cpu"),
+            timer=PhaseTimer(),
+            report=self._report,
+            run_dir=Path("unused"),
+            loader=loader,
+        )
+        return Executor(spec, self.plan.method, updaters, links, context)
+
+    def _run(self, executor: Executor) -> None:
+        try:
+            executor.run()
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+
+    def _report(self, done: Done) -> None:
+        item = self.items[done.sequence]
+        if isinstance(item, Train):
+            for block, terms in done.losses.items():
+                self.result.losses[item.step, int(block)] = terms
+        elif isinstance(item, Evaluate) and item.split == "test" and done.correct is not None:
+            self._correct[item.epoch] += done.correct
