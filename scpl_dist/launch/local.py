@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from scpl_dist.run.network import VARIABLES, loopback
 from scpl_dist.storage.checkpoints import steps
 from scpl_dist.storage.run_folder import RunFolder
 
-# Every optimizer imports torch._dynamo at its first step, and so does a check of the model.
-_FOR_ALL = (
+_FOR_CHECK = ("scpl_dist.plan.plan", "scpl_dist.launch.preflight")
+# Every optimizer imports torch._dynamo at its first step, which takes as long as torch itself.
+_FOR_RUN = (
     "torch.distributed.rpc",
     "torch._dynamo",
     "scpl_dist.coordinator.service",
@@ -51,10 +52,11 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
     Raises:
         ValueError: something cannot be used, or another run is in progress in the folder; nothing has begun.
     """
-    _prepare(config)
+    _set_environment(config)
+    _import(_FOR_CHECK)
     # In a process of its own: nothing of data and model stays in this one.
-    arguments = {"config": config.model_dump(mode="json")}
-    checked = call("scpl_dist.launch.preflight:checked", arguments, "scpl-dist: preflight")
+    entry, arguments = "scpl_dist.launch.preflight:checked", {"config": config.model_dump(mode="json")}
+    checked = call(entry, arguments, "scpl-dist: preflight", meanwhile=_importing)
     if checked is None:
         raise PreflightError("the check of the run was killed, perhaps because the memory was full")
     config = Config.model_validate(checked)
@@ -66,8 +68,8 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
         return _launch(config, folder, resume, signals), folder
 
 
-def _prepare(config: Config) -> None:
-    """What all processes inherit: variables, modules that are imported, and what else can be."""
+def _set_environment(config: Config) -> None:
+    """Variables that all processes inherit, and what can be imported."""
     os.environ.update(dict.fromkeys(VARIABLES, config.runtime.interface or loopback()))
     os.environ["OMP_NUM_THREADS"] = str(config.runtime.threads)
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # a peer's ordinary end is worth no warning
@@ -75,11 +77,24 @@ def _prepare(config: Config) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if sys.platform.startswith("linux"):
-        gc.disable()  # it would look again and again at what stays
-        for name in _FOR_ALL:
-            importlib.import_module(name)
-        gc.enable()
+
+
+def _import(names: Sequence[str]) -> None:
+    """Import modules for all processes that are forked from this one."""
+    if not sys.platform.startswith("linux"):
+        return
+    gc.disable()
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()  # it stays, and its memory stays shared: nobody needs to look for garbage there
+    gc.enable()
+
+
+@contextmanager
+def _importing(preflight: psutil.Process) -> Iterator[None]:
+    """While the check runs on another core."""
+    _import(_FOR_RUN)
+    yield
 
 
 def _launch(config: Config, folder: RunFolder, resume: str, signals: list[int]) -> int:

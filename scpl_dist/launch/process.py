@@ -9,7 +9,6 @@ Nothing else knows the difference, but that a fork takes milliseconds and a prog
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -56,7 +55,6 @@ def start(order: Order, stdin: int | None = None) -> psutil.Process:
     if not safe_to_fork():
         return spawn(order, stdin)
     sys.stdout.flush()  # or the child would write it, too
-    gc.freeze()  # what is imported stays shared between the processes
     pid = os.fork()
     if pid:
         return psutil.Process(pid)

@@ -157,7 +157,8 @@ def lives(process: psutil.Process) -> bool:
 
 
 def prepared() -> None:
-    local._prepare(Config())
+    local._set_environment(Config())
+    local._import([*local._FOR_CHECK, *local._FOR_RUN])
     print(json.dumps([safe_to_fork(), call_here("describe")["torch"]]))
 
 

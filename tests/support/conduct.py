@@ -133,14 +133,10 @@ class Running:
     def _find(self, name: str) -> psutil.Process | None:
         for process in self.processes():
             try:
-                command, rank = " ".join(process.cmdline()), process.environ().get("RANK")
+                found = "launcher" if process.pid == self.process.pid else role_of(process)
             except psutil.NoSuchProcess:
                 continue
-            if "scpl_dist.coordinator.service" in command and name == "coordinator":
-                return process
-            if process.pid == self.process.pid and name == "launcher":
-                return process
-            if "scpl_dist worker" in command and rank == name:
+            if found == name:
                 return process
         return None
 
@@ -165,6 +161,19 @@ class Running:
             time.sleep(0.05)
         assert not left, f"left over: {[process.cmdline() for process in left]}\n{screen}"
         return Ended(self.run, self.process.returncode, screen, seconds)
+
+
+def role_of(process: psutil.Process) -> str | None:
+    """What a process is for."""
+    command: list[str] = process.cmdline()
+    if command[:1] == ["scpl-dist:"]:
+        return command[2] if command[1] == "stage" else command[1]
+    if "scpl_dist.coordinator.service" in command:
+        return "coordinator"
+    if "scpl_dist worker" in " ".join(command):
+        rank: str | None = process.environ().get("RANK")
+        return rank
+    return None
 
 
 def halted(running: Running, stage: str, faults: int) -> psutil.Process:
