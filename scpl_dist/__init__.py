@@ -65,7 +65,10 @@ def train(
         values["data.name"] = data if isinstance(data, str) else imports.name_of(data)
     values.setdefault("metrics.port", 0)
     configuration = config.load(values=values)
-    code, folder = local.train(configuration, run_dir)
+    ended = local.train_apart(configuration, run_dir)
+    if ended is None:
+        raise RunFailed(1, {"reason": "the launcher of the run was killed"})
+    code, folder = ended
     if code != 0:
         raise RunFailed(code, folder.read("exit.json") or {})
     return {**(folder.read("result.json") or {}), "run_dir": str(folder.path)}

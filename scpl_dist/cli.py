@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from scpl_dist.launch.child import leave as _leave
+from scpl_dist.launch.process import leave as _leave
 from scpl_dist.run import config as configuration
 
 app = typer.Typer(

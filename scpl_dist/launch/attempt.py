@@ -3,7 +3,7 @@
     Attempt
       |-- coordinator     told over its standard input of signals and of workers that exited
       |-- worker 0
-      '-- worker 1 ...    each dies with the server that it was forked from, and the server with this process
+      '-- worker 1 ...    each dies with this process
 
 The attempt is the watchdog outside of all others: when the coordinator has ended, for whatever reason, the workers
 get a moment to end too and are killed then, and the other way round.
@@ -11,18 +11,15 @@ get a moment to end too and are killed then, and the other way round.
 
 from __future__ import annotations
 
-import queue
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import psutil
 
-from scpl_dist.launch.child import Order
-from scpl_dist.launch.children import Children
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
+from scpl_dist.launch.process import Order, ended, kill, start
 from scpl_dist.launch.restarts import End
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, meaning
@@ -32,38 +29,14 @@ from scpl_dist.worker.stacks import SIGNAL as STACKS
 # Seconds that the rest has to end after its first part ended: in order, and after a failure.
 _GRACE_S = 10.0
 _FAILED_GRACE_S = 3.0
-_LOOK_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    """The launcher got a signal."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A process has ended; a negative code is the number of the signal that killed it."""
-
-    pid: int
-    code: int
-
-
-Event = Signalled | Ended
+_LOOK_S = 0.05
 
 
 class Attempt:
     """The processes of one start.
 
-    Args:
-        config: the run.
-        folder: its folder.
-        resume: what the coordinator is told: "never", "auto" or a folder.
-        causes: what ended the earlier starts.
-        children: starts the processes.
-        events: what `children` and signals say; shared by all starts of a run.
-        may_restart: whether a failure may be followed by another start.
+    `resume` and `causes` are for the coordinator; `signals` are the numbers of those that the launcher has got, and
+    grows meanwhile.
     """
 
     def __init__(
@@ -72,164 +45,133 @@ class Attempt:
         folder: RunFolder,
         resume: str,
         causes: Sequence[str],
-        children: Children,
-        events: queue.SimpleQueue[Event],
         may_restart: bool,
+        signals: Sequence[int],
     ) -> None:
-        self.config = config
-        self.folder = folder
-        self._children = children
-        self._events = events
-        self._deadline: float | None = None
-        self._stopped_since: float | None = None
-        self._signals: list[int] = []
+        self._config = config
+        self._folder = folder
+        self._signals = signals
+        self._told = 0
+        self._deadline = float("inf")
+        self._coordinator = CoordinatorProcess(folder, start, resume, causes, may_restart)
         self._code: int | None = None
         """Exit code of the coordinator."""
-        self._ranks: dict[int, int] = {}
-        """Workers that have not ended: rank by process id."""
-        self._coordinator = CoordinatorProcess(folder, resume, causes, may_restart)
-        with self._coordinator.stdin as stdin:
-            self._pid = children.start(self._coordinator.order, stdin)
+        self._workers: dict[int, psutil.Process] = {}
+        """Those that have not ended, by rank."""
+        self._responsive = time.monotonic()
+        """When the coordinator was last seen not to be stopped."""
 
     def run(self) -> End:
         """Until everything has ended."""
         try:
-            endpoint = self._coordinator.endpoint(self._waiting)
-            if endpoint is not None:
+            endpoint = self._coordinator.endpoint(self._look)
+            if endpoint is None:
+                kill([self._coordinator.process])
+            else:
                 self._start_workers(endpoint)
-            elif self._code is None:
-                self._children.send([self._pid], signal.SIGKILL)
-            self._supervise()
+            while self._look():
+                time.sleep(_LOOK_S)
         finally:
-            self._kill_rest()
+            kill([*self._workers.values()])
         end = self._conclude()
         self._coordinator.close()
         return end
 
-    def _waiting(self) -> bool:
-        """Whether the coordinator still starts; meanwhile events are passed on to it."""
-        while not self._events.empty():
-            self._heard(self._events.get())
-        return self._code is None
-
     def _start_workers(self, endpoint: str) -> None:
-        workers = self.config.layout.workers
+        workers = self._config.layout.workers
+        world = str(len(workers))
         for worker in workers:
             order = Order(
                 entry="scpl_dist.launch.rank:local",
-                arguments={"run_dir": str(self.folder.path), "control": endpoint},
-                title=f"scpl-dist: stage {worker.label} {self.folder.path}",
+                arguments={"run_dir": str(self._folder.path), "control": endpoint},
+                title=f"scpl-dist: stage {worker.label} {self._folder.path}",
                 environment={
                     "RANK": str(worker.rank),
                     "LOCAL_RANK": str(worker.rank),
-                    "WORLD_SIZE": str(len(workers)),
-                    "LOCAL_WORLD_SIZE": str(len(workers)),
+                    "WORLD_SIZE": world,
+                    "LOCAL_WORLD_SIZE": world,
                 },
-                log=str(self.folder.log / f"{worker.file}.log"),
+                log=str(self._folder.log / f"{worker.file}.log"),
             )
-            self._ranks[self._children.start(order)] = worker.rank
+            self._workers[worker.rank] = start(order)
 
-    # Supervision ------------------------------------------------------------------------------------------------
-
-    def _supervise(self) -> None:
-        """Pass events on until coordinator and workers have ended, or the grace is over."""
-        while self._code is None or self._ranks:
-            try:
-                self._heard(self._events.get(timeout=_LOOK_S))
-            except queue.Empty:
-                self._look_at_coordinator()
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                return
-
-    def _heard(self, event: Event) -> None:
-        match event:
-            case Signalled(number):
-                self._signals.append(number)
-                self._coordinator.tell({"event": "signal", "number": number})
-                if len(self._signals) > 1:
-                    self._end_within(_FAILED_GRACE_S)
-            case Ended(pid, code) if pid == self._pid:
-                self._code = code
-                if code == 1:
-                    self._dump_stacks()
-                # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
-                self._end_within(_GRACE_S if code == 0 else _FAILED_GRACE_S if code > 0 else 0)
-            case Ended(pid, code) if pid in self._ranks:
-                self._coordinator.tell({"event": "exited", "rank": self._ranks.pop(pid), "code": code})
-                if not self._ranks:
+    def _look(self) -> bool:
+        """Act on what happened since the last look; whether something still runs, and may."""
+        for number in self._signals[self._told :]:
+            self._coordinator.tell({"event": "signal", "number": number})
+            self._told += 1
+        if self._told > 1:
+            self._end_within(_FAILED_GRACE_S)
+        for rank, process in list(self._workers.items()):
+            code = ended(process)
+            if code is not None:
+                del self._workers[rank]
+                self._coordinator.tell({"event": "exited", "rank": rank, "code": code})
+                if not self._workers:
                     self._end_within(_GRACE_S)
-            case _:
-                pass  # the last word of an earlier start
-
-    def _end_within(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+        if self._code is None:
+            self._look_at_coordinator()
+        running = self._code is None or bool(self._workers)
+        return running and time.monotonic() < self._deadline
 
     def _look_at_coordinator(self) -> None:
-        """A coordinator that is stopped, for example by SIGSTOP, cannot notice anything any more."""
-        if self._code is not None or not self._is_stopped():
-            self._stopped_since = None
-        elif self._stopped_since is None:
-            self._stopped_since = time.monotonic()
-        elif time.monotonic() - self._stopped_since >= self.config.runtime.timeout_s:
+        self._code = ended(self._coordinator.process)
+        if self._code is not None:
+            if self._code == 1:
+                self._dump_stacks()
+            # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
+            self._end_within(_GRACE_S if self._code == 0 else _FAILED_GRACE_S if self._code > 0 else 0)
+        elif not self._is_stopped():
+            self._responsive = time.monotonic()
+        elif time.monotonic() - self._responsive >= self._config.runtime.timeout_s:
             self._end_within(0)
 
     def _is_stopped(self) -> bool:
-        try:
-            status = psutil.Process(self._pid).status()
-        except psutil.NoSuchProcess:
-            return False
+        """Whether the coordinator is, for example by SIGSTOP; it cannot notice anything then."""
+        status = self._coordinator.process.status()
         return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
+    def _end_within(self, seconds: float) -> None:
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def _dump_stacks(self) -> None:
         """Workers that still run after a failure write their stacks, also those that hold the interpreter lock."""
-        exit_json = self.folder.read("exit.json") or {}
+        exit_json = self._folder.read("exit.json") or {}
         if meaning(exit_json.get("cause") or "").stacks:
-            self._children.send([*self._ranks], STACKS)
-
-    def _kill_rest(self) -> None:
-        """No worker outlives its attempt."""
-        deadline = time.monotonic() + _GRACE_S
-        while self._ranks and time.monotonic() < deadline:
-            self._children.send([*self._ranks], signal.SIGKILL)
-            try:
-                self._heard(self._events.get(timeout=0.1))
-            except queue.Empty:
-                pass
-
-    # End --------------------------------------------------------------------------------------------------------
+            for process in self._workers.values():
+                process.send_signal(STACKS)
 
     def _conclude(self) -> End:
         """How it ended; writes exit.json, and says it, where the coordinator could not."""
-        step = self.folder.metrics.last_step(self.config.pipeline.stages)
-        if self._code is None:
-            what = "is stopped (by SIGSTOP or a debugger)" if self._is_stopped() else "did not finish the run"
-            reason = f"the coordinator (pid {self._pid}) {what}, and the workers ended without it"
-            self._children.send([self._pid], signal.SIGKILL)
-        elif (found := self.folder.read("exit.json")) is not None:
+        step = self._folder.metrics.last_step(self._config.pipeline.stages)
+        found = self._folder.read("exit.json")
+        if found is not None and self._code is not None:
             return End(found["code"], found.get("cause", ""), found["reason"], found.get("stage"), step)
-        elif -self._code in (signal.SIGTERM, signal.SIGINT):  # it still loaded, so nothing has begun
+        cause = None
+        if self._code is not None and -self._code in (signal.SIGTERM, signal.SIGINT):
+            # It still loaded, so nothing has begun.
             code = 128 - self._code
             reason = f"stopped by {signal.Signals(-self._code).name} before the first step"
             print(reason, file=sys.stderr)
-            self.folder.fail(code, reason)
-            return End(code, "", reason, None, step)
-        elif self._code < 0:
-            name = signal.Signals(-self._code).name
-            reason = f"the coordinator (pid {self._pid}) was killed by {name}"
-        else:
-            reason = f"the coordinator exited with code {self._code} before it could finish the run"
-        if len(self._signals) > 1:
-            code, cause, reason = (
-                128 + self._signals[-1],
-                None,
-                f"stopped at once by a second signal; {reason}",
-            )
+        elif self._told > 1:
+            code = 128 + self._signals[-1]
+            reason = f"stopped at once by a second signal; {self._loss()}"
         else:
             cause = Cause.CONFIG if self._code == 2 else Cause.COORDINATOR_LOST
             code = meaning(cause).code
-            print(
-                f"\nThe run failed.\n  log:        {self.folder.log}\n  cause:      {reason}", file=sys.stderr
-            )
-        self.folder.fail(code, reason, cause)
+            reason = self._loss()
+            text = f"\nThe run failed.\n  log:        {self._folder.log}\n  cause:      {reason}"
+            print(text, file=sys.stderr)
+        self._folder.fail(code, reason, cause)
         return End(code, cause or "", reason, None, step)
+
+    def _loss(self) -> str:
+        """What became of a coordinator that has not said it; afterwards it is gone."""
+        process, code = self._coordinator.process, self._code
+        if code is None:
+            what = "is stopped (by SIGSTOP or a debugger)" if self._is_stopped() else "did not finish the run"
+            kill([process])
+            return f"the coordinator (pid {process.pid}) {what}, and the workers ended without it"
+        if code < 0:
+            return f"the coordinator (pid {process.pid}) was killed by {signal.Signals(-code).name}"
+        return f"the coordinator exited with code {code} before it could finish the run"

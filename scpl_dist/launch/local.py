@@ -3,26 +3,29 @@
     scpl-dist train --- preflight: configuration, data, model, ports (exit 2 before anything starts)
         '-- Attempt 1 (coordinator and workers) --killed, hung--> Attempt 2, from the last good checkpoint --> ...
 
-All processes are forked from one server, which has imported torch (`scpl_dist.launch.server`). The launcher decides
-nothing about training. It passes signals on, makes sure that everything ends, and decides with
+The launcher imports torch once, and all its processes are forked from it; beyond that it has nothing to do with
+torch and decides nothing about training. It passes signals on, makes sure that everything ends, and decides with
 `scpl_dist.launch.restarts` whether a failure is final.
 """
 
 from __future__ import annotations
 
-import queue
+import gc
+import importlib
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from scpl_dist.launch.attempt import Attempt, Ended, Event, Signalled
-from scpl_dist.launch.child import Order
-from scpl_dist.launch.children import Children
+import psutil
+
+from scpl_dist.launch.attempt import Attempt
+from scpl_dist.launch.process import call, spawn
 from scpl_dist.launch.restarts import End, Restarts
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import PreflightError
@@ -30,106 +33,83 @@ from scpl_dist.run.network import VARIABLES, loopback
 from scpl_dist.storage.checkpoints import steps
 from scpl_dist.storage.run_folder import RunFolder
 
+_FOR_CHECK = ("scpl_dist.plan.plan", "scpl_dist.launch.preflight")
+# Every optimizer imports torch._dynamo at its first step, which takes as long as torch itself.
+_FOR_RUN = (
+    "torch.distributed.rpc",
+    "torch._dynamo",
+    "scpl_dist.coordinator.service",
+    "scpl_dist.launch.rank",
+)
 
-def train(config: Config, run_dir: str | Path | None, resume: str = "never") -> tuple[int, RunFolder]:
-    """Check a run and take it to its end, with restarts.
 
-    Args:
-        config: the run.
-        run_dir: run folder; None makes one.
-        resume: "never", "auto" or the folder of a checkpoint.
+def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[int, RunFolder]:
+    """Check a run and take it to its end, with restarts, in a process that does nothing else.
 
-    Returns:
-        The exit code of the contract: 0 done, 1 failed, 2 configuration, 130 or 143 stopped; and the run folder.
+    `run_dir` None makes a folder; `resume` is "never", "auto" or the folder of a checkpoint. Returns the run folder and
+    the exit code of the contract: 0 done, 1 failed, 2 configuration, 130 or 143 stopped.
 
     Raises:
         ValueError: something cannot be used, or another run is in progress in the folder; nothing has begun.
     """
-    return Launcher(config).train(run_dir, resume)
+    _set_environment(config)
+    _import(_FOR_CHECK)
+    # In a process of its own: nothing of data and model stays in this one.
+    entry, arguments = "scpl_dist.launch.preflight:checked", {"config": config.model_dump(mode="json")}
+    checked = call(entry, arguments, "scpl-dist: preflight", meanwhile=_importing)
+    if checked is None:
+        raise PreflightError("the check of the run was killed, perhaps because the memory was full")
+    config = Config.model_validate(checked)
+    folder = RunFolder.create(run_dir, config, resume=resume != "never")
+    signals: list[int] = []
+    with folder.locked():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: signals.append(number))
+        return _launch(config, folder, resume, signals), folder
 
 
-class Launcher:
-    """One run on this machine."""
+def _set_environment(config: Config) -> None:
+    """Variables that all processes inherit, and what can be imported."""
+    os.environ.update(dict.fromkeys(VARIABLES, config.runtime.interface or loopback()))
+    os.environ["OMP_NUM_THREADS"] = str(config.runtime.threads)
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # a peer's ordinary end is worth no warning
+    # numpy's linear algebra would start threads when it is imported, and a fork would not be safe.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._signals: list[int] = []
-        self._children = self._start_server()
 
-    def train(self, run_dir: str | Path | None, resume: str) -> tuple[int, RunFolder]:
-        """See `train`."""
-        try:
-            self._config = self._checked()
-            folder = RunFolder.create(run_dir, self._config, resume=resume != "never")
-            with folder.locked(), _handled(self._on_signal):
-                return self._launch(folder, resume), folder
-        finally:
-            self._children.close()
-
-    def _start_server(self) -> Children:
-        threads = str(self._config.runtime.threads)
-        interface = self._config.runtime.interface or loopback()
-        environment = dict.fromkeys(VARIABLES, interface)
-        environment["OMP_NUM_THREADS"] = threads
-        environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # a peer's ordinary end is worth no warning
-        return Children("scpl-dist: server", environment, self._on_exit)
-
-    def _on_exit(self, pid: int, code: int) -> None:
-        self._events.put(Ended(pid, code))
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
-        self._events.put(Signalled(number))
-
-    def _checked(self) -> Config:
-        """The configuration to run, checked in a process of its own: nothing of data and model stays in this one."""
-        entry, arguments = (
-            "scpl_dist.launch.preflight:answer",
-            {"config": self._config.model_dump(mode="json")},
-        )
-        answer = self._children.call(Order(entry, arguments, title="scpl-dist: preflight"))
-        if answer is None:
-            raise PreflightError("the check of the run was killed, perhaps because the memory was full")
-        if "mistake" in answer:
-            raise ValueError(answer["mistake"])
-        if "raised" in answer:
-            raise PreflightError(answer["raised"])
-        return Config.model_validate(answer["config"])
-
-    def _launch(self, folder: RunFolder, resume: str) -> int:
-        config = self._config
-        restarts = Restarts(config.runtime.max_restarts)
-        while True:
-            may_restart = restarts.left > 0
-            attempt = Attempt(
-                config, folder, resume, restarts.causes, self._children, self._events, may_restart
-            )
-            end = attempt.run()
-            if end.code != 1 or self._signals:
-                return end.code
-            refusal = restarts.refusal(end)
-            if refusal is not None:
-                _say_final(end, refusal, config)
-                return end.code
-            resume = "auto" if steps(folder.path) else resume
-            _note_restart(end, restarts, folder, resume)
-            if not self._children.alive:
-                self._children = self._start_server()
+def _import(names: Sequence[str]) -> None:
+    """Import modules for all processes that are forked from this one."""
+    if not sys.platform.startswith("linux"):
+        return
+    gc.disable()
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()  # it stays, and its memory stays shared: nobody needs to look for garbage there
+    gc.enable()
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals that ask for a stop, if this is the thread that can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+def _importing(preflight: psutil.Process) -> Iterator[None]:
+    """While the check runs on another core."""
+    _import(_FOR_RUN)
+    yield
+
+
+def _launch(config: Config, folder: RunFolder, resume: str, signals: list[int]) -> int:
+    restarts = Restarts(config.runtime.max_restarts)
+    while True:
+        end = Attempt(config, folder, resume, restarts.causes, restarts.left > 0, signals).run()
+        if end.code != 1 or signals:
+            return end.code
+        refusal = restarts.refusal(end)
+        if refusal is not None:
+            if config.runtime.max_restarts:  # the cause must be the last thing on the screen
+                print(f"scpl-dist: {refusal}\n  cause:      {end.reason}", file=sys.stderr, flush=True)
+            return end.code
+        resume = "auto" if steps(folder.path) else resume
+        _note_restart(end, restarts, folder, resume)
 
 
 def _note_restart(end: End, restarts: Restarts, folder: RunFolder, resume: str) -> None:
@@ -144,7 +124,32 @@ def _note_restart(end: End, restarts: Restarts, folder: RunFolder, resume: str) 
     folder.metrics.close()
 
 
-def _say_final(end: End, refusal: str, config: Config) -> None:
-    """Repeat the cause where restarts were allowed: it must be the last thing on the screen."""
-    if config.runtime.max_restarts:
-        print(f"scpl-dist: {refusal}\n  cause:      {end.reason}", file=sys.stderr, flush=True)
+def train_apart(config: Config, run_dir: str | Path | None) -> tuple[int, RunFolder] | None:
+    """`train` for a program with threads, a GPU and plans of its own: the launcher is a child of it.
+
+    None if the launcher was killed.
+    """
+    arguments = {"config": config.model_dump(mode="json"), "run_dir": run_dir and str(run_dir)}
+    entry = "scpl_dist.launch.local:_train_here"
+    answer = call(entry, arguments, "scpl-dist: launcher", spawn, _signals_passed_on)
+    return answer and (answer["code"], RunFolder(Path(answer["run_dir"])))
+
+
+def _train_here(config: dict[str, Any], run_dir: str | None) -> dict[str, Any]:
+    code, folder = train(Config.model_validate(config), None if run_dir is None else Path(run_dir))
+    return {"code": code, "run_dir": str(folder.path)}
+
+
+@contextmanager
+def _signals_passed_on(launcher: psutil.Process) -> Iterator[None]:
+    """Those that ask for a stop, if this is the thread that can handle them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: launcher.send_signal(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

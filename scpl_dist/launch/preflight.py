@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +16,13 @@ if TYPE_CHECKING:
 
 
 def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
-    """Find the user's mistakes before any process starts, and decide what is decided once for all processes.
+    """Find the user's mistakes, and decide what is decided once for all processes.
 
-    Args:
-        config: the run.
-        absent: called with the reason if the files of a published data set cannot be used; everything else is checked
-            then. None makes that an error.
+    `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
+    then. None makes that an error.
 
     Returns:
-        The `scpl_dist.plan.plan.Assembly` of the run. Its configuration is the one to run: the counts of a measured
-        partition are in it.
+        The plan of the run. Its configuration is the one to run: the counts of a measured partition are in it.
 
     Raises:
         ValueError: with the key, the value and the fix.
@@ -54,8 +48,8 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     ItemSequence(config, source.sizes)  # raises if replicas cannot share the batches
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
-    assembly = Plan.plan(config, source.classes, source.example())
-    assembly.check()
+    plan = Plan.plan(config, source.classes, source.example())
+    plan.check()
     if config.runtime.device == "cuda":
         import torch
 
@@ -63,22 +57,12 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
             raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
     _check_port("metrics", config.metrics.host, config.metrics.port)
     _check_port("control", config.control.host, config.control.port)
-    return assembly
+    return plan
 
 
-def answer(config: dict[str, Any]) -> int:
-    """`preflight` in a process of its own; the answer goes to standard input, which is a socket of the launcher."""
-    try:
-        found: dict[str, Any] = {
-            "config": preflight(Config.model_validate(config)).config.model_dump(mode="json")
-        }
-    except ValueError as error:
-        found = {"mistake": str(error)}
-    except Exception as error:
-        traceback.print_exc()
-        found = {"raised": f"{type(error).__name__}: {error}"}
-    os.write(0, json.dumps(found).encode())
-    return 0
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration to run, as `scpl_dist.launch.process.call` takes and gives it."""
+    return preflight(Config.model_validate(config)).config.model_dump(mode="json")
 
 
 def _measured(config: Config, source: DataSource) -> Config:
@@ -86,11 +70,12 @@ def _measured(config: Config, source: DataSource) -> Config:
     from scpl_dist.plan.plan import Plan
     from scpl_dist.worker import costs
 
-    pipeline = config.pipeline.model_copy(update={"partition": "uniform"})
-    plan = Plan.plan(config.model_copy(update={"pipeline": pipeline}), source.classes, source.example())
-    return config.model_copy(
-        update={"pipeline": pipeline.model_copy(update={"partition": costs.counts(plan, source)})}
-    )
+    def partitioned(partition: str | list[int]) -> Config:
+        pipeline = config.pipeline.model_copy(update={"partition": partition})
+        return config.model_copy(update={"pipeline": pipeline})
+
+    plan = Plan.plan(partitioned("uniform"), source.classes, source.example())
+    return partitioned(costs.counts(plan, source))
 
 
 def _check_port(section: str, host: str, port: int) -> None:

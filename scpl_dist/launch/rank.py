@@ -10,15 +10,15 @@ import contextlib
 import faulthandler
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
-from scpl_dist.launch.child import die_with_parent, spawn
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.preflight import preflight
+from scpl_dist.launch.process import die_with_parent, ended, kill, spawn
 from scpl_dist.run import config as configuration
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
@@ -39,15 +39,8 @@ def local(run_dir: str, control: str) -> int:
 def main(config: Config, run_dir: Path | None, control: str | None, companion: bool, resume: str) -> int:
     """Be the worker of this rank in a cluster; ranks come from the environment, as torchrun sets it.
 
-    Args:
-        config: the run.
-        run_dir: run folder; None for the coordinator's.
-        control: address of the coordinator; None for control.host and control.port.
-        companion: let rank 0 start the coordinator.
-        resume: "never", "auto" or the folder of a checkpoint; for the coordinator that rank 0 starts.
-
-    Returns:
-        Exit code.
+    `run_dir` None is the coordinator's; `control` is the address of the coordinator, None for control.host and
+    control.port; with `companion` rank 0 starts the coordinator, and tells it what to `resume`. Returns the exit code.
 
     Raises:
         ValueError: the launch does not fit the configuration.
@@ -91,24 +84,23 @@ def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
     preflight(config)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
-    coordinator = CoordinatorProcess(folder, resume)
-    with coordinator.stdin as stdin:
-        process = spawn(coordinator.order, stdin.fileno())
-    endpoint = coordinator.endpoint(lambda: process.poll() is None)
+    coordinator = CoordinatorProcess(folder, spawn, resume)
+    process = coordinator.process
+    endpoint = coordinator.endpoint(lambda: ended(process) is None)
     code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]
     try:
-        ended = process.wait(_COORDINATOR_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        ended = 0
+        code = process.wait(_COORDINATOR_END_S) or code
+    except psutil.TimeoutExpired:
+        kill([process])
     coordinator.close()
     if folder.read("exit.json") is None:
         folder.fail(1, "the coordinator did not finish the run")
     reason = (folder.read("exit.json") or {}).get("reason", "")
-    return ended or code, f"the run ended: {reason}"
+    return code, f"the run ended: {reason}"
 
 
 def _ranks(config: Config) -> tuple[int, int]:
+    """Rank and number of workers."""
     try:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except KeyError as error:

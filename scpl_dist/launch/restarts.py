@@ -17,30 +17,20 @@ SAME = 3
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one start of a run ended.
-
-    Attributes:
-        code: exit code.
-        cause: kind of failure, see ``exit.json``; "" without one.
-        reason: the failure in words.
-        stage: stage that failed, if it is known.
-        step: last step that all stages are known to have finished; -1 if none.
-    """
+    """How one start of a run ended."""
 
     code: int
     cause: str
+    """Kind of failure, as in ``exit.json``; "" without one."""
     reason: str
     stage: int | None = None
     step: int = -1
+    """The last one that all stages are known to have finished; -1 if none."""
 
 
 @dataclass(slots=True)
 class Restarts:
-    """Decides about restarts.
-
-    Args:
-        limit: ``runtime.max_restarts``.
-    """
+    """Decides about restarts; `limit` is ``runtime.max_restarts``."""
 
     limit: int
     causes: list[str] = field(default_factory=list)
@@ -51,25 +41,23 @@ class Restarts:
 
     @property
     def left(self) -> int:
-        """Restarts that may still be made."""
         return self.limit - len(self.causes)
 
     def refusal(self, end: End) -> str | None:
         """Why there is no restart after this end; None if there is one, which is then counted."""
         kind = (end.cause, end.stage)
         self._same = self._same + 1 if kind == self._previous and end.step <= self._furthest else 1
-        self._previous, self._furthest = kind, max(self._furthest, end.step)
+        self._previous = kind
+        self._furthest = max(self._furthest, end.step)
         if end.code != 1:
             return "the run did not fail"
         if meaning(end.cause).final:
             return f"not started again: {meaning(end.cause).final}"
         if self._same >= SAME:
-            where = (
-                f"before step {self._furthest + 1} was done"
-                if self._furthest >= 0
-                else "before the first step"
+            place = f"step {self._furthest + 1} was done" if self._furthest >= 0 else "the first step"
+            return (
+                f"not started again: the same failure came {self._same} times in a row, each before {place}"
             )
-            return f"not started again: the same failure came {self._same} times in a row, each {where}"
         if self.left <= 0:
             return f"not started again: runtime.max_restarts = {self.limit} restarts are used up"
         self.causes.append(end.cause or "unknown")

@@ -16,7 +16,7 @@ def test_all_processes_listen_on_loopback_only(transport: str, tmp_path: Path) -
         running.wait_for("train", 4)
         launcher = psutil.Process(running.process.pid)
         processes = [launcher, *launcher.children(recursive=True)]
-        assert len(processes) == 5  # launcher, server, coordinator, two stages
+        assert len(processes) == 4  # launcher, coordinator, two stages
         listening = [
             connection
             for process in processes

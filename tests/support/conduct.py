@@ -163,7 +163,7 @@ class Running(Program):
 
 
 def role_of(process: psutil.Process) -> str | None:
-    """What a process is for: "coordinator", "server", or the stage of a worker, such as "1" or "1.0".
+    """What a process is for: "coordinator", or the stage of a worker, such as "1" or "1.0".
 
     It says so in its title, ``scpl-dist: stage 1 RUN_DIR``, or, where it was started as a program, by its command
     line and its rank.
