@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scpl_dist.methods.batchnorm import shared
+from scpl_dist.methods import batchnorm
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
 from scpl_dist.run.phases import Phase
@@ -102,7 +102,7 @@ class Replicas:
 
     def share_statistics(self, module: nn.Module) -> None:
         """Let every BatchNorm of a module take the statistics of all replicas' samples."""
-        shared(module, self._statistics)
+        batchnorm.share(module, self._statistics)
 
     def _statistics(self, own: Tensor) -> Tensor:
         with self._waiting():
