@@ -40,12 +40,13 @@ class Action:
     """One thing that a stage does, such as ``F2.0``: the forward of block 2 for micro-batch 0 of the item."""
 
     kind: Kind
-    block: int | None = None
-    micro_batch: int | None = None
+    block: int = -1
+    """-1: it is of no block; likewise for micro-batches."""
+    micro_batch: int = -1
 
     def __str__(self) -> str:
-        block = "" if self.block is None else str(self.block)
-        return f"{self.kind}{block}" + ("" if self.micro_batch is None else f".{self.micro_batch}")
+        block = "" if self.block < 0 else str(self.block)
+        return f"{self.kind}{block}" + ("" if self.micro_batch < 0 else f".{self.micro_batch}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ def test_a_split_batch_passes_all_stages_with_the_known_bubble(
     if schedule == "gpipe" or capacity > 1:
         assert max(end for row in rows for _, end, _ in row) == work + bubble
     for row in rows:
-        order = [action.micro_batch or 0 for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
+        order = [action.micro_batch for *_, action in row if action.kind is Kind.BACKWARD][::blocks]
         assert order == sorted(order, reverse=schedule == "gpipe")
         assert [action.kind for *_, action in row][-blocks:] == [Kind.STEP] * blocks
 
@@ -200,7 +200,7 @@ def live(program: Iterable[Action]) -> int:
     """
     actions = list(program)
     again = {(action.block, action.micro_batch) for action in actions if action.kind is Kind.RECOMPUTE}
-    held: set[tuple[int | None, int | None]] = set()
+    held: set[tuple[int, int]] = set()
     most = 0
     for action in actions:
         key = (action.block, action.micro_batch)
@@ -268,5 +268,5 @@ def test_a_full_channel_holds_the_sender_back() -> None:
 
 
 def test_no_two_actions_have_the_same_text() -> None:
-    every = [Action(*parts) for parts in itertools.product(Kind, [None, 0, 1, 12], [None, 0, 2, 12])]
+    every = [Action(*parts) for parts in itertools.product(Kind, [-1, 0, 1, 12], [-1, 0, 2, 12])]
     assert len({str(action) for action in every}) == len(every)

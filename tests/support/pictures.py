@@ -16,12 +16,12 @@ def picture(programs: Sequence[Iterable[Action]], capacity: int) -> str:
     """
     rows = []
     for timeline in simulate(programs, capacity):
-        micro_batches = 1 + max((action.micro_batch or 0) for *_, action in timeline)
+        micro_batches = 1 + max(action.micro_batch for *_, action in timeline)
         items = Counter[Action]()  # an item that repeats the program continues the count of micro-batches
         cells: dict[int, str] = {}
         for start, end, action in timeline:
             if action.kind in COST:
-                number = items[action] * micro_batches + (action.micro_batch or 0)
+                number = items[action] * micro_batches + action.micro_batch
                 items[action] += 1
                 cells |= dict.fromkeys(range(start, end), f"{action.kind}{number}")
         rows.append(cells)
