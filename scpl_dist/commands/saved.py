@@ -11,7 +11,7 @@ from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.parts import read_part
-from scpl_dist.worker.state import restore
+from scpl_dist.worker.updater import restore
 
 
 def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:

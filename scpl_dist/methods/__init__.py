@@ -27,11 +27,7 @@ METHODS = Registry(
 
 
 def resolve(name: str) -> type[Method]:
-    """The method of this name.
-
-    Raises:
-        ValueError: there is none, or what there is is no method.
-    """
+    """The method of this name; ValueError if there is none, or what there is is no method."""
     found = METHODS.find(name)
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ValueError(f"run.method = {name!r}: give a subclass of scpl_dist.methods.Method")

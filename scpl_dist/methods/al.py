@@ -31,10 +31,7 @@ from scpl_dist.run.config import Association
 
 
 class AssociatedUnit(TrainableBlock):
-    """f with g, b and h.
-
-    The first block's g is given the label, and its h gives class scores.
-    """
+    """f with g, b and h; the first block's g is given the label, and its h gives class scores."""
 
     def __init__(self, block: nn.Module, width: int, settings: Association, task: Task, first: bool) -> None:
         entering = task.classes if first else settings.code
@@ -66,14 +63,10 @@ class AssociatedUnit(TrainableBlock):
         return back | {"bridged": self.predict(after), "code": after["code"].detach()}
 
     def loss_terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """``associated`` and ``autoencoder``."""
         associated = functional.mse_loss(seen["bridged"], seen["code"])
         if self.by_scores:
             return {"associated": associated, "autoencoder": self.task.loss(seen["back"], labels)}
-        return {
-            "associated": associated,
-            "autoencoder": functional.mse_loss(seen["back"], seen["entered"]),
-        }
+        return {"associated": associated, "autoencoder": functional.mse_loss(seen["back"], seen["entered"])}
 
     def predict(self, after: Carry) -> Tensor:
         """What the code of the label should be, (N, code)."""
@@ -87,13 +80,9 @@ class AssociatedUnit(TrainableBlock):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The data's path and the label's path, with an optimizer each."""
-        return [
-            {"params": [*self.block.parameters(), *self.heads["bridge"].parameters()]},
-            {
-                "params": [*self.heads["encoder"].parameters(), *self.heads["decoder"].parameters()],
-                "lr_scale": self.autoencoder_lr,
-            },
-        ]
+        data = [*self.block.parameters(), *self.heads["bridge"].parameters()]
+        label = [*self.heads["encoder"].parameters(), *self.heads["decoder"].parameters()]
+        return [{"params": data}, {"params": label, "lr_scale": self.autoencoder_lr}]
 
 
 class AssociatedLearning(LocalMethod):
@@ -102,11 +91,9 @@ class AssociatedLearning(LocalMethod):
     name = "al"
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
-        """Data and one-hot labels."""
         return {"data": inputs, "code": functional.one_hot(labels, self.task.classes).float()}
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
-        """All blocks have the same heads; the first one's code is the label."""
         width = feature(block, after).shape[1:].numel()
         return AssociatedUnit(block, width, self.config.al, self.task, first=index == 0)
 

@@ -16,19 +16,7 @@ from scpl_dist.run.config import Config, Section
 
 
 class Method(ABC):
-    """A training method.
-
-    Args:
-        config: the run.
-        num_blocks: blocks of the whole model.
-        task: what the model is trained for.
-
-    Attributes:
-        name: what the method is called.
-        local: gradients end at every block; if False, they are handed on from block to block.
-        schedules: whether the pipeline's keys that shape the schedule of micro-batches mean something here.
-        Settings: what ``run.args`` may hold: a subclass of `Section`, fields with types and defaults.
-        settings: ``run.args`` as that class.
+    """A training method, made for a run, the number of blocks of its model, and what that is trained for.
 
     Raises:
         ValueError: the configuration asks for something that the method cannot do.
@@ -36,8 +24,11 @@ class Method(ABC):
 
     name: ClassVar[str]
     local: ClassVar[bool]
+    """Gradients end at every block; if False, they are handed on from block to block."""
     schedules: ClassVar[bool] = False
+    """Whether the pipeline's keys that shape the schedule of micro-batches mean something here."""
     Settings: ClassVar[type[Section]] = Section
+    """What ``run.args`` may hold, fields with types and defaults; `settings` has the values."""
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
         self.config = config
@@ -74,14 +65,7 @@ class Method(ABC):
 
     @abstractmethod
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
-        """Block ``index`` with its heads.
-
-        Args:
-            index: number of the block.
-            block: the block itself.
-            before: input of the block as a pytree of meta tensors, batch 2.
-            after: output likewise.
-        """
+        """Block ``index`` with its heads; its input and output are pytrees of meta tensors here, batch 2."""
 
     @abstractmethod
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
@@ -100,12 +84,9 @@ class Method(ABC):
         return inputs
 
     def scores(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor | None:
-        """Class scores (N, classes) of an answer from `block`; None if it cannot give one.
+        """Class scores (N, classes) of an answer from `block`, which gave this carry; None if it cannot give one.
 
-        Args:
-            trainables: all blocks, in evaluation mode.
-            block: the one that has just run.
-            carry: its output.
+        All blocks are there, in evaluation mode.
         """
         if block == self.num_blocks - 1:
             return trainables[block].predict(carry)

@@ -5,6 +5,9 @@ deferred  micro-batches: each is still normalised by its own mean and variance, 
           back-propagation on whole batches, as if its activations had been the same.
 shared    replicas: all normalise by the mean and variance of the whole micro-batch, so the result is that of one
           worker. (torch's SyncBatchNorm does the same, on GPUs only.)
+
+A module in use changes its class, as torch's lazy modules do: parameters, buffers, hooks and names stay, so checkpoints
+are the same.
 """
 
 from __future__ import annotations
@@ -16,53 +19,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Gather = Callable[[Tensor], Tensor]
+"""Makes of statistics (1, W) those of all (replicas, W), differentiably: it adds up the gradients of all replicas."""
+
 
 class _Exchanged(_BatchNorm):
-    """Takes the place of a BatchNorm: the same parameters, buffers, hooks and names, so checkpoints are the same."""
-
-    def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
-        self.affine = norm.affine
-        self.track_running_stats = norm.track_running_stats
-        for name in ("weight", "bias"):
-            self.register_parameter(name, getattr(norm, name))
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(norm, name))
-        for name, value in vars(norm).items():
-            if "_hook" in name:  # shared, so that the handle which removes a hook still does
-                setattr(self, name, value)
-        self.train(norm.training)
-
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"BatchNorm needs (batch, channels, ...), got {tuple(input.shape)}")
 
-    def _move(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running averages."""
+    def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running averages by the statistics of so many numbers, as BatchNorm does."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
 
 
 class DeferredBatchNorm(_Exchanged):
-    """See the module.
+    """See the module."""
 
-    The sums over the present batch are buffers that no checkpoint keeps: they are empty between batches.
-    """
-
+    # Sums over the present batch: buffers that no checkpoint keeps, as they are empty between batches.
     total: Tensor
     squares: Tensor
     count: Tensor
-
-    def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__(norm)
-        for name in ("total", "squares"):
-            self.register_buffer(name, torch.zeros(self.num_features), persistent=False)
-        self.register_buffer("count", torch.zeros(()), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(N, C, ...)``; in training by the statistics of this micro-batch."""
@@ -82,25 +65,15 @@ class DeferredBatchNorm(_Exchanged):
         if self.count == 0:
             return
         mean = self.total / self.count
-        variance = self.squares / self.count - mean.square()
-        self._move(mean, variance * (self.count / (self.count - 1).clamp(min=1)))
+        self._move(mean, self.squares / self.count - mean.square(), self.count)
         for sums in (self.total, self.squares, self.count):
             sums.zero_()
 
 
-Gather = Callable[[Tensor], Tensor]
-
-
 class SharedBatchNorm(_Exchanged):
-    """See the module.
+    """See the module."""
 
-    ``gather`` makes of the statistics (1, W) of this replica those of all (replicas, W); it is differentiable, and adds
-    up the gradients of all replicas.
-    """
-
-    def __init__(self, norm: _BatchNorm, gather: Gather) -> None:
-        super().__init__(norm)
-        self.gather = gather
+    gather: Gather
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(N, C, ...)``; in training by the statistics of all replicas' samples."""
@@ -122,34 +95,33 @@ class SharedBatchNorm(_Exchanged):
         variance = (spreads.sum(0) + (counts * (means - mean).square()).sum(0)) / total
         if self.training and self.running_mean is not None:
             with torch.no_grad():
-                self._move(mean, variance * (total / (total - 1).clamp(min=1)))
+                self._move(mean, variance, total)
         output: Tensor = (values - mean.view(column)) * (variance + self.eps).rsqrt().view(column)
         if self.affine:
             output = output * self.weight.view(column) + self.bias.view(column)
         return output.to(input.dtype)
 
 
-def deferred(module: nn.Module) -> nn.Module:
-    """The module with every BatchNorm in it deferred; parameters and buffers are shared, names stay."""
-    return _exchanged(module, lambda norm: DeferredBatchNorm(norm) if norm.track_running_stats else norm)
+def defer(module: nn.Module) -> None:
+    """Let every BatchNorm of a module move its running averages in `commit` only."""
+    for norm in _plain(module):
+        if norm.track_running_stats:
+            norm.__class__ = DeferredBatchNorm
+            for name, shape in (("total", norm.num_features), ("squares", norm.num_features), ("count", ())):
+                norm.register_buffer(name, torch.zeros(shape), persistent=False)
 
 
-def shared(module: nn.Module, gather: Gather) -> nn.Module:
-    """The module with every BatchNorm in it shared; likewise."""
-    return _exchanged(module, lambda norm: SharedBatchNorm(norm, gather))
+def share(module: nn.Module, gather: Gather) -> None:
+    """Let every BatchNorm of a module take the statistics of all replicas' samples."""
+    for norm in _plain(module):
+        norm.__class__ = SharedBatchNorm
+        norm.gather = gather  # type: ignore[assignment]  # a module's attributes
 
 
-def _exchanged(module: nn.Module, exchange: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
-    """Each one is exchanged once, and one that has several names keeps all of them."""
-    made: dict[nn.Module, nn.Module] = {
-        norm: exchange(norm)
-        for norm in module.modules()
-        if isinstance(norm, _BatchNorm) and not isinstance(norm, _Exchanged)
-    }
-    for name, child in list(module.named_modules(remove_duplicate=False)):
-        if name and child in made:
-            module.set_submodule(name, made[child])
-    return made.get(module, module)
+def _plain(module: nn.Module) -> list[_BatchNorm]:
+    return [
+        norm for norm in module.modules() if isinstance(norm, _BatchNorm) and not isinstance(norm, _Exchanged)
+    ]
 
 
 def commit(module: nn.Module) -> None:

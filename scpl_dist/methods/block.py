@@ -21,12 +21,7 @@ Carry = Any
 
 
 class TrainableBlock(nn.Module):
-    """One block with its heads.
-
-    Attributes:
-        block: the part of the model, kept for inference.
-        heads: what the local objective adds, by name; the name ``predictor`` is kept for inference.
-    """
+    """A block of the model, and by name the heads that its objective adds; ``predictor`` is kept for inference."""
 
     def __init__(self, block: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -40,18 +35,15 @@ class TrainableBlock(nn.Module):
     def embed(self, before: Carry, after: Carry) -> Any:
         """What the objective sees of the samples: a pytree of tensors (N, ...), each row from its own sample alone.
 
-        Args:
-            before: carry that the block was given.
-            after: what `forward` made of it, still joined to the block by autograd.
+        `before` is what the block was given, `after` what `forward` made of it, still joined to it by autograd.
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
     def loss_terms(self, seen: Any, labels: Tensor) -> dict[str, Tensor]:
         """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `embed`.
 
-        Args:
-            seen: what `embed` gave, of all samples of the micro-batch, also those of other replicas.
-            labels: their labels, int64, sample first; of a classification (N,).
+        `seen` is what `embed` gave of all samples of the micro-batch, also those of other replicas; their labels are
+        int64, sample first; of a classification (N,).
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 

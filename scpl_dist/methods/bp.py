@@ -10,12 +10,13 @@ gradients travel up, and only one stage works at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from scpl_dist.methods.base import Method, forward
+from scpl_dist.methods.batchnorm import commit
 from scpl_dist.methods.block import Carry, TrainableBlock
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
@@ -24,7 +25,7 @@ from scpl_dist.methods.task import Task
 class LinkUnit(TrainableBlock):
     """A block of a chain; the last one has the predictor and the only loss."""
 
-    def __init__(self, block: nn.Module, heads: Mapping[str, nn.Module], task: Task) -> None:
+    def __init__(self, block: nn.Module, heads: dict[str, nn.Module], task: Task) -> None:
         super().__init__(block, heads)
         self.task = task
 
@@ -32,13 +33,13 @@ class LinkUnit(TrainableBlock):
         return self.predict(after)
 
     def loss_terms(self, seen: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``classifier``: the task's loss, whose gradient goes through all blocks."""
         return {"classifier": self.task.loss(seen, labels)}
+
+    def updated(self) -> None:
+        commit(self.block)
 
 
 class BackPropagation(Method):
-    """End-to-end back-propagation: see the module."""
-
     name = "bp"
     local = False
 
@@ -47,7 +48,6 @@ class BackPropagation(Method):
         return 'the method bp takes a batch as a whole, its pipelined form is run.method = "gpipe"'
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
-        """A predictor for the last block, nothing for the others."""
         last = index == self.num_blocks - 1
         return LinkUnit(block, {"predictor": self.task.head(block, after)} if last else {}, self.task)
 
@@ -74,5 +74,4 @@ def backward(spec: StageSpec, m: int, recompute: bool = False) -> Iterator[Actio
 
 def update(spec: StageSpec) -> Iterator[Action]:
     """All blocks of a stage, after its gradients have left."""
-    for block in spec.blocks:
-        yield Action(Kind.STEP, block)
+    return (Action(Kind.STEP, block) for block in spec.blocks)

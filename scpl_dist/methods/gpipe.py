@@ -20,31 +20,18 @@ from typing import Any
 from torch import nn
 
 from scpl_dist.methods.base import forward
-from scpl_dist.methods.batchnorm import commit, deferred
+from scpl_dist.methods.batchnorm import defer
 from scpl_dist.methods.block import TrainableBlock
-from scpl_dist.methods.bp import BackPropagation, LinkUnit, backward, update
+from scpl_dist.methods.bp import BackPropagation, backward, update
 from scpl_dist.methods.schedule import Action, StageSpec
 from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Config
 
 
-class DeferredUnit(LinkUnit):
-    """A block whose BatchNorm statistics are those of whole batches."""
-
-    def updated(self) -> None:
-        """Move the running averages by the batch that has just ended."""
-        commit(self.block)
-
-
 class GPipe(BackPropagation):
-    """GPipe and one-forward-one-backward: see the module."""
-
     name = "gpipe"
     schedules = True
-
-    @property
-    def whole(self) -> str:
-        return ""
+    whole = ""
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
         super().__init__(config, num_blocks, task)
@@ -56,11 +43,9 @@ class GPipe(BackPropagation):
             )
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
-        """As in back-propagation, with other BatchNorm modules if statistics are deferred."""
-        trainable = super().trainable(index, block, before, after)
-        if not self.config.pipeline.deferred_batch_norm:
-            return trainable
-        return DeferredUnit(deferred(block), dict(trainable.heads.items()), self.task)
+        if self.config.pipeline.deferred_batch_norm:
+            defer(block)
+        return super().trainable(index, block, before, after)
 
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Backward passes in reverse order, or each as soon as the stage behind can have sent it."""

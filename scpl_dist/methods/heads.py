@@ -14,35 +14,30 @@ last block only. A block may say how its output is read, with plain attributes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-_PROJECTOR_FIX = (
-    'write "i", "l", "m" or "mb", then optionally ",avg" and ",HIDDEN,OUT", such as "m,avg,512,1024"'
-)
-_PREDICTOR_FIX = 'write "l", or an activation and a width such as "sigmoid,2500" (relu, sigmoid, tanh)'
+_PROJECTOR = re.compile(r"(i|l|m|mb)(,avg)?(?:,([1-9]\d*),([1-9]\d*))?")
+_PREDICTOR = re.compile(r"(relu|sigmoid|tanh),([1-9]\d*)")
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
-def feature(block: nn.Module, output: Any) -> torch.Tensor:
+def feature(block: nn.Module, output: Any) -> Tensor:
     """The tensor (B, ...) that the heads of `block` read from its output; they flatten it from dimension 1."""
-    method = getattr(block, "feature", None)
-    if method is not None:
-        result: torch.Tensor = method(output)
-        return result
-    first: torch.Tensor = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))
-    return first
+    read = getattr(block, "feature", None)
+    tensors = (leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+    found: Tensor = next(tensors) if read is None else read(output)
+    return found
 
 
 class _Head(nn.Module):
     layers: nn.Module
 
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.layers(feature)
+    def forward(self, feature: Tensor) -> Tensor:
+        output: Tensor = self.layers(feature)
         return output
 
 
@@ -51,19 +46,21 @@ class Projector(_Head):
 
     Kinds: "i" flattens; "l" Linear to OUT; "m" Linear to HIDDEN, ReLU, Linear to OUT; "mb" the same with
     BatchNorm before the ReLU. ",avg" halves height and width by adaptive average pooling first (images only).
-    ",HIDDEN,OUT" sets the widths; for "l" HIDDEN is not used.
-
-    Raises:
-        ValueError: `kind` is none of these, or ",avg" meets a feature without height and width.
+    ",HIDDEN,OUT" sets the widths; for "l" HIDDEN is not used. Anything else raises ValueError.
     """
 
     layers: nn.Sequential
 
     def __init__(self, kind: str, block: nn.Module, output: Any) -> None:
         super().__init__()
-        name, pooled, widths = _parse_projector(kind)
-        preferred: tuple[int, int] = getattr(block, "projector_widths", (512, 1024))
-        hidden, out = widths or preferred
+        match = _PROJECTOR.fullmatch(kind)
+        if match is None:
+            raise ValueError(
+                f'loss.projector = {kind!r}: write "i", "l", "m" or "mb", then optionally ",avg" and ",HIDDEN,OUT", '
+                'such as "m,avg,512,1024"'
+            )
+        name, pooled, *widths = match.groups()
+        hidden, out = map(int, widths) if widths[0] else getattr(block, "projector_widths", (512, 1024))
         shape = list(feature(block, output).shape[1:])
         layers: list[nn.Module] = []
         if pooled:
@@ -87,10 +84,7 @@ class Projector(_Head):
 class Predictor(_Head):
     """Class scores from a block's feature: "l" is Linear, "sigmoid,2500" Linear-Sigmoid-Linear.
 
-    No kind takes the block's ``predictor`` preference.
-
-    Raises:
-        ValueError: `kind` is not of this form.
+    No kind takes the block's ``predictor`` preference; one that is not of this form raises ValueError.
     """
 
     def __init__(self, block: nn.Module, output: Any, classes: int, kind: str | None = None) -> None:
@@ -103,20 +97,13 @@ class Predictor(_Head):
         if chosen == "l":
             self.layers = nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
             return
-        name, _, digits = chosen.partition(",")
-        if name not in _ACTIVATIONS or not digits.isdecimal() or int(digits) == 0:
-            raise ValueError(f"predictor {chosen!r}: {_PREDICTOR_FIX}")
-        hidden = int(digits)
+        match = _PREDICTOR.fullmatch(chosen)
+        if match is None:
+            raise ValueError(
+                f'predictor {chosen!r}: write "l", or an activation and a width such as "sigmoid,2500" (relu, sigmoid, '
+                "tanh)"
+            )
+        hidden = int(match[2])
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(width, hidden), _ACTIVATIONS[name](), nn.Linear(hidden, classes)
+            nn.Flatten(), nn.Linear(width, hidden), _ACTIVATIONS[match[1]](), nn.Linear(hidden, classes)
         )
-
-
-def _parse_projector(kind: str) -> tuple[str, bool, tuple[int, int] | None]:
-    name, *rest = kind.split(",")
-    pooled = rest[:1] == ["avg"]
-    sizes = rest[1:] if pooled else rest
-    readable = all(size.isdecimal() and int(size) > 0 for size in sizes)
-    if name not in ("i", "l", "m", "mb") or len(sizes) not in (0, 2) or not readable:
-        raise ValueError(f"loss.projector = {kind!r}: {_PROJECTOR_FIX}")
-    return name, pooled, (int(sizes[0]), int(sizes[1])) if sizes else None

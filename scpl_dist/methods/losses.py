@@ -1,8 +1,7 @@
 """Local objectives: what a block is trained on while no gradient reaches it from later blocks.
 
-Written for one stage's whole batch: the contrastive loss compares all its samples with each other, so
-cutting a batch in parts changes the loss. Everything is computed in float32 whatever the precision of the
-features.
+The contrastive loss compares all samples of a batch with each other, so cutting a batch in parts changes it. Everything
+is computed in float32 whatever the precision of the features.
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ def supcon(
 ) -> torch.Tensor:
     """Supervised contrastive loss of projected features.
 
-    With ``z = features / |features|``, ``s_ij = z_i . z_j / temperature`` and ``P(i)`` the other samples
-    with the label of ``i``::
+    With ``z = features / |features|``, ``s_ij = z_i . z_j / temperature`` and ``P(i)`` the other samples with the label
+    of ``i``::
 
         L = -(1/N) sum_i 1/divisor_i sum_{p in P(i)} ( s_ip - log sum_{a != i} exp(s_ia) )
 
-    ``divisor_i`` is ``|P(i)| + 1`` for "all", as in the published code of SCPL (arXiv 2602.00062), and
-    ``|P(i)|`` for "positives", which is L_out of Khosla et al. (arXiv 2004.11362, equation 2) averaged over
-    the batch. An anchor without positives contributes 0 to the sum and counts in N.
-
-    Features are ``(N, D)``, not normalised, labels ``(N,)``, and the loss is a float32 scalar. It is 0 with a gradient
-    of 0 for fewer than two samples, which have no pair to compare.
+    ``divisor_i`` is ``|P(i)| + 1`` for "all", as in the published code of SCPL (arXiv 2602.00062), and ``|P(i)|`` for
+    "positives", which is L_out of Khosla et al. (arXiv 2004.11362, equation 2) averaged over the batch. An anchor
+    without positives contributes 0 to the sum and counts in N. Features are ``(N, D)``, not normalised,
+    labels ``(N,)``. The loss is a float32 scalar: 0 with a gradient of 0 for fewer than two samples.
     """
     size = features.shape[0]
     if size < 2:

@@ -24,11 +24,7 @@ def lower(program: Iterable[Action], spec: StageSpec) -> tuple[Action, ...]:
 
 
 def room(program: Iterable[Action], spec: StageSpec) -> Iterator[Action]:
-    """Wait for room before whatever makes a message.
-
-    For the one to the stage behind that is the forward pass of the last block: so a slow neighbour holds this stage
-    back there, and never between the sending and the backward pass.
-    """
+    """Wait for room before whatever makes a message: a slow neighbour never holds this stage back after a forward."""
     for action in program:
         if action.kind is Kind.FORWARD and action.block == spec.blocks[-1] and not spec.last:
             yield Action(Kind.ROOM_F, micro_batch=action.micro_batch)
@@ -46,10 +42,9 @@ def gathers(program: Iterable[Action]) -> Iterator[Action]:
 
 
 def sums(program: Iterable[Action]) -> Iterator[Action]:
-    """Add up gradients over the replicas before each update.
+    """Add up gradients over the replicas before each update; the sums travel while the stage computes.
 
-    The sums travel while the stage computes: an update follows the first sum that begins after a further backward pass,
-    or the end of the program.
+    So an update follows the first sum that begins after a further backward pass, or the end of the program.
     """
     begun: list[Action] = []
     due: list[Action] = []

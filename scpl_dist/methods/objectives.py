@@ -10,12 +10,12 @@ your own    projector; ``package.module:function``, ``file.py:function`` or the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scpl_dist.methods import losses
@@ -28,42 +28,26 @@ from scpl_dist.run.registry import Registry
 LOSSES = Registry(
     "methods.losses",
     "loss.name",
-    {
-        "supcon": "scpl_dist.methods.objectives:supcon",
-        "ce": "scpl_dist.methods.objectives:ce",
-        "predsim": "scpl_dist.methods.objectives:predsim",
-        "deinforeg": "scpl_dist.methods.objectives:deinforeg",
-    },
+    {name: f"scpl_dist.methods.objectives:{name}" for name in ("supcon", "ce", "predsim", "deinforeg")},
 )
 SIMILARITY_SHARE = 0.99
 """Weight of similarity matching in "predsim"; the task's loss has the rest."""
+
 
 Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a block learns from.
+    """What a block learns from: heads on its feature, by name, and the loss of what they make of it."""
 
-    Attributes:
-        heads: modules that train with the block.
-        embed: (heads, feature (N, ...)) to a pytree of tensors (N, ...), sample by sample.
-        loss_terms: (what is seen of all samples, labels (N,)) to scalars by name; their sum is minimised.
-    """
-
-    heads: Mapping[str, nn.Module]
-    embed: Callable[[nn.ModuleDict, Tensor], Any]
-    loss_terms: Callable[[Any, Tensor], Terms]
+    heads: dict[str, nn.Module]
+    loss_terms: Callable[[Mapping[str, Tensor], Tensor], Terms]
+    """(what each head gives of all samples, labels (N,)) to scalars by name; their sum is minimised."""
 
 
 def make(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    """The objective ``loss.name`` of one block.
-
-    Args:
-        settings: section ``loss``.
-        block: the block.
-        output: what it returns, a pytree of meta tensors.
-        task: what the model is trained for.
+    """The objective ``loss.name`` of one block, of whose output only shapes are read.
 
     Raises:
         ValueError: unknown name, or settings that do not fit.
@@ -73,16 +57,35 @@ def make(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective
         objective: Objective = found(settings, block, output, task)
         return objective
     function = bind(found, "loss.args", settings.args, None, None, name=settings.name)
-    return _projected(settings, block, output, partial(_own, settings.name, function))
+
+    def own(projected: Tensor, labels: Tensor) -> Terms:
+        value = function(projected, labels)
+        if isinstance(value, Tensor) and value.dim() == 0:
+            return {"local": value}
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"loss.name = {settings.name!r}: returned {shape}, return a tensor without dimensions"
+        )
+
+    return _projected(settings, block, output, own)
 
 
-def whole(name: str) -> str:
-    """Why an objective needs whole batches; empty if its loss is a mean over samples."""
-    return (
-        ""
-        if name == "ce"
-        else "a contrastive loss compares all samples of a batch, so parts of it have another loss"
-    )
+def _projected(
+    settings: Loss, block: nn.Module, output: Any, terms: Callable[[Tensor, Tensor], Terms]
+) -> Objective:
+    projector = Projector(settings.projector, block, output)
+    return Objective({"projector": projector}, lambda seen, labels: terms(seen["projector"], labels))
+
+
+def supcon(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    def terms(projected: Tensor, labels: Tensor) -> Terms:
+        return {"contrastive": losses.supcon(projected, labels, settings.temperature, settings.divisor)}
+
+    return _projected(settings, block, output, terms)
+
+
+def deinforeg(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    return _projected(settings, block, output, partial(losses.deinforeg, classes=task.classes))
 
 
 def classifier(settings: Loss, block: nn.Module, output: Any, task: Task) -> nn.Module:
@@ -94,55 +97,24 @@ def classifier(settings: Loss, block: nn.Module, output: Any, task: Task) -> nn.
         raise ValueError(f'loss.classifier = {settings.classifier!r}: "m", or {error}') from None
 
 
-def supcon(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    def terms(projected: Tensor, labels: Tensor) -> Terms:
-        return {"contrastive": losses.supcon(projected, labels, settings.temperature, settings.divisor)}
-
-    return _projected(settings, block, output, terms)
-
-
 def ce(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
     return Objective(
         {"classifier": classifier(settings, block, output, task)},
-        lambda heads, features: heads["classifier"](features),
-        lambda scores, labels: {"local": task.loss(scores, labels)},
+        lambda seen, labels: {"local": task.loss(seen["classifier"], labels)},
     )
 
 
 def predsim(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    def terms(seen: tuple[Tensor, Tensor], labels: Tensor) -> Terms:
-        similar = losses.similarity_matching(seen[0], labels, task.classes)
-        local = task.loss(seen[1], labels)
+    def terms(seen: Mapping[str, Tensor], labels: Tensor) -> Terms:
+        similar = losses.similarity_matching(seen["similarity"], labels, task.classes)
+        local = task.loss(seen["classifier"], labels)
         return {"similarity": SIMILARITY_SHARE * similar, "local": (1 - SIMILARITY_SHARE) * local}
 
-    shape = feature(block, output).shape
+    _, *shape = feature(block, output).shape
+    width = math.prod(shape)
     similarity: nn.Module = (
-        nn.Conv2d(shape[1], shape[1], 3, padding=1, bias=False)
-        if len(shape) == 4
-        else nn.Sequential(nn.Flatten(), nn.Linear(shape[1:].numel(), shape[1:].numel(), bias=False))
+        nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
+        if len(shape) == 3
+        else nn.Sequential(nn.Flatten(), nn.Linear(width, width, bias=False))
     )
-    return Objective(
-        {"similarity": similarity, "classifier": task.head(block, output, "l")},
-        lambda heads, features: (heads["similarity"](features), heads["classifier"](features)),
-        terms,
-    )
-
-
-def deinforeg(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    return _projected(settings, block, output, partial(losses.deinforeg, classes=task.classes))
-
-
-def _projected(
-    settings: Loss, block: nn.Module, output: Any, terms: Callable[[Tensor, Tensor], Terms]
-) -> Objective:
-    """An objective that sees the feature through a projector."""
-    heads = {"projector": Projector(settings.projector, block, output)}
-    return Objective(heads, lambda heads, features: heads["projector"](features), terms)
-
-
-def _own(name: str, function: Callable[..., Any], projected: Tensor, labels: Tensor) -> Terms:
-    value = function(projected, labels)
-    if not isinstance(value, torch.Tensor) or value.dim() != 0:
-        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(f"loss.name = {name!r}: returned {shape}, return a tensor without dimensions")
-    return {"local": value}
+    return Objective({"similarity": similarity, "classifier": task.head(block, output, "l")}, terms)

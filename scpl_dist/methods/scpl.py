@@ -37,19 +37,19 @@ class LocalUnit(TrainableBlock):
         self.objective = objective
         self.task = task
 
-    def embed(self, before: Carry, after: Carry) -> dict[str, Any]:
-        """What the objective sees, and the scores where there is a predictor."""
+    def embed(self, before: Carry, after: Carry) -> dict[str, Tensor]:
+        """What each head makes of the feature."""
         features = feature(self.block, after)
-        seen = {"objective": self.objective.embed(self.heads, features)}
-        if "predictor" in self.heads:
-            seen["scores"] = self.heads["predictor"](features.detach())
-        return seen
+        return {
+            name: head(features.detach() if name == "predictor" else features)
+            for name, head in self.heads.items()
+        }
 
-    def loss_terms(self, seen: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+    def loss_terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """The terms of the objective, and ``classifier`` where there is a predictor."""
-        terms = self.objective.loss_terms(seen["objective"], labels)
-        if "scores" in seen:
-            terms["classifier"] = self.task.loss(seen["scores"], labels)
+        terms = self.objective.loss_terms(seen, labels)
+        if "predictor" in seen:
+            terms["classifier"] = self.task.loss(seen["predictor"], labels)
         return terms
 
     def local_scores(self, after: Carry) -> Tensor | None:
@@ -62,13 +62,13 @@ class LocalUnit(TrainableBlock):
 
 
 class Scpl(LocalMethod):
-    """SCPL: see the module."""
-
     name = "scpl"
 
     @property
     def whole(self) -> str:
-        return objectives.whole(self.config.loss.name)
+        if self.config.loss.name == "ce":
+            return ""
+        return "a contrastive loss compares all samples of a batch, so parts of it have another loss"
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
         """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""

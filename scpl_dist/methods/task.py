@@ -15,13 +15,10 @@ from scpl_dist.methods.heads import Predictor
 
 
 class Task(ABC):
-    """A task whose scores tell ``classes`` classes apart.
-
-    Attributes:
-        label_shape: shape of the labels of one sample; labels are int64, sample first.
-    """
+    """A task whose scores tell ``classes`` classes apart."""
 
     label_shape: ClassVar[tuple[int, ...]]
+    """Shape of the labels of one sample; labels are int64, sample first."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -30,13 +27,8 @@ class Task(ABC):
     def head(self, block: nn.Module, output: Any, kind: str | None = None) -> nn.Module:
         """A module from the feature of `block` (see `scpl_dist.methods.heads`) to scores.
 
-        Args:
-            block: the block whose output is read.
-            output: what it returns, a pytree of tensors; only shapes are read.
-            kind: what to build; None is the block's own preference.
-
-        Raises:
-            ValueError: there is no such kind.
+        Of the output of `block`, a pytree of tensors, only shapes are read. No kind is the block's own preference; an
+        unknown one raises ValueError.
         """
 
     @abstractmethod

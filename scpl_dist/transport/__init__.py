@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from scpl_dist.transport.tensors import Wide, narrow, nbytes, widen
+from scpl_dist.run.errors import Aborted
+from scpl_dist.transport.tensors import Wide, adopt, narrow, nbytes, to_device, widen
 
 __all__ = ["Envelope", "Store", "Transport"]
 
@@ -32,69 +34,61 @@ Store = Any
 
 @dataclass(slots=True)
 class Envelope:
-    """What travels: the item it belongs to, and a pytree of tensors.
-
-    Attributes:
-        item: what it belongs to, plain values that only the executor understands.
-        micro_batch: number of the micro-batch within the item.
-        payload: pytree of tensors; None for a marker.
-        wide: of the payload's leaves on their way, see `scpl_dist.transport.tensors.narrow`.
-    """
+    """What travels: plain values that only the executor understands, and tensors."""
 
     item: dict[str, Any]
     micro_batch: int = 0
     payload: Any = None
+    """Pytree of tensors; None for a marker."""
     wide: Wide = field(default_factory=list)
+    """Of the payload's leaves on their way, see `scpl_dist.transport.tensors.narrow`."""
 
 
+_Arrived = tuple[Envelope, Any, Callable[[], None]]
+
+
+@dataclass(kw_only=True, eq=False)
 class Transport(ABC):
     """A worker's lanes to and from others, by rank. All methods but `abort` belong to the training thread.
 
     Each method that waits or sends raises `Aborted` when the run ended meanwhile, and `PeerLost` when a neighbour is
     gone. A wait needs no limit of its own: the control thread calls `abort` when the coordinator says so or falls
     silent, and the coordinator watches progress (``runtime.timeout_s``).
-
-    Attributes:
-        wire_dtype: type in which float32 tensors travel.
-        bytes_sent: bytes of tensors posted so far.
-        bytes_received: bytes of tensors received so far.
     """
 
-    def __init__(self, max_in_flight: int, wire_dtype: torch.dtype = torch.float32) -> None:
-        self.max_in_flight = max_in_flight
-        self.wire_dtype = wire_dtype
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self._untaken: dict[int, int] = {}
-        self._changed = threading.Condition()
-        self._ended: Exception | None = None
+    rank: int
+    world: int
+    max_in_flight: int
+    device: torch.device
+    """Where received tensors shall be."""
+    timeout_s: float = 60.0
+    """Limit of `connect`."""
+    wire_dtype: torch.dtype = torch.float32
+    """Type in which float32 tensors travel."""
+    bytes_sent: int = field(default=0, init=False)
+    bytes_received: int = field(default=0, init=False)
+    _lanes: dict[int, dict[int, _Arrived]] = field(default_factory=dict, init=False)
+    """What was not taken yet, by neighbour and number in its lane."""
+    _taken: Counter[int] = field(default_factory=Counter, init=False)
+    _untaken: Counter[int] = field(default_factory=Counter, init=False)
+    """Posted, and not taken by the neighbour."""
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _ended: Exception | None = field(default=None, init=False)
 
     @abstractmethod
     def connect(self, store: Store) -> None:
         """Join the other workers by their common store; returns when messages can be posted."""
 
     @abstractmethod
-    def queued(self) -> int:
-        """Messages that have arrived and were not taken."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Leave. Never waits for a peer: the dead cannot answer."""
-
-    @abstractmethod
     def _send(self, target: int, message: Envelope) -> None:
         """Hand over a message as it travels; the sender has the credit for it."""
-
-    @abstractmethod
-    def _take(self, source: int) -> Envelope:
-        """Wait for the next message of a lane, give its credit back, and return it with tensors of this device."""
 
     def post(self, target: int, message: Envelope) -> None:
         """Hand a message over and return at once; its tensors must not be changed afterwards."""
         with self._changed:
             if self._ended is not None:
                 raise self._ended
-            self._untaken[target] = self._untaken.get(target, 0) + 1
+            self._untaken[target] += 1
         payload, wide = narrow(message.payload, self.wire_dtype)
         self.bytes_sent += nbytes(payload)
         self._send(target, Envelope(message.item, message.micro_batch, payload, wide))
@@ -102,19 +96,47 @@ class Transport(ABC):
     def wait_for_room(self, target: int) -> None:
         """Wait until fewer than ``max_in_flight`` messages to the neighbour are untaken."""
         with self._changed:
-            self._wait(lambda: self._untaken.get(target, 0) < self.max_in_flight)
+            self._wait(lambda: self._untaken[target] < self.max_in_flight)
 
     def receive(self, source: int) -> Envelope:
         """Take the next message of a neighbour."""
-        message = self._take(source)
+        with self._changed:
+            number = self._taken[source]
+            lane = self._lanes.setdefault(source, {})
+            self._wait(lambda: number in lane)
+            message, event, give_back = lane.pop(number)
+            self._taken[source] += 1
+        if event is not None:
+            adopt(message.payload, event)
+        give_back()
         self.bytes_received += nbytes(message.payload)
-        return Envelope(message.item, message.micro_batch, widen(message.payload, message.wide))
+        payload = to_device(message.payload, self.device)
+        return Envelope(message.item, message.micro_batch, widen(payload, message.wide))
+
+    def queued(self) -> int:
+        """Messages that have arrived and were not taken."""
+        return sum(map(len, self._lanes.values()))
+
+    def close(self) -> None:
+        """Leave. Never waits for a peer: the dead cannot answer."""
+        self.abort(Aborted("the transport is closed"))
 
     def abort(self, error: Exception) -> None:
         """End every present and future wait with this error. May be called from any thread."""
         with self._changed:
-            if self._ended is None:
-                self._ended = error
+            self._ended = self._ended or error
+            self._changed.notify_all()
+
+    def arrive(self, source: int, number: int, message: Envelope, give_back: Callable[[], None]) -> None:
+        """A message is here, whatever order they come in; `give_back` sends its credit. Called by any thread.
+
+        If it has tensors on a GPU, they are filled on the present stream, which the training stream has to wait for.
+        """
+        event = None
+        if self.device.type == "cuda":
+            event = torch.cuda.current_stream(self.device).record_event()
+        with self._changed:
+            self._lanes.setdefault(source, {})[number] = (message, event, give_back)
             self._changed.notify_all()
 
     def _credit(self, target: int) -> None:

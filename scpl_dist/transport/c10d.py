@@ -14,12 +14,11 @@ operations of one communicator run one after the other, so a receive that waits 
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
-from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -27,10 +26,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scpl_dist.run.errors import Aborted, PeerLost
+from scpl_dist.run.errors import PeerLost
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.parcel import pack, unpack
-from scpl_dist.transport.tensors import adopt, to_device
 
 _PREAMBLE = 256
 """Bytes of the first frame: length of the header, and the header if it fits; it nearly always does."""
@@ -40,42 +38,25 @@ _FOREVER = timedelta(days=365)
 _TAKEN = b""
 """Header of the message that gives a credit back."""
 _FIRST_TAG = 2
+_Parcel = tuple[bytes, list[Tensor], Any]
+"""Header, tensors, and on a GPU the event after which they are there."""
 
 
+@dataclass(kw_only=True, eq=False)
 class C10dTransport(Transport):
-    """See the module.
+    """See the module."""
 
-    Args:
-        backend: "gloo" or "nccl".
-        device: where received tensors shall be.
-        timeout_s: limit for joining the process group, in seconds.
-        links: ranks of all workers that send each other something; None for a chain of workers.
-    """
+    backend: str
+    """"gloo" or "nccl"."""
+    links: Sequence[tuple[int, int]]
+    """Ranks of all workers that send each other something."""
+    _outboxes: dict[int, queue.SimpleQueue[_Parcel]] = field(default_factory=dict, init=False)
 
-    def __init__(
-        self,
-        backend: str,
-        rank: int,
-        world: int,
-        max_in_flight: int,
-        device: torch.device,
-        timeout_s: float = 60,
-        wire_dtype: torch.dtype = torch.float32,
-        links: Sequence[tuple[int, int]] | None = None,
-    ) -> None:
-        super().__init__(max_in_flight, wire_dtype)
-        self.backend = backend
-        self.rank = rank
-        self.world = world
-        self.links = links if links is not None else list(itertools.pairwise(range(world)))
-        self.device = device
-        self.timeout_s = timeout_s
-        self._wire_device = device if backend == "nccl" else torch.device("cpu")
-        self._arrived: dict[int, deque[tuple[Envelope, Any]]] = {}
-        self._outboxes: dict[int, queue.SimpleQueue[tuple[bytes, list[Tensor], Any]]] = {}
+    @property
+    def _wire_device(self) -> torch.device:
+        return self.device if self.backend == "nccl" else torch.device("cpu")
 
     def connect(self, store: Store) -> None:
-        """Join all workers."""
         limit = timedelta(seconds=self.timeout_s)
         dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world, timeout=limit)
         groups: dict[tuple[int, int], Any] = {}
@@ -83,26 +64,17 @@ class C10dTransport(Transport):
             for one, other in self.links:  # all processes make all groups, in the same order
                 for pair in ((one, other), (other, one)):
                     groups[pair] = dist.new_group(sorted(pair), backend="nccl")
-        for peer in sorted({rank for link in self.links if self.rank in link for rank in link} - {self.rank}):
-            self._arrived[peer] = deque()
+        for peer in {rank for link in self.links if self.rank in link for rank in link} - {self.rank}:
             self._outboxes[peer] = queue.SimpleQueue()
+            # They end with the process, as they may be waiting for a dead peer.
             for name, work, pair in (
                 ("send", self._send_all, (self.rank, peer)),
                 ("receive", self._receive_all, (peer, self.rank)),
             ):
+                arguments = (work, peer, groups.get(pair))
                 threading.Thread(
-                    target=self._serve,
-                    args=(work, peer, groups.get(pair)),
-                    name=f"{name}-{peer}",
-                    daemon=True,
+                    target=self._serve, args=arguments, name=f"{name}-{peer}", daemon=True
                 ).start()
-
-    def queued(self) -> int:
-        return sum(map(len, self._arrived.values()))
-
-    def close(self) -> None:
-        """Leave without waiting; the threads end with the process, as they may be waiting for a dead peer."""
-        self.abort(Aborted("the transport is closed"))
 
     def _send(self, target: int, message: Envelope) -> None:
         header, tensors = pack(message)
@@ -112,18 +84,6 @@ class C10dTransport(Transport):
         else:
             tensors = [tensor.cpu() for tensor in tensors]
         self._outboxes[target].put((header, tensors, event))
-
-    def _take(self, source: int) -> Envelope:
-        with self._changed:
-            lane = self._arrived.setdefault(source, deque())
-            self._wait(lambda: bool(lane))
-            message, event = lane.popleft()
-        self._outboxes[source].put((_TAKEN, [], None))
-        if event is not None:
-            adopt(message.payload, event)
-        if self.device != self._wire_device:
-            message.payload = to_device(message.payload, self.device)
-        return message
 
     # Threads ----------------------------------------------------------------------------------------------------
 
@@ -140,7 +100,6 @@ class C10dTransport(Transport):
         return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
 
     def _send_all(self, peer: int, group: Any) -> None:
-        """Loop of a sending thread."""
         while True:
             header, tensors, event = self._outboxes[peer].get()
             frames = _frames(header)
@@ -155,7 +114,7 @@ class C10dTransport(Transport):
                 torch.cuda.current_stream().synchronize()
 
     def _receive_all(self, peer: int, group: Any) -> None:
-        """Loop of a receiving thread."""
+        number = 0
         while True:
             header = _receive_header(peer)
             if header == _TAKEN:
@@ -168,10 +127,8 @@ class C10dTransport(Transport):
             ]
             for work in works:
                 _wait(work)
-            event = None if group is None else torch.cuda.current_stream().record_event()
-            with self._changed:
-                self._arrived[peer].append((message, event))
-                self._changed.notify_all()
+            self.arrive(peer, number, message, lambda: self._outboxes[peer].put((_TAKEN, [], None)))
+            number += 1
 
 
 def _frames(header: bytes) -> list[Tensor]:

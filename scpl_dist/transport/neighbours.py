@@ -15,13 +15,14 @@ With one worker a stage nothing is cut, joined or copied.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from scpl_dist.run.layout import Layout, Route, WorkerId, share
+from scpl_dist.run.layout import Layout, WorkerId, share
 from scpl_dist.transport import Envelope, Transport
 
 
@@ -30,16 +31,16 @@ class Neighbours:
 
     def __init__(self, transport: Transport, layout: Layout, worker_id: WorkerId) -> None:
         self.transport = transport
-        self._layout = layout
         self._worker_id = worker_id
-        self._routes: dict[tuple[int, int, int], list[Route]] = {}
+        self._routes = functools.cache(layout.routes)
         stages = (worker_id.stage - 1, worker_id.stage + 1)
         self._ranks = {stage: layout.ranks(stage) if 0 <= stage < layout.stages else [] for stage in stages}
         self._lead = layout.lead(worker_id.stage - 1, worker_id) if worker_id.stage else None
-        self._led = [rank for rank in self._ranks[worker_id.stage + 1] if self._leads(rank)]
-
-    def _leads(self, rank: int) -> bool:
-        return self._layout.lead(self._worker_id.stage, self._layout.workers[rank]) == self._worker_id.rank
+        self._led = [
+            rank
+            for rank in self._ranks[worker_id.stage + 1]
+            if layout.lead(worker_id.stage, layout.workers[rank]) == worker_id.rank
+        ]
 
     def next(self) -> Envelope:
         """The first message of the next item, from the stage before."""
@@ -57,31 +58,25 @@ class Neighbours:
             self.transport.post(rank, Envelope(marker))
 
     def post(self, stage: int, item: dict[str, Any], micro_batch: int, size: int, payload: Any) -> None:
-        """Send this worker's part of a micro-batch to a neighbouring stage; returns at once.
+        """Send this worker's part of a micro-batch of `size` to a neighbouring stage; returns at once.
 
         The payload is a pytree of tensors, sample first; they must not be changed afterwards.
         """
-        routes = self._of_size(self._worker_id.stage, stage, size)
+        routes = self._routes(self._worker_id.stage, stage, size)
         mine = [route for route in routes if route.sender == self._worker_id.rank]
         start, end = share(size, self._worker_id.replicas, self._worker_id.replica)
         for route in mine:
-            part = (
-                payload
-                if len(mine) == 1
-                else _rows(payload, route.begin - start, route.end - start, end - start)
-            )
+            part = payload
+            if len(mine) > 1:
+                part = _rows(payload, route.begin - start, route.end - start, end - start)
             self.transport.post(route.receiver, Envelope(item, micro_batch, part))
 
     def receive(
         self, stage: int, item: dict[str, Any], micro_batch: int, size: int, first: Envelope | None = None
     ) -> Any:
-        """This worker's part of a micro-batch from a neighbouring stage.
-
-        ``size`` is that of the micro-batch, of all replicas; ``first`` is the message with which `next` announced it,
-        if it did.
-        """
+        """This worker's part of a micro-batch of `size`; `first` is the message with which `next` announced it."""
         parts = []
-        for route in self._of_size(stage, self._worker_id.stage, size):
+        for route in self._routes(stage, self._worker_id.stage, size):
             if route.receiver == self._worker_id.rank:
                 announced = first is not None and route.sender == self._lead
                 message = first if announced else self.transport.receive(route.sender)
@@ -89,12 +84,6 @@ class Neighbours:
                 assert (message.item, message.micro_batch) == (item, micro_batch)
                 parts.append(message.payload)
         return parts[0] if len(parts) == 1 else pytree.tree_map(_joined, parts[0], *parts[1:])
-
-    def _of_size(self, source: int, target: int, size: int) -> list[Route]:
-        key = (source, target, size)
-        if key not in self._routes:
-            self._routes[key] = self._layout.routes(source, target, size)
-        return self._routes[key]
 
 
 def _rows(payload: Any, begin: int, end: int, size: int) -> Any:

@@ -21,29 +21,21 @@ _TOKEN_BYTES = 16
 
 
 class Unreached(Exception):
-    """Another worker cannot be reached.
+    """Another worker cannot be reached; `peer` is its rank if its process may be gone, as nothing is at its door."""
 
-    Attributes:
-        peer: its rank if its process may be gone, as nothing listens at its door any more; None otherwise.
-    """
-
-    def __init__(self, text: str, peer: int | None = None) -> None:
+    def __init__(self, text: str, peer: int | None) -> None:
         super().__init__(text)
         self.peer = peer
 
 
 class ReachabilityCheck:
-    """This worker's door: at ``address`` of ``interface``, for the worker ``name`` on ``device``.
-
-    Attributes:
-        endpoint: what the others need to know.
-    """
+    """This worker's door: at ``address`` of ``interface``, for the worker ``name`` on ``device``."""
 
     def __init__(self, address: str, interface: str, name: str, device: str) -> None:
         self.interface = interface
         self._token = secrets.token_hex(_TOKEN_BYTES // 2)
         self._door = socket.create_server((address, 0), backlog=128)
-        self.endpoint: dict[str, Any] = {
+        self.endpoint: dict[str, Any] = {  # what the others need to know
             "name": name,
             "host": socket.gethostname(),
             "address": address,
@@ -63,7 +55,7 @@ class ReachabilityCheck:
             if other == rank:
                 continue
             problem, gone = _ring(endpoint, timeout_s)
-            if problem is not None:
+            if problem:
                 mine = self.endpoint
                 raise Unreached(
                     f"{endpoint['name']} on {endpoint['host']} ({endpoint['address']}) cannot be reached from "
@@ -89,8 +81,8 @@ class ReachabilityCheck:
                 visitor.sendall(self._token.encode())
 
 
-def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> tuple[str | None, bool]:
-    """What is wrong, or None; and whether the process may be gone."""
+def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> tuple[str, bool]:
+    """What is wrong, if anything; and whether the process may be gone."""
     try:
         with socket.create_connection((endpoint["address"], endpoint["port"]), timeout_s) as connection:
             token = b""
@@ -105,4 +97,4 @@ def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> tuple[str | None, bo
         return "the connection was closed", True
     if token.decode(errors="replace") != endpoint["token"]:
         return "another process answers at this address, so two hosts have the same one there", False
-    return None, False
+    return "", False

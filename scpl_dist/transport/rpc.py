@@ -13,67 +13,45 @@ not when it arrives: the answer is the credit, and no RPC thread ever blocks.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed.rpc as rpc
 from torch.futures import Future
 from torch.utils import _pytree as pytree
 
-from scpl_dist.run.errors import Aborted, PeerLost
+from scpl_dist.run.errors import PeerLost
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.rendezvous import offer
-from scpl_dist.transport.tensors import adopt, to_device
 
 # Two neighbours deliver and two answer at a time; more threads only fight for the interpreter lock.
 _SERVER_THREADS = 4
-
-_Arrived = tuple[Envelope, "Future[None]", Any]
 
 _transport: RpcTransport | None = None
 """The transport of this process: RPC reaches functions by name, so the receiver has to be found by name."""
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]  # torch has no types here
-def _deliver(generation: str, source: int, number: int, message: Envelope) -> Any:
-    """Step [2] of the drawing, at the receiver, on an RPC thread."""
+def _deliver(generation: str, source: int, number: int, message: Envelope) -> Future[None]:
+    """Step [2] of the drawing, at the receiver, on an RPC thread; the future is the sender's answer."""
     if _transport is None or _transport.generation != generation:
         raise RuntimeError(f"a message of generation {generation} reached a process of another generation")
-    return _transport.accept(source, number, message)
+    answer: Future[None] = Future()
+    _transport.arrive(source, number, message, lambda: answer.set_result(None))
+    return answer
 
 
+@dataclass(kw_only=True, eq=False)
 class RpcTransport(Transport):
-    """See the module.
+    """See the module."""
 
-    Args:
-        generation: identifier of this launch; messages of another one are refused.
-        device: where received tensors shall be.
-        timeout_s: limit of the rendezvous, in seconds.
-        devices: where each worker computes, by rank; None if all do on CPUs.
-    """
-
-    def __init__(
-        self,
-        rank: int,
-        world: int,
-        generation: str,
-        max_in_flight: int,
-        device: torch.device,
-        timeout_s: float = 60,
-        wire_dtype: torch.dtype = torch.float32,
-        devices: Sequence[torch.device] | None = None,
-    ) -> None:
-        super().__init__(max_in_flight, wire_dtype)
-        self.timeout_s = timeout_s
-        self.rank = rank
-        self.world = world
-        self.generation = generation
-        self.device = device
-        self._devices = devices or [torch.device("cpu")] * world
-        self._lanes: dict[int, dict[int, _Arrived]] = {}
-        self._taken: dict[int, int] = {}
-        self._posted: dict[int, int] = {}
+    generation: str
+    """Identifier of this launch; messages of another one are refused."""
+    devices: Sequence[torch.device] = ()
+    """Where each worker computes, by rank; not needed if all do on CPUs."""
+    _posted: Counter[int] = field(default_factory=Counter, init=False)
 
     def connect(self, store: Store) -> None:
         """Join all workers. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
@@ -87,10 +65,9 @@ class RpcTransport(Transport):
             init_method=offer(store, self.rank, self.world),
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
-        if self.device.type == "cuda":
-            for peer in range(self.world):
-                if peer != self.rank and self._mapped(peer):
-                    options.set_device_map(_name(peer), {self.device: self._devices[peer]})
+        for peer in range(self.world):
+            if peer != self.rank and self._mapped(peer):
+                options.set_device_map(_name(peer), {self.device: self.devices[peer]})
         with warnings.catch_warnings():
             # torch warns about its own use of a process group inside init_rpc
             warnings.simplefilter("ignore")
@@ -102,57 +79,26 @@ class RpcTransport(Transport):
                 rpc_backend_options=options,
             )
 
-    def queued(self) -> int:
-        return sum(map(len, self._lanes.values()))
-
     def close(self) -> None:
         """Leave without waiting: a graceful shutdown hangs for ever when a peer is dead."""
         global _transport
         _transport = None
-        self.abort(Aborted("the transport is closed"))
+        super().close()
         if rpc.api._is_current_rpc_agent_set():  # type: ignore[attr-defined]
             rpc.shutdown(graceful=False)
 
     def _send(self, target: int, message: Envelope) -> None:
         """Step [1]."""
-        number = self._posted.get(target, 0)
-        self._posted[target] = number + 1
+        number = self._posted[target]
+        self._posted[target] += 1
         if self.device.type == "cuda" and not self._mapped(target):
             message.payload = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, message.payload)
         arguments = (self.generation, self.rank, number, message)
-        try:
-            # No time-out: an answer means "taken", which may rightly take long; see Transport.
+        try:  # without time-out: an answer means "taken", which may rightly take long; see Transport
             answer = rpc.rpc_async(_name(target), _deliver, args=arguments, timeout=0)
         except RuntimeError as error:
             raise PeerLost(target, str(error)) from error
         answer.add_done_callback(lambda future: self._answered(target, future))
-
-    def accept(self, source: int, number: int, message: Envelope) -> Future[None]:
-        """Step [2]; the future is the sender's answer."""
-        answer: Future[None] = Future()
-        event = None
-        if self.device.type == "cuda":
-            # RPC fills CUDA tensors on a stream of its own pool; the training stream waits for this event.
-            event = torch.cuda.current_stream(self.device).record_event()
-        with self._changed:
-            self._lanes.setdefault(source, {})[number] = (message, answer, event)
-            self._changed.notify_all()
-        return answer
-
-    def _take(self, source: int) -> Envelope:
-        """Steps [3] and [4]."""
-        with self._changed:
-            number = self._taken.get(source, 0)
-            lane = self._lanes.setdefault(source, {})
-            self._wait(lambda: number in lane)
-            message, answer, event = lane.pop(number)
-            self._taken[source] = number + 1
-        if event is not None:
-            adopt(message.payload, event)
-        answer.set_result(None)
-        if self.device.type == "cuda" and not self._mapped(source):
-            message.payload = to_device(message.payload, self.device)
-        return message
 
     def _answered(self, target: int, future: Future[None]) -> None:
         """Step [5], on an RPC thread: the neighbour took a message, or died."""
@@ -165,7 +111,7 @@ class RpcTransport(Transport):
 
     def _mapped(self, peer: int) -> bool:
         """Whether tensors go from GPU to GPU."""
-        return self.device.type == "cuda" and self._devices[peer].type == "cuda"
+        return self.device.type == "cuda" and self.devices[peer].type == "cuda"
 
 
 def _name(rank: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from scpl_dist.run.config import Config
+from scpl_dist.run.errors import SetupError
 from scpl_dist.transport import Transport
 
 
@@ -15,7 +16,7 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
     """Its name: "auto" takes nccl between GPUs, if every worker has one of its own, and rpc otherwise.
 
     Raises:
-        ValueError: nccl is wanted and a worker has no GPU of its own.
+        SetupError: nccl is wanted and a worker has no GPU of its own.
     """
     places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
     problem = None
@@ -24,7 +25,7 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
     elif len(set(places)) < len(places):
         problem = "some workers share a GPU, which NCCL does not support"
     if wanted == "nccl" and problem is not None:
-        raise ValueError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
+        raise SetupError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
     if wanted != "auto":
         return wanted
     return "nccl" if problem is None else "rpc"
@@ -33,23 +34,21 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
 def connectable(
     config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
 ) -> Transport:
-    """The transport of a worker, not yet connected; endpoints are those of all workers, by rank.
-
-    Raises:
-        ValueError: see `choose`.
-    """
-    pipeline, world = config.pipeline, len(endpoints)
-    limit = config.runtime.first_step_timeout_s  # some workers may still be building
-    wire_dtype = getattr(torch, pipeline.wire_dtype)
-    name = choose(pipeline.transport, endpoints)
+    """The transport of a worker, not yet connected; endpoints are those of all workers, by rank."""
+    name = choose(config.pipeline.transport, endpoints)
+    common: dict[str, Any] = {
+        "rank": rank,
+        "world": len(endpoints),
+        "max_in_flight": config.pipeline.max_in_flight,
+        "device": device,
+        "timeout_s": config.runtime.first_step_timeout_s,  # some workers may still be building
+        "wire_dtype": getattr(torch, config.pipeline.wire_dtype),
+    }
     if name == "rpc":
         from scpl_dist.transport.rpc import RpcTransport
 
         devices = [torch.device(endpoint["device"]) for endpoint in endpoints]
-        return RpcTransport(
-            rank, world, generation, pipeline.max_in_flight, device, limit, wire_dtype, devices
-        )
+        return RpcTransport(generation=generation, devices=devices, **common)
     from scpl_dist.transport.c10d import C10dTransport
 
-    links = config.layout.links()
-    return C10dTransport(name, rank, world, pipeline.max_in_flight, device, limit, wire_dtype, links)
+    return C10dTransport(backend=name, links=config.layout.links(), **common)

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_INTEGERS = [
-    (dtype, torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    for dtype in (torch.uint8, torch.int16, torch.int32)
-]
+_SMALLER = [torch.iinfo(dtype) for dtype in (torch.uint8, torch.int16, torch.int32)]
 Wide = list[tuple[int, str]]
 """Numbers of leaves that travel in a smaller type, and their own type."""
 
@@ -59,7 +56,7 @@ def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
     """Make the tensors of a pytree small for the way; also returns what `widen` must convert back.
 
     Tensors of float32 get the given type. Integers (labels) lose nothing: they get the smallest type that holds all
-    values of their tensor.
+    values of their tensor, unless they are on a GPU, which would have to be waited for.
     """
     leaves, spec = pytree.tree_flatten(payload)
     wide: Wide = []
@@ -68,9 +65,7 @@ def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
             continue
         if leaf.dtype is torch.float32 and dtype is not torch.float32:
             leaves[number] = leaf.to(dtype)
-        elif (
-            leaf.dtype is torch.int64 and leaf.device.type == "cpu" and leaf.numel()
-        ):  # a GPU would have to wait
+        elif leaf.dtype is torch.int64 and leaf.device.type == "cpu" and leaf.numel():
             leaves[number] = leaf.to(_smallest(leaf))
         if leaves[number].dtype is not leaf.dtype:
             wide.append((number, str(leaf.dtype).removeprefix("torch.")))
@@ -80,7 +75,8 @@ def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
 def _smallest(tensor: Tensor) -> torch.dtype:
     values = tensor.detach().numpy()  # shares memory, and is quicker for a few numbers
     low, high = values.min(), values.max()
-    return next((dtype for dtype, least, most in _INTEGERS if least <= low and high <= most), torch.int64)
+    fits = (info.dtype for info in _SMALLER if info.min <= low and high <= info.max)
+    return getattr(torch, next(fits, "int64"))  # type: ignore[no-any-return]
 
 
 def widen(payload: Any, wide: Wide) -> Any:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from scpl_dist.control.items import Item, Stop, Train
-from scpl_dist.control.messages import Done
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
 from scpl_dist.methods.schedule import StageSpec
@@ -22,7 +21,7 @@ from scpl_dist.run.layout import Layout
 from scpl_dist.run.phases import Phase
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.rpc import RpcTransport
-from scpl_dist.worker.executor import Context, Executor, feed
+from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
@@ -47,32 +46,39 @@ def measure(plan: Plan, source: DataSource) -> list[float]:
     cuda = config.runtime.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     blocks = range(len(plan.parameters))
-    updaters = {
-        index: Updater(trainable.to(device), config) for index, trainable in plan.trainables(blocks).items()
-    }
     loader: Loader[Item] = Loader(source, config.run.seed, workers=0)
     size, schedule = min(config.data.batch_size, source.sizes["train"]), {"lr": config.optimizer.lr}
     for number in range(REPEATS + 1):
         feed(loader, [Train(sequence=number, step=0, epoch=0, schedule=schedule, micro_batches=((0, size),))])
     feed(loader, [Stop(sequence=REPEATS + 1)])
     timer = SynchronousTimer(device)
-    passed: list[dict[int, float]] = [{}]  # seconds of all blocks up to the end of each item
-
-    def note(done: Done) -> None:
-        if done.losses:
-            passed.append(timer.block_seconds())
-
+    passed: list[dict[int, float]] = [
+        {}
+    ]  # seconds of all blocks up to the end of each item, the stop included
     alone = Layout([1])
-    neighbours = Neighbours(RpcTransport(0, 1, "", 1, device), alone, alone.workers[0])
-    context = Context(device=device, timer=timer, report=note, run_dir=Path(), loader=loader)
+    unconnected = RpcTransport(rank=0, world=1, max_in_flight=1, device=device, generation="")
+    executor = Executor(
+        spec=StageSpec(0, 1, blocks),
+        method=plan.method,
+        updaters={
+            index: Updater(trainable.to(device), config)
+            for index, trainable in plan.trainables(blocks).items()
+        },
+        neighbours=Neighbours(unconnected, alone, alone.workers[0]),
+        device=device,
+        timer=timer,
+        report=lambda done: passed.append(timer.block_seconds()),
+        run_dir=Path(),
+        loader=loader,
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(config.runtime.threads)
     try:
-        Executor(StageSpec(0, 1, blocks), plan.method, updaters, neighbours, context).run()
+        executor.run()
     finally:
         torch.set_num_threads(threads)
     return [
-        min(after[block] - before.get(block, 0.0) for before, after in itertools.pairwise(passed))
+        min(after[block] - before.get(block, 0.0) for before, after in itertools.pairwise(passed[:-1]))
         for block in blocks
     ]
 

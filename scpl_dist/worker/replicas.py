@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scpl_dist.methods.batchnorm import shared
+from scpl_dist.methods import batchnorm
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
 from scpl_dist.run.phases import Phase
@@ -90,10 +90,9 @@ class Replicas:
         begin, end = parts[self.replica]
         views = len(labels) // (end - begin)
         counts = [views * (end - begin) for begin, end in parts]
-        with self._waiting():
-            found: tuple[Any, Tensor] = pytree.tree_map_only(
-                Tensor, lambda leaf: self._gathered(leaf, counts, False), (seen, labels)
-            )
+        found: tuple[Any, Tensor] = pytree.tree_map_only(
+            Tensor, lambda leaf: _Gather.apply(leaf, self, counts, False), (seen, labels)
+        )
         return found
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> Sum:
@@ -102,24 +101,20 @@ class Replicas:
 
     def share_statistics(self, module: nn.Module) -> None:
         """Let every BatchNorm of a module take the statistics of all replicas' samples."""
-        shared(module, self._statistics)
+        batchnorm.share(module, lambda own: _Gather.apply(own, self, [1] * self._replicas, True))
 
-    def _statistics(self, own: Tensor) -> Tensor:
-        with self._waiting():
-            return self._gathered(own, [1] * self._replicas, True)
+    # Collectives ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         before = self._timer.phase
         self._timer.enter(Phase.SYNC)
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines()
+            raise PeerLost(self._other, lines[0] if lines else type(error).__name__) from error
         self._timer.enter(before)
-
-    # Collectives ------------------------------------------------------------------------------------------------
-
-    def _gathered(self, own: Tensor, counts: list[int], summed: bool) -> Tensor:
-        gathered: Tensor = _Gather.apply(own, self, counts, summed)
-        return gathered
 
     def all_gather(self, own: Tensor, counts: list[int]) -> Tensor:
         """The rows of all replicas; `counts` says how many each has."""
@@ -127,26 +122,18 @@ class Replicas:
         padded[: len(own)] = own
         padded = padded.cpu() if self._by_cpu else padded
         parts = [torch.empty_like(padded) for _ in counts]
-        with self._peers():
+        with self._waiting():
             dist.all_gather(parts, padded, group=self._group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(own.device)
-
-    def cut(self, gradient: Tensor, counts: list[int], summed: bool) -> Tensor:
-        """The own rows of a gradient, after it was added up over the replicas if it is `summed`."""
-        if summed:
-            gradient = gradient.clone(memory_format=torch.contiguous_format)
-            self.add_up(gradient)()
-        own: Tensor = torch.split(gradient, counts)[self.replica]
-        return own
 
     def add_up(self, *tensors: Tensor) -> Callable[[], None]:
         """Begin to add up tensors over the replicas, in place; what is returned waits for the sums."""
         travelling = [tensor.cpu() if self._by_cpu else tensor for tensor in tensors]
-        with self._peers():
+        with self._waiting():
             works = [dist.all_reduce(tensor, group=self._group, async_op=True) for tensor in travelling]
 
         def wait() -> None:
-            with self._peers():
+            with self._waiting():
                 for work in works:
                     work.wait()
             for tensor, arrived in zip(tensors, travelling, strict=True):
@@ -154,14 +141,6 @@ class Replicas:
                     tensor.copy_(arrived)
 
         return wait
-
-    @contextmanager
-    def _peers(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            lines = str(error).strip().splitlines()
-            raise PeerLost(self._other, lines[0] if lines else type(error).__name__) from error
 
 
 class Sum:
@@ -181,11 +160,7 @@ class Sum:
         self._wait = replicas.add_up(self._together, *large) if parameters else None
 
     def finish(self) -> None:
-        """Wait for the sums, and make them the parameters' gradients.
-
-        Raises:
-            PeerLost: a replica is gone.
-        """
+        """Wait for the sums, and make them the parameters' gradients; raises PeerLost if a replica is gone."""
         if self._wait is None:
             return
         self._wait()
@@ -213,4 +188,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.replicas.cut(gradient, ctx.counts, ctx.summed), None, None, None
+        if ctx.summed:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+            ctx.replicas.add_up(gradient)()
+        return torch.split(gradient, ctx.counts)[ctx.replicas.replica], None, None, None

@@ -19,12 +19,7 @@ SHARE = 0.8
 
 
 class Stacks:
-    """The file of one worker's stacks.
-
-    Args:
-        path: the file, created when it is needed first and appended to.
-        timeout_s: ``runtime.timeout_s``, in seconds.
-    """
+    """One worker's stacks, appended to a file; ``timeout_s`` is ``runtime.timeout_s``."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +40,3 @@ class Stacks:
         self._file.write(f"{time.strftime('%H:%M:%S')} {reason}\n")
         self._file.flush()
         faulthandler.dump_traceback(self._file, all_threads=True)
-
-    def close(self) -> None:
-        """Stop the timer."""
-        faulthandler.cancel_dump_traceback_later()

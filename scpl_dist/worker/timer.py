@@ -18,28 +18,19 @@ from scpl_dist.run.phases import BLAMELESS, BLOCKED, OUTSIDE, TRAINING, WAITING,
 
 
 class PhaseTimer:
-    """Phase, position and cumulative seconds of a stage.
+    """Phase, position and cumulative seconds of a stage; with a trap, a change of phase may be the last thing."""
 
-    Attributes:
-        phase: what the training thread does now.
-        step: optimizer updates done before the present item.
-        epoch: epoch of the present item.
-        micro_batch: micro-batch within the item.
-        begun: sequence number of the present item; -1 before the first.
-        block: block that the training thread works on; None between blocks.
-        on_item: called in the training thread when an item begins.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, trap: Trap | None = None) -> None:
+        self._trap = trap
         self.phase = Phase.STARTING
-        self.step = 0
+        self.step = 0  # optimizer updates done before the present item
         self.epoch = 0
         self.micro_batch = 0
-        self.begun = -1
-        self.block: int | None = None
-        self.on_item: Callable[[], None] | None = None
-        self._seconds: dict[tuple[Phase, int | None], float] = defaultdict(float)
-        self._entered: tuple[Phase, int | None] = (self.phase, None)
+        self.begun = -1  # sequence number of the present item; -1 before the first
+        self.block = -1  # that the training thread works on; -1 between blocks
+        self.on_item: Callable[[], None] | None = None  # called in the training thread when an item begins
+        self._seconds: dict[tuple[Phase, int], float] = defaultdict(float)
+        self._entered = (self.phase, self.block)
         self._since = time.perf_counter()
 
     def enter(self, phase: Phase) -> None:
@@ -49,6 +40,8 @@ class PhaseTimer:
         self._since = now
         self.phase = phase
         self._entered = (phase, self.block)
+        if self._trap is not None:
+            self._trap.spring(phase, self.step)
 
     def begin(self, item: Item) -> None:
         """The item that begins now."""
@@ -65,7 +58,7 @@ class PhaseTimer:
         """Cumulative seconds of training by block: forward, loss, backward and update."""
         blocks: dict[int, float] = defaultdict(float)
         for (phase, block), taken in self._passed().items():
-            if block is not None and phase in TRAINING:
+            if block >= 0 and phase in TRAINING:
                 blocks[block] += taken
         return blocks
 
@@ -84,20 +77,8 @@ class PhaseTimer:
             **counters,
         )
 
-    def _passed(self) -> dict[tuple[Phase, int | None], float]:
+    def _passed(self) -> dict[tuple[Phase, int], float]:
         """Seconds of all phases until now."""
         seconds = dict(self._seconds)
         seconds[self._entered] = seconds.get(self._entered, 0.0) + time.perf_counter() - self._since
         return seconds
-
-
-class FaultyTimer(PhaseTimer):
-    """A timer whose changes of phase may be the last thing that happens."""
-
-    def __init__(self, trap: Trap) -> None:
-        super().__init__()
-        self._trap = trap
-
-    def enter(self, phase: Phase) -> None:
-        super().enter(phase)
-        self._trap.spring(phase, self.step)

@@ -1,8 +1,8 @@
-"""Changes the weights of one block: its optimizers, and all that stands between a loss and an update."""
+"""Changes the weights of one block: its optimizers, all between a loss and an update, and what a checkpoint holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.run.config import Config
-from scpl_dist.worker.state import restore, state_of
+from scpl_dist.storage.checkpoints import CheckpointError
 
 
 class Updater:
@@ -42,8 +42,25 @@ class Updater:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, heads and optimizer state; the tensors are those in use, not copies."""
-        return state_of(self.trainable, self.optimizers)
+        return {
+            "block": self.trainable.block.state_dict(),
+            "heads": self.trainable.heads.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put such a state back; raises CheckpointError if it belongs to another model."""
         restore(self.trainable, self.optimizers, state)
+
+
+def restore(
+    trainable: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]
+) -> None:
+    """`Updater.load_state_dict` for a block that may have no optimizers."""
+    try:
+        trainable.block.load_state_dict(state["block"])
+        trainable.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint belongs to another model: {error}") from error

@@ -37,8 +37,8 @@ from scpl_dist.control import keys, messages
 from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
 from scpl_dist.control.messages import Message
+from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
-from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
@@ -49,16 +49,15 @@ from scpl_dist.run.phases import Phase
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
-from scpl_dist.transport import Store, Transport
+from scpl_dist.transport import Transport, rendezvous
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
-from scpl_dist.transport.rendezvous import Rendezvous
 from scpl_dist.transport.select import connectable
 from scpl_dist.transport.tensors import describe, imagine
-from scpl_dist.worker.executor import Context, Executor, feed, peak_memory
+from scpl_dist.worker.executor import Executor, feed, peak_memory
 from scpl_dist.worker.replicas import Replicas
 from scpl_dist.worker.stacks import Stacks
-from scpl_dist.worker.timer import FaultyTimer, PhaseTimer
+from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
 M = TypeVar("M", bound=Message)
@@ -75,19 +74,9 @@ class Refused(Aborted):
 
 
 class Worker:
-    """One worker's process.
+    """One worker's process, of a rank in the launch; raises ValueError if an address or a key is not usable.
 
-    Args:
-        config: the run.
-        run_dir: run folder, shared by all stages; None is the path that the coordinator has.
-        control: address of the coordinator, ``tcp://host:port``.
-        rank: rank of this process in the launch, which decides about its stage.
-
-    Attributes:
-        reason: why `run` did not return 0.
-
-    Raises:
-        ValueError: an address or a key is not usable.
+    The run folder is shared by all stages; None is the path that the coordinator, at ``tcp://host:port``, has.
     """
 
     def __init__(self, config: Config, run_dir: Path | None, control: str, rank: int) -> None:
@@ -97,22 +86,21 @@ class Worker:
         self.worker_id = self.layout.workers[rank]
         self.name = f"stage {self.worker_id.label}"
         self.device = _device(config)
-        trap = self._trap = Trap.from_environment("worker", self.worker_id, run_dir) if run_dir else None
-        self.timer = PhaseTimer() if trap is None else FaultyTimer(trap)
-        self._stacks: Stacks | None = None
-        self._writer: CheckpointWriter | None = None
-        self.reason = ""
+        self.reason = ""  # why `run` did not return 0
+        self._trap = Trap.from_environment("worker", self.worker_id, run_dir) if run_dir else None
+        self.timer = PhaseTimer(self._trap)
+        self._control = control
+        self._keys = keys.load_client(config.control.keys)
         self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        self._channel: Channel | None = None
+        self._stacks: Stacks | None = None
         self._transport: Transport | None = None
         self._loader: Loader[Item] | None = None
+        self._writer: CheckpointWriter | None = None
         self._executor: Executor | None = None
         self._ended: Exception | None = None
         self._stop_signal: int | None = None
-        self._control = control
-        self._keys = keys.load_client(config.control.keys)
-        self._channel: Channel | None = None
-        world = self.layout.world
-        alone = int(os.environ.get("LOCAL_WORLD_SIZE", world)) == world
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", self.layout.world)) == self.layout.world
         coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
         self._problem: SetupError | None = None
         try:
@@ -121,14 +109,10 @@ class Worker:
             self._problem = SetupError(str(error))
             interface, address = network.loopback(), "127.0.0.1"
         self._reachability = ReachabilityCheck(address, interface, self.name, str(self.device))
-        self._rendezvous = Rendezvous(address)
+        self._store_listener = socket.create_server((address, 0), backlog=128)
 
     def run(self) -> int:
-        """Everything from hello to close.
-
-        Returns:
-            Exit code: 0, 1 after a failure, 2 if the coordinator refused this worker.
-        """
+        """Everything from hello to close; returns the exit code: 2 if the coordinator refused this worker."""
         if self._trap is not None:
             self._trap.spring("loading", 0)
         channel = self._channel = Channel(
@@ -145,7 +129,7 @@ class Worker:
             signal.signal(number, self._on_signal)
         code = 0
         try:
-            self._train(channel)
+            self._train()
         except Aborted as error:
             self.reason = f"{self.name}: {error}"
             print(self.reason, file=sys.stderr)
@@ -164,7 +148,30 @@ class Worker:
                 self._transport.close()
         return code
 
-    def _source(self, channel: Channel) -> Any:
+    def _train(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+        source = self._source()
+        self.timer.enter(Phase.IDLE)
+        start = self._expect(messages.Start)
+        self.timer.enter(Phase.STARTING)
+        run_dir = self._shared_folder(start)
+        timeout_s = self.config.runtime.timeout_s
+        self._stacks = Stacks(run_dir / "log" / f"{self.worker_id.file}.stacks", timeout_s)
+        self.timer.on_item = self._stacks.rearm
+        self._reachability.visit(self.worker_id.rank, start.endpoints, timeout_s / 3)
+        self._executor = self._build(start, run_dir, source)
+        if self._ended is not None:
+            raise self._ended
+        self.timer.enter(Phase.IDLE)
+        self._send(messages.Ready())
+        self._expect(messages.Go)
+        self._reachability.close()
+        self._executor.run()
+        self._send(messages.Left())
+        self._expect(messages.Close)
+
+    def _source(self) -> DataSource | None:
         """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
         if self.worker_id.stage != 0:
             return None
@@ -175,86 +182,53 @@ class Worker:
         example = describe(source.example(), "the data set")
         if self.worker_id.first:
             data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
-            channel.send(messages.Described(data=data_set))
+            self._send(messages.Described(data=data_set))
         return source
 
-    def _train(self, channel: Channel) -> None:
-        if self._problem is not None:
-            raise self._problem
-        source = self._source(channel)
-        self.timer.enter(Phase.IDLE)
-        start = self._expect(messages.Start)
-        self.timer.enter(Phase.STARTING)
-        run_dir = self._shared_folder(start)
-        self._stacks = Stacks(
-            run_dir / "log" / f"{self.worker_id.file}.stacks", self.config.runtime.timeout_s
-        )
-        self.timer.on_item = self._stacks.rearm
-        self._reachability.visit(self.worker_id.rank, start.endpoints, self.config.runtime.timeout_s / 3)
-        plan = Plan.plan(self.config, start.data.classes, imagine(start.data.input, "meta"))
-        place = plan.specs[self.worker_id.stage]
-        trainables = plan.trainables(place.blocks)
+    def _build(self, start: messages.Start, run_dir: Path, source: DataSource | None) -> Executor:
+        """The stage, its weights restored, and connected to the other workers."""
+        config, runtime, rank = self.config, self.config.runtime, self.worker_id.rank
+        plan = Plan.plan(config, start.data.classes, imagine(start.data.input, "meta"))
+        spec = plan.specs[self.worker_id.stage]
+        trainables = plan.trainables(spec.blocks)
         if source is not None and not start.restore:
             source.prepare(trainables[0].block)
         updaters = {
-            index: Updater(trainable.to(self.device), self.config) for index, trainable in trainables.items()
+            index: Updater(trainable.to(self.device), config) for index, trainable in trainables.items()
         }
         if start.restore:
-            folder = Path(start.restore)
             for index, updater in updaters.items():
-                updater.load_state_dict(read_part(folder, index, self.device, verified=True))
-        store = self._rendezvous.join(self.worker_id.rank, start.endpoints, self.config.runtime.timeout_s)
-        transport = self._connected(start, store)
-        replicas = self._replicas(start, store, trainables)
+                updater.load_state_dict(read_part(Path(start.restore), index, self.device, verified=True))
+        store = rendezvous.join(self._store_listener, rank, start.endpoints, runtime.timeout_s)
+        transport = connectable(config, rank, start.generation, self.device, start.endpoints)
+        if self.layout.world > 1:
+            transport.connect(store)
+        self._transport = transport
+        replicas = Replicas.join(
+            self.layout, self.worker_id, start.endpoints, self.timer, store, runtime.first_step_timeout_s
+        )
+        if replicas is not None:
+            for trainable in trainables.values():
+                replicas.share_statistics(trainable)
         if source is not None:
-            seed, threads = self.config.run.seed, self.config.data.workers
-            self._loader = Loader(source, seed, threads, self.worker_id.replica, self.worker_id.replicas)
+            part = (self.worker_id.replica, self.worker_id.replicas)
+            self._loader = Loader(source, config.run.seed, config.data.workers, *part)
         if self.worker_id.first:
-            self._writer = CheckpointWriter(
-                self._written, self._write_failed, self._trap.spring if self._trap else None
-            )
-        context = Context(
+            watch = None if self._trap is None else self._trap.spring
+            self._writer = CheckpointWriter(self._written, self._write_failed, watch)
+        return Executor(
+            spec=spec,
+            method=plan.method,
+            updaters=updaters,
+            neighbours=Neighbours(transport, self.layout, self.worker_id),
             device=self.device,
             timer=self.timer,
-            report=channel.send,
+            report=self._send,
             run_dir=run_dir,
             loader=self._loader,
             writer=self._writer,
             replicas=replicas,
         )
-        neighbours = Neighbours(transport, self.layout, self.worker_id)
-        self._executor = Executor(place, plan.method, updaters, neighbours, context)
-        if self._ended is not None:
-            raise self._ended
-        self.timer.enter(Phase.IDLE)
-        channel.send(messages.Ready())
-        self._expect(messages.Go)
-        self._reachability.close()
-        self._executor.run()
-        channel.send(messages.Left())
-        self._expect(messages.Close)
-
-    def _connected(self, start: messages.Start, store: Store) -> Transport:
-        try:
-            transport = connectable(
-                self.config, self.worker_id.rank, start.generation, self.device, start.endpoints
-            )
-        except ValueError as error:
-            raise SetupError(str(error)) from None
-        if self.layout.world > 1:
-            transport.connect(store)
-        self._transport = transport
-        return transport
-
-    def _replicas(
-        self, start: messages.Start, store: Store, trainables: dict[int, TrainableBlock]
-    ) -> Replicas | None:
-        limit = self.config.runtime.first_step_timeout_s
-        replicas = Replicas.join(self.layout, self.worker_id, start.endpoints, self.timer, store, limit)
-        if replicas is not None:
-            for trainable in trainables.values():
-                replicas.share_statistics(trainable)
-        return replicas
 
     def _shared_folder(self, start: messages.Start) -> Path:
         """The run folder, after a look that it is the coordinator's: checkpoints of all stages go into one folder."""
@@ -290,8 +264,12 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             device=_device_name(self.device),
-            endpoint=self._reachability.endpoint | {"store": self._rendezvous.port},
+            endpoint=self._reachability.endpoint | {"store": self._store_listener.getsockname()[1]},
         )
+
+    def _send(self, message: Message) -> None:
+        assert self._channel is not None
+        self._channel.send(message)
 
     def _heartbeat(self) -> messages.Heartbeat:
         """Called by the control thread."""
@@ -357,17 +335,13 @@ class Worker:
 
     def _written(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
         """A part of a checkpoint is on disk. Runs in the writer's thread."""
-        assert self._channel is not None
         parts = [messages.File(**file) for file in files]
-        self._channel.send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
+        self._send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
 
     def _write_failed(self, error: Exception, step: int) -> None:
         """A checkpoint could not be written. Runs in the writer's thread."""
-        assert self._channel is not None
         report = replace(self._failure(error), phase=Phase.CHECKPOINT, step=step, micro_batch=None)
-        if isinstance(error, OSError):
-            report = replace(report, cause=Cause.DISK)
-        self._channel.send(report)
+        self._send(replace(report, cause=Cause.DISK) if isinstance(error, OSError) else report)
 
     def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""

@@ -14,7 +14,7 @@ from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import load
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.parts import part_name, write_part
-from scpl_dist.worker.state import state_of
+from scpl_dist.worker.updater import Updater
 
 
 def saved(folder: Path, **values: object) -> Path:
@@ -37,7 +37,7 @@ def saved(folder: Path, **values: object) -> Path:
     target = checkpoints.folder_for(folder, 8)
     target.mkdir(parents=True)
     files = [
-        write_part(target / part_name(block), state_of(trainable, ()))
+        write_part(target / part_name(block), Updater(trainable, config).state_dict())
         for block, trainable in trainables.items()
     ]
     checkpoints.commit(target, {"step": 8, "files": files}, keep=1)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from scpl_dist.methods.batchnorm import DeferredBatchNorm, SharedBatchNorm, commit, deferred, shared
+from scpl_dist.methods.batchnorm import DeferredBatchNorm, SharedBatchNorm, commit, defer, share
 
-Exchange = Callable[[nn.Module], nn.Module]
+Exchange = Callable[[nn.Module], None]
 EXCHANGES = pytest.mark.parametrize(
-    "exchange", [deferred, lambda module: shared(module, lambda own: own)], ids=["deferred", "shared"]
+    "exchange", [defer, lambda module: share(module, lambda own: own)], ids=["deferred", "shared"]
 )
 
 
 @EXCHANGES
 def test_parameters_buffers_and_settings_stay(exchange: Exchange) -> None:
-    norm = nn.BatchNorm2d(3, eps=1e-3, momentum=None)
-    names = dict([*norm.named_parameters(), *norm.named_buffers()])
-    new = exchange(norm.eval())
+    new: nn.Module = nn.BatchNorm2d(3, eps=1e-3, momentum=None).eval()
+    names = dict([*new.named_parameters(), *new.named_buffers()])
+    exchange(new)
     assert isinstance(new, DeferredBatchNorm | SharedBatchNorm)
     assert (new.eps, new.momentum, new.training) == (1e-3, None, False)
     state = new.state_dict(keep_vars=True)
@@ -33,10 +34,10 @@ def test_parameters_buffers_and_settings_stay(exchange: Exchange) -> None:
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
 def test_what_a_norm_does_not_have_it_does_not_get(exchange: Exchange, options: dict[str, bool]) -> None:
     norm, x = nn.BatchNorm1d(3, **options), torch.randn(8, 3)
-    wanted = copy.deepcopy(norm)(x)
-    new = exchange(nn.Sequential(norm))
-    torch.testing.assert_close(new(x), wanted)
-    assert {f"0.{name}" for name in norm.state_dict()} == new.state_dict().keys()
+    names, wanted = norm.state_dict().keys(), copy.deepcopy(norm)(x)
+    exchange(model := nn.Sequential(norm))
+    torch.testing.assert_close(model(x), wanted)
+    assert {f"0.{name}" for name in names} == model.state_dict().keys()
 
 
 @EXCHANGES
@@ -46,7 +47,9 @@ def test_hooks_stay_and_their_handles_still_remove_them(exchange: Exchange) -> N
     norm.register_forward_pre_hook(lambda module, args: seen.append("before"))
     handle = norm.register_forward_hook(lambda module, args, output: seen.append("after"))
     norm.register_full_backward_hook(lambda module, into, out: seen.append("backward"))
-    model, x = exchange(nn.Sequential(norm)), torch.randn(8, 3, requires_grad=True)
+    model, x = nn.Sequential(norm), torch.randn(8, 3, requires_grad=True)
+    exchange(model)
+    assert isinstance(norm, DeferredBatchNorm | SharedBatchNorm)
     torch.autograd.backward(model(x).sum())
     assert seen == ["before", "after", "backward"]
     handle.remove()
@@ -81,4 +84,6 @@ def test_a_norm_with_two_names_is_exchanged_once_and_keeps_both(exchange: Exchan
     tracked = model.first.num_batches_tracked
     assert tracked is not None
     assert tracked == (1 if isinstance(model.first, DeferredBatchNorm) else 2)
-    assert exchange(model).get_submodule("first") is model.first  # not once more
+    seen = list(model.buffers())
+    exchange(model)
+    assert all(map(operator.is_, model.buffers(), seen))  # not once more

@@ -143,7 +143,7 @@ def wrong(features, labels):
 def test_a_loss_of_ones_own_is_found_by_file_and_by_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "own.py"
+    file = tmp_path / "own_losses.py"
     file.write_text(OWN)
     assert trained(trainable("scpl", name=f"{file}:pull", args={"factor": 2.0}), ["local"]) == {
         "projector",
@@ -156,6 +156,6 @@ def test_a_loss_of_ones_own_is_found_by_file_and_by_entry_point(
     with pytest.raises(ValueError, match=r"loss.name = 'pull': unknown; use one of supcon, ce"):
         trainable("scpl", name="pull")
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("pull", "own:pull", "scpl_dist.methods.losses")
+    point = EntryPoint("pull", "own_losses:pull", "scpl_dist.methods.losses")
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]).select(group=group))
     assert trained(trainable("scpl", name="pull"), ["local"]) == {"projector", "block"}

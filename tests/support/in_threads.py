@@ -1,13 +1,12 @@
-"""A whole run in one process, with a thread a stage and queues instead of a network: its result without its processes.
+"""A whole run in one process, with a thread a stage and no network: its result without its processes.
 
 Dropout draws from a generator that all threads share, so models with dropout take one stage here.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -20,12 +19,12 @@ from scpl_dist.data.loader import Loader
 from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
-from scpl_dist.transport import Envelope
+from scpl_dist.run.errors import Aborted
 from scpl_dist.transport.neighbours import Neighbours
-from scpl_dist.worker.executor import Context, Executor, feed
+from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
-from tests.support.pipelines import Lane, QueueTransport
+from tests.support.pipelines import LocalTransport
 from tests.support.reference import Reference
 
 
@@ -46,10 +45,9 @@ class Run:
         source.prepare(self.result.trainables[0].block)
         self._correct: Counter[int] = Counter()
         self._errors: list[BaseException] = []
-        lanes = defaultdict[Lane, queue.Queue[Envelope]](lambda: queue.Queue(2))
-        executors = [
-            self._executor(spec, lanes, loader if spec.stage == 0 else None) for spec in self.plan.specs
-        ]
+        self._ends: list[LocalTransport] = []
+        self._ends += (LocalTransport(spec.stage, self._ends) for spec in self.plan.specs)
+        executors = [self._executor(spec, loader if spec.stage == 0 else None) for spec in self.plan.specs]
         threads = [threading.Thread(target=self._run, args=(executor,)) for executor in executors]
         for thread in threads:
             thread.start()
@@ -60,26 +58,27 @@ class Run:
         size = source.sizes["test"]
         self.result.accuracy = [self._correct[epoch] / size for epoch in range(config.run.epochs)]
 
-    def _executor(
-        self, spec: StageSpec, lanes: dict[Lane, queue.Queue[Envelope]], loader: Loader[Item] | None
-    ) -> Executor:
+    def _executor(self, spec: StageSpec, loader: Loader[Item] | None) -> Executor:
         layout = self.config.layout
-        updaters = {block: Updater(self.result.trainables[block], self.config) for block in spec.blocks}
-        links = Neighbours(QueueTransport(spec.stage, lanes), layout, layout.workers[spec.stage])
-        context = Context(
+        return Executor(
+            spec=spec,
+            method=self.plan.method,
+            updaters={block: Updater(self.result.trainables[block], self.config) for block in spec.blocks},
+            neighbours=Neighbours(self._ends[spec.stage], layout, layout.workers[spec.stage]),
             device=torch.device("cpu"),
             timer=PhaseTimer(),
             report=self._report,
             run_dir=Path("unused"),
             loader=loader,
         )
-        return Executor(spec, self.plan.method, updaters, links, context)
 
     def _run(self, executor: Executor) -> None:
         try:
             executor.run()
         except BaseException as error:
             self._errors.append(error)
+            for end in self._ends:
+                end.abort(Aborted("another stage failed"))
             raise
 
     def _report(self, done: Done) -> None:

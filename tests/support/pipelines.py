@@ -1,4 +1,4 @@
-"""The real executor on several stages inside one process: a thread a stage, queues instead of a network.
+"""The real executor on several stages inside one process: a thread a stage, no network.
 
 For questions about one step's gradients. Whole runs use real processes. Dropout draws from a generator that all threads
 share, so models with dropout take one stage here.
@@ -6,8 +6,8 @@ share, so models with dropout take one stage here.
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,41 +24,29 @@ from scpl_dist.methods import Method
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.run.config import Config
+from scpl_dist.run.errors import Aborted
 from scpl_dist.run.layout import Layout
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
-from scpl_dist.worker.executor import Context, Executor, feed
+from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
-Lane = tuple[int, int]
 
+class LocalTransport(Transport):
+    """Hands messages over to the other workers of this process."""
 
-class QueueTransport(Transport):
-    """Lanes are queues of ``max_in_flight`` places."""
-
-    def __init__(self, stage: int, lanes: dict[Lane, queue.Queue[Envelope]]) -> None:
-        super().__init__(1)
-        self.stage = stage
-        self.lanes = lanes
+    def __init__(self, rank: int, peers: list[LocalTransport]) -> None:
+        super().__init__(rank=rank, world=len(peers), max_in_flight=2, device=torch.device("cpu"))
+        self.peers = peers
+        self.posted: Counter[int] = Counter()
 
     def connect(self, store: Store) -> None:
         pass
 
     def _send(self, target: int, message: Envelope) -> None:
-        self.lanes[self.stage, target].put(message, timeout=20)
-
-    def wait_for_room(self, target: int) -> None:
-        pass  # `_send` waits
-
-    def _take(self, source: int) -> Envelope:
-        return self.lanes[source, self.stage].get(timeout=20)
-
-    def queued(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
+        self.peers[target].arrive(self.rank, self.posted[target], message, lambda: self._credit(target))
+        self.posted[target] += 1
 
 
 class _Fixed(DataSource):
@@ -110,7 +98,8 @@ def run(
         Gradients of every parameter by block, in the order of ``trainable.parameters()``; none of a block that is not
         updated.
     """
-    lanes = {(a, b): queue.Queue[Envelope](2) for a in range(len(held)) for b in (a - 1, a + 1)}
+    ends: list[LocalTransport] = []
+    ends += (LocalTransport(rank, ends) for rank in range(len(held)))
     recorders = {block: _Recorder(trainable, method.config) for block, trainable in trainables.items()}
     errors: list[BaseException] = []
 
@@ -123,9 +112,13 @@ def run(
         spec = StageSpec(number, len(held), held[number])
         mine: dict[int, Updater] = {block: recorders[block] for block in spec.blocks}
         layout = Layout([1] * len(held))
-        links = Neighbours(QueueTransport(number, lanes), layout, layout.workers[number])
+        links = Neighbours(ends[number], layout, layout.workers[number])
         done: list[Done] = []
-        context = Context(
+        executor = Executor(
+            spec=spec,
+            method=method,
+            updaters=mine,
+            neighbours=links,
             device=torch.device("cpu"),
             timer=PhaseTimer(),
             report=done.append,
@@ -133,9 +126,11 @@ def run(
             loader=loader,
         )
         try:
-            Executor(spec, method, mine, links, context).run()
+            executor.run()
         except BaseException as error:
             errors.append(error)
+            for end in ends:
+                end.abort(Aborted("another stage failed"))
             raise
 
     threads = [threading.Thread(target=stage, args=(number,)) for number in range(len(held))]

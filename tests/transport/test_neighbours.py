@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,34 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scpl_dist.run.layout import Layout, share
-from scpl_dist.transport import Envelope, Transport
+from scpl_dist.transport import Envelope
 from scpl_dist.transport.neighbours import Neighbours
+from tests.support.pipelines import LocalTransport
 
-Lanes = defaultdict[tuple[int, int], deque[Envelope]]
+
+class Impatient(LocalTransport):
+    """An empty lane is an error instead of a wait."""
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        assert ready()
 
 
-class Lane(Transport):
-    """What is posted is received later, in order; an empty lane is an error instead of a wait."""
-
-    def __init__(self, rank: int, lanes: Lanes) -> None:
-        super().__init__(2)
-        self.rank = rank
-        self.lanes = lanes
-
-    def connect(self, store: object) -> None:
-        pass
-
-    def _send(self, target: int, message: Envelope) -> None:
-        self.lanes[self.rank, target].append(message)
-
-    def _take(self, source: int) -> Envelope:
-        return self.lanes[source, self.rank].popleft()
-
-    def queued(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
+def neighbours(layout: Layout) -> list[Neighbours]:
+    """Of all workers, by rank."""
+    ends: list[LocalTransport] = []
+    ends += (Impatient(rank, ends) for rank in range(layout.world))
+    return [Neighbours(end, layout, layout.workers[end.rank]) for end in ends]
 
 
 ITEM = {"whatever": "it is"}
@@ -68,8 +57,8 @@ REPLICAS = st.lists(st.integers(1, 5), min_size=3, max_size=3)
 def test_every_worker_gets_its_rows_whatever_the_numbers(
     replicas: list[int], one: int, other: int, views: int
 ) -> None:
-    layout, lanes = Layout(replicas), Lanes(deque)
-    links = [Neighbours(Lane(worker_id.rank, lanes), layout, worker_id) for worker_id in layout.workers]
+    layout = Layout(replicas)
+    links = neighbours(layout)
     sizes = [max(replicas) + one, max(replicas) + other]
     marker = {"what": "comes next"}
     for stage in (0, 1):
@@ -95,14 +84,11 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
         for rank in layout.ranks(1):
             wanted = part(rows(size, views), size, views, replicas[1], layout.workers[rank].replica)
             assert equal(links[rank].receive(2, ITEM, m, size), wanted)
-    assert not any(lanes.values()), "a message was not received"
+    assert not any(link.transport.queued() for link in links), "a message was not received"
 
 
 def test_one_worker_a_stage_gets_the_very_tensors() -> None:
-    layout, lanes = Layout([1, 1]), Lanes(deque)
-    first, second = (
-        Neighbours(Lane(worker_id.rank, lanes), layout, worker_id) for worker_id in layout.workers
-    )
+    first, second = neighbours(Layout([1, 1]))
     sent: Tensor = torch.ones(3, 2)
     first.post(1, ITEM, 0, 3, (sent, sent))
     assert second.receive(0, ITEM, 0, 3)[0] is sent

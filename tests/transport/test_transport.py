@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch._C._distributed_c10d import FileStore
 
-from scpl_dist.run.errors import Aborted, PeerLost
+from scpl_dist.run.errors import Aborted, PeerLost, SetupError
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.c10d import C10dTransport
 from scpl_dist.transport.parcel import pack, unpack
@@ -26,13 +26,20 @@ CPU = torch.device("cpu")
 Body = Callable[[Transport, "mp.SimpleQueue[Any]"], None]
 
 
+def alone(rank: int, world: int, max_in_flight: int = 2) -> RpcTransport:
+    return RpcTransport(
+        rank=rank, world=world, max_in_flight=max_in_flight, device=CPU, generation="generation"
+    )
+
+
 def connected(kind: str, rank: int, store: Store) -> Transport:
     transport: Transport
     if kind == "rpc":
-        transport = RpcTransport(rank, 2, "generation", max_in_flight=2, device=CPU)
+        transport = alone(rank, 2)
     else:
-        wire_dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
-        transport = C10dTransport("gloo", rank, 2, max_in_flight=2, device=CPU, wire_dtype=wire_dtype)
+        transport = C10dTransport(
+            rank=rank, world=2, max_in_flight=2, device=CPU, backend="gloo", links=[(0, 1)]
+        )
     transport.connect(store)
     return transport
 
@@ -187,7 +194,7 @@ def test_a_dead_neighbour_is_named_and_not_waited_for(pair: Pair) -> None:
 
 
 def test_an_abort_ends_a_wait_from_another_thread() -> None:
-    transport = RpcTransport(0, 1, "generation", 2, CPU)
+    transport = alone(0, 1)
     ended: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def wait() -> None:
@@ -204,9 +211,9 @@ def test_an_abort_ends_a_wait_from_another_thread() -> None:
 
 
 def test_numbers_restore_the_order_of_calls_that_overtake_each_other() -> None:
-    transport = RpcTransport(1, 2, "generation", 4, CPU)
+    transport = alone(1, 2, 4)
     for number in (2, 0, 3, 1):  # as RPC's threads may deliver them
-        transport.accept(0, number, Envelope({"sequence": number}))
+        transport.arrive(0, number, Envelope({"sequence": number}), lambda: None)
     assert [transport.receive(0).item["sequence"] for _ in range(4)] == [0, 1, 2, 3]
 
 
@@ -296,7 +303,7 @@ def test_all_stages_choose_the_same_transport(
 ) -> None:
     endpoints = [{"host": host, "device": device} for host, device in places]
     if " " in chosen:
-        with pytest.raises(ValueError, match=chosen):
+        with pytest.raises(SetupError, match=chosen):
             choose(wanted, endpoints)
     else:
         assert choose(wanted, endpoints) == chosen

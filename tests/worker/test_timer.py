@@ -16,11 +16,11 @@ def test_seconds_belong_to_their_phase_and_to_the_block_that_was_worked_on(
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     timer = PhaseTimer()
     for block, phase, seconds in (
-        (None, Phase.DATA, 1),
+        (-1, Phase.DATA, 1),
         (0, Phase.FORWARD, 2),
         (0, Phase.SYNC, 4),
         (0, Phase.BACKWARD, 8),
-        (None, Phase.SEND, 16),
+        (-1, Phase.SEND, 16),
         (1, Phase.FORWARD, 32),
         (1, Phase.OPTIMIZER, 64),
         (1, Phase.EVALUATE, 128),
