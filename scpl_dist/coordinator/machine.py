@@ -240,8 +240,12 @@ class Coordinator:
         stopped = -code in (signals.SIGTERM, signals.SIGINT)
         if stopped and self.state != "running" and not self._suspects.any:
             self._signal(f"rank {rank}", -code, now)  # it was still loading and could not ask
-        else:
-            self._suspects.add(rank, now, "exited", watchdog.exit_text(code))
+            return
+        self._suspects.add(rank, now, "exited", watchdog.exit_text(code))
+        if code < 0 and not stopped:  # a killed process can send no report any more
+            found = self._suspects.verdict(math.inf, self.members)
+            assert found is not None
+            self._fail(found)
 
     # The way of a run -------------------------------------------------------------------------------------------
 
