@@ -37,7 +37,7 @@ class TurnedAway:
 class Admission:
     """The guard of one ROUTER socket. Make it before the socket binds; all calls belong to the socket's thread.
 
-    A context has one with keys. Without keys everybody is let in, and only who speaks no ZeroMQ is counted.
+    Without keys everybody is let in, and only who speaks no ZeroMQ is counted.
     """
 
     def __init__(
@@ -90,21 +90,23 @@ class Admission:
         for _ in range(BURST):
             if not self._monitor.poll(0):
                 break
-            message = recv_monitor_message(self._monitor)
-            event, descriptor = message["event"], message["value"]
-            if event == zmq.EVENT_ACCEPTED:
+            event = recv_monitor_message(self._monitor)
+            descriptor = event["value"]
+            if event["event"] == zmq.EVENT_ACCEPTED:
                 self._shaking[descriptor] = _peer(descriptor)
-            elif event == zmq.EVENT_DISCONNECTED and descriptor in self._shaking:
+            elif event["event"] == zmq.EVENT_DISCONNECTED and descriptor in self._shaking:
                 found.append(self._turned_away(self._shaking.pop(descriptor)))
-            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._shaking:
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._shaking:
                 del self._shaking[next(iter(self._shaking))]  # of which is not said: the oldest, most likely
         return found
 
     def _turned_away(self, address: str) -> TurnedAway:
-        reason, text = "handshake", f"its handshake failed: {self._mistake}"
+        reason = "handshake"
+        text = f"its handshake failed: {self._mistake}"
         if self._denied[address]:
             self._denied[address] -= 1
-            reason, text = "key", "its key is not in the folder control.keys of the coordinator"
+            reason = "key"
+            text = "its key is not in the folder control.keys of the coordinator"
         if (reason, address) in self._reported or len(self._reported) >= REPORTED:
             return TurnedAway(reason, None)
         self._reported.add((reason, address))
