@@ -37,8 +37,8 @@ class ItemSequence:
     """Hands out the items of a run one by one.
 
     `sizes` are the samples in "train", "validation" and "test"; a split without samples is not evaluated. A `position`
-    is ``{"epoch", "step", "batch"}``, `batch` being the next one of the epoch. No other `generation` uses the same folders
-    for its checkpoints. ValueError: too few samples, or a position that lies outside the run.
+    is ``{"epoch", "step", "batch"}``, `batch` being the next one of the epoch. No other `generation` uses the same
+    folders for its checkpoints. ValueError: too few samples, or a position that lies outside the run.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class ItemSequence:
         if problems:
             raise ValueError(
                 f"pipeline.replicas = {self._config.pipeline.replicas}: replicas share each micro-batch, and "
-                f"{problems[0]}; use fewer replicas, or a data.batch_size that leaves {least} samples or more (now {size})"
+                f"{problems[0]}; use fewer replicas, or a data.batch_size that leaves {least} samples or more "
+                f"(now {size})"
             )
 
     def _check_position(self) -> None:

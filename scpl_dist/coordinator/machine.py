@@ -282,7 +282,7 @@ class Coordinator:
         if self.flow is None or self.state != "running":
             return watchdog.late(self.members, self.config, self.state, now - self._since, now)
         found = self.flow.checkpoints.late(self.members, self.config, now)
-        return found or watchdog.overdue(self.ordered(), self.flow.window.open, self.config, now)
+        return found or watchdog.overdue(self.members, self.flow.window.open, self.config, now)
 
     # Ends -------------------------------------------------------------------------------------------------------
 

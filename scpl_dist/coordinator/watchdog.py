@@ -7,7 +7,7 @@ itself, and pure, because a rule about time is only testable if time is an argum
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -36,8 +36,9 @@ def late(
     patience = max(runtime.timeout_s, runtime.first_step_timeout_s)
     if state == "gathering" and waited >= runtime.timeout_s:
         missing = [worker.label for worker in config.layout.workers if worker.rank not in members]
-        text = f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
-        return failure(Cause.MISSING, text)
+        return failure(
+            Cause.MISSING, f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
+        )
     for member in members.values():
         if now - member.heard >= runtime.timeout_s:
             return _silent(member, now)
@@ -47,22 +48,21 @@ def late(
         return blame(members[0], Cause.MISSING, text, advice)
     if state == "preparing" and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
-        names = ", ".join(member.name for member in slow)
-        text = f"{names} was not ready within {patience:g} s"
+        text = f"{', '.join(member.name for member in slow)} was not ready within {patience:g} s"
         advice = "look into its log, or raise runtime.first_step_timeout_s"
         return blame(slow[0], Cause.MISSING, text, advice)
     return None
 
 
 def overdue(
-    members: Sequence[Member], items: Mapping[int, Item], config: Config, now: float
+    members: Mapping[int, Member], items: Mapping[int, Item], config: Config, now: float
 ) -> Failure | None:
     """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
 
     `items` are those by sequence number that some of the workers have yet to finish.
     """
     runtime = config.runtime
-    there = [member for member in members if not member.left]
+    there = [member for member in members.values() if not member.left]
     found: list[tuple[float, Failure]] = []
     for member in there:
         silent = now - member.heard
@@ -77,14 +77,12 @@ def overdue(
             found.append((still, blame(member, Cause.HANG, text)))
     if found:
         return max(found, key=lambda entry: entry[0])[1]
-    still = now - max(member.changed for member in members)
+    still = now - max(member.changed for member in members.values())
     if not there or still < runtime.timeout_s or any(member.phase not in BLAMELESS for member in there):
         return None
     places = ", ".join(f"{member.name}: {member.phase} after item {member.done}" for member in there)
-    text = f"all stages have only waited for {still:.1f} s ({places})"
-    return replace(
-        failure(Cause.DEADLOCK, text), phase=there[0].phase, step=max(member.step for member in there)
-    )
+    stuck = failure(Cause.DEADLOCK, f"all stages have only waited for {still:.1f} s ({places})")
+    return replace(stuck, phase=there[0].phase, step=max(member.step for member in there))
 
 
 def signal_name(number: int) -> str:
