@@ -5,132 +5,112 @@
                     garbage         no key,               unknown key          each is an event and is counted
                                    wrong key
 
-libzmq drops a stranger without a word to the application. What happened is pieced together from the socket's monitor
-and from ZAP, ZeroMQ's question about a key (rfc.zeromq.org/spec/27).
+libzmq drops a stranger without a word to the application. What happened is pieced together from the socket's monitor,
+which names connections by their descriptors: whoever leaves before its handshake was complete has been turned away,
+and if ZAP, ZeroMQ's question about a key (rfc.zeromq.org/spec/27), was denied to its address, because of the key.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 
 import zmq
-import zmq.utils.z85
 from zmq.utils.monitor import recv_monitor_message
 
 from scpl_dist.control.keys import Server
 
-_ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-_BURST = 200
-"""What is handled at a time: who knocks without end must not hide a timeout."""
-_REPORTED = 20
-"""Strangers that are reported, each once; the others are counted, so that nobody can fill the disk."""
-FAILED_HANDSHAKES = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+BURST = 200  # what is handled at a time: who knocks without end must not hide a timeout
+REPORTED = (
+    20  # strangers that are reported, each once; more are only counted, so that nobody can fill the disk
 )
-_WATCHED = FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
 @dataclass(frozen=True, slots=True)
 class TurnedAway:
-    """A connection was not let in; `reason` is "key" or "handshake", `report` is for the user, if it is news."""
-
-    reason: str
-    report: str | None
+    reason: str  # "key" or "handshake"
+    report: str | None  # for the user, if it is news
 
 
 class Admission:
     """The guard of one ROUTER socket. Make it before the socket binds; all calls belong to the socket's thread.
 
-    A context has one with keys. Without keys everybody is let in, and only who speaks no ZeroMQ is counted.
+    Without keys everybody is let in, and only who speaks no ZeroMQ is counted.
     """
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], keys: Server | None
     ) -> None:
+        watched = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self._router = router
-        self._monitor = router.get_monitor_socket(_WATCHED)
-        self._allowed = {zmq.utils.z85.decode(key) for key in keys.allowed} if keys else set()
-        self._zap: zmq.Socket[bytes] | None = None
-        self._pending: dict[int, str] = {}
-        self._failing = False
-        self._denied = "?"
+        self._monitor = router.get_monitor_socket(watched)
+        self._zap: zmq.Socket[bytes] = context.socket(zmq.REP)
+        self._allowed = keys.allowed if keys else frozenset()
+        self._shaking: dict[int, str] = {}  # addresses of connections whose handshake is not complete
+        self._denied = Counter[str]()
         self._reported: set[tuple[str, str]] = set()
+        self.sockets = [
+            self._monitor,
+            self._zap,
+        ]  # to be polled: `events` shall be called when one is readable
+        self._mistake = "no ZeroMQ, or with a key where none is used"
         if keys is not None:
-            self._zap = context.socket(zmq.REP)
-            self._zap.setsockopt(zmq.LINGER, 0)
-            self._zap.bind(_ZAP_ENDPOINT)
+            self._mistake = "no ZeroMQ, no key, or another coordinator's key"
+            self._zap.bind("inproc://zeromq.zap.01")
             router.curve_server = True
             router.curve_publickey = keys.public
             router.curve_secretkey = keys.secret
             router.zap_domain = b"scpl"
-        self.sockets = [self._monitor] if self._zap is None else [self._monitor, self._zap]
-        """Poll these; call `events` when one is readable."""
 
     def events(self) -> list[TurnedAway]:
         """Answer what is asked, and say who was turned away since the last call."""
-        found: list[TurnedAway] = []
-        for _ in range(_BURST):
-            if self._zap is None or not self._zap.poll(0):
-                break
-            self._answer(self._zap)
-        for _ in range(_BURST):
-            if not self._monitor.poll(0):
-                break
-            message = recv_monitor_message(self._monitor)
-            found.extend(self._observe(message["event"], message["value"]))
+        asked = self._zap.poll(0)
+        found = self._observe()  # before the answer: a connection can be named as long as it waits for it
+        if asked:
+            self._answer(self._zap.recv_multipart())
         return found
 
     def close(self) -> None:
-        """Give the sockets back; the guarded one stays open."""
         self._router.disable_monitor()
         for guard in self.sockets:
             guard.close(0)
 
-    def _turned_away(self, reason: str, address: str, text: str) -> TurnedAway:
-        stranger = (reason, address)
-        if stranger in self._reported or len(self._reported) >= _REPORTED:
-            return TurnedAway(reason, None)
-        self._reported.add(stranger)
-        return TurnedAway(reason, f"turned away a connection from {address}: {text}")
-
-    def _answer(self, zap: zmq.Socket[bytes]) -> None:
-        """One ZAP request: version, request id, domain, address, identity, mechanism, credentials."""
-        version, request, _, address, _, mechanism, *credentials = zap.recv_multipart()
+    def _answer(self, request: list[bytes]) -> None:
+        version, number, _domain, address, _identity, mechanism, *credentials = request
         good = mechanism == b"CURVE" and len(credentials) == 1 and credentials[0] in self._allowed
         if not good:
-            self._denied = address.decode(errors="replace")
+            self._denied[address.decode(errors="replace")] += 1
         status = (b"200", b"OK") if good else (b"400", b"the key is not allowed")
-        zap.send_multipart([version, request, *status, b"", b""])
+        self._zap.send_multipart([version, number, *status, b"", b""])
 
-    def _observe(self, event: int, value: int) -> Iterator[TurnedAway]:
-        """One event of the monitor. Only ACCEPTED and DISCONNECTED name the connection (its descriptor)."""
-        if event == zmq.EVENT_ACCEPTED:
-            self._pending[value] = _peer(value)
-        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            if self._pending:  # the oldest, most likely
-                del self._pending[next(iter(self._pending))]
-        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._failing = True
-            yield self._turned_away(
-                "key", self._denied, "its key is not in the folder control.keys of the coordinator"
-            )
-        elif event & FAILED_HANDSHAKES:
-            self._failing = True
-            address = next(reversed(self._pending.values()), "?")
-            what = "no ZeroMQ, or with a key where none is used"
-            if self._zap is not None:
-                what = "no key, or another coordinator's key"
-            yield self._turned_away("handshake", address, f"its handshake failed: {what}")
-        else:
-            pending = self._pending.pop(value, None)
-            if pending is not None and not self._failing:
-                yield self._turned_away("handshake", pending, "it spoke no ZeroMQ")
-            self._failing = False
+    def _observe(self) -> list[TurnedAway]:
+        found = []
+        for _ in range(BURST):
+            if not self._monitor.poll(0):
+                break
+            event = recv_monitor_message(self._monitor)
+            descriptor = event["value"]
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._shaking[descriptor] = _peer(descriptor)
+            elif event["event"] == zmq.EVENT_DISCONNECTED and descriptor in self._shaking:
+                found.append(self._turned_away(self._shaking.pop(descriptor)))
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._shaking:
+                del self._shaking[next(iter(self._shaking))]  # of which is not said: the oldest, most likely
+        return found
+
+    def _turned_away(self, address: str) -> TurnedAway:
+        reason = "handshake"
+        text = f"its handshake failed: {self._mistake}"
+        if self._denied[address]:
+            self._denied[address] -= 1
+            reason = "key"
+            text = "its key is not in the folder control.keys of the coordinator"
+        if (reason, address) in self._reported or len(self._reported) >= REPORTED:
+            return TurnedAway(reason, None)
+        self._reported.add((reason, address))
+        return TurnedAway(reason, f"turned away a connection from {address}: {text}")
 
 
 def _peer(descriptor: int) -> str:
@@ -138,5 +118,5 @@ def _peer(descriptor: int) -> str:
     try:
         with socket.socket(fileno=os.dup(descriptor)) as connection:
             return str(connection.getpeername()[0])
-    except (OSError, IndexError):
+    except OSError:
         return "?"

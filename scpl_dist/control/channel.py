@@ -20,30 +20,21 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from scpl_dist.control.admission import FAILED_HANDSHAKES
 from scpl_dist.control.codec import decode, encode
 from scpl_dist.control.keys import Client
 from scpl_dist.control.messages import Heartbeat, Hello, Message
 from scpl_dist.control.sockets import dealer
 
 HEARTBEAT_S = 0.5
-HEAL_S = 2.0
-"""How long a connection may be gone before the coordinator counts as lost."""
-REFUSALS = 5
-"""Failed handshakes in a row after which a worker gives up; a single one may be a coordinator that just starts."""
+HEAL_S = 2.0  # a connection may be gone for so long before the coordinator counts as lost
+REFUSALS = 5  # failed handshakes in a row; a single one may be a coordinator that just starts
 
 
 class Channel:
     """One thread that owns the socket. The callables run in it and must not block.
 
-    Args:
-        address: the coordinator's, from ``run.json``.
-        hello: the first message.
-        heartbeat: makes one.
-        on_message: called with each message from the coordinator.
-        on_lost: called once, with the reason, when the coordinator is gone or this thread fails.
-        timeout_s: longest silence of the coordinator, in seconds.
-        keys: this worker's; None is no encryption.
+    `on_lost` is called once, with the reason, when the coordinator is gone, has been silent for `timeout_s` seconds,
+    or this thread fails.
     """
 
     def __init__(
@@ -56,56 +47,45 @@ class Channel:
         timeout_s: float,
         keys: Client | None = None,
     ) -> None:
-        self._address = address
         self._heartbeat = heartbeat
         self._on_message = on_message
         self._on_lost = on_lost
-        self._timeout_s = timeout_s
-        self._keys = keys
-        self._outbox = deque[Message | bytes]([hello])
-        self._closing = False
-        self._flush_s = 0.0
+        self._outbox = deque[Message]([hello])
+        self._flush_s: float | None = None  # set when it shall close
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
-        self._alarm.setblocking(False)
-        self._bell.setblocking(False)
-        self._thread = threading.Thread(target=self._main, name="control", daemon=True)
+        arguments = (address, timeout_s, keys)
+        self._thread = threading.Thread(target=self._main, args=arguments, name="control", daemon=True)
         self._thread.start()
 
     def send(self, message: Message) -> None:
-        """Queue a message from any thread; returns at once.
-
-        The control thread encodes it, so that the training thread can go on; what is in it must not be changed.
-        """
+        """Queue a message, which must not be changed any more; from any thread, and returns at once."""
         self._outbox.append(message)
         self._wake()
 
     def close(self, flush_s: float = 2.0) -> bool:
         """Send what is queued, for at most `flush_s` seconds, and end the thread; whether it has ended."""
-        if self._thread.is_alive():
-            self._flush_s = flush_s
-            self._closing = True
-            self._wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(flush_s + 1.0)
+        self._flush_s = flush_s
+        self._wake()
+        self._thread.join(flush_s + 1.0)
         return not self._thread.is_alive()
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
-            self._bell.send(b"!")
+            self._bell.send(b"!", sockets.MSG_DONTWAIT)
 
-    def _main(self) -> None:
+    def _main(self, address: str, timeout_s: float, keys: Client | None) -> None:
         try:
-            reason = self._serve()
+            reason = self._serve(address, timeout_s, keys)
         except BaseException:  # a silent end of this thread would look like a dead worker
             reason = f"the control thread failed:\n{traceback.format_exc()}"
         if reason is not None:
             self._on_lost(reason)
 
-    def _serve(self) -> str | None:
+    def _serve(self, address: str, timeout_s: float, keys: Client | None) -> str | None:
         """Until closed (None) or the coordinator is lost (why)."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        socket = dealer(context, self._address, self._keys)
-        lifeline = Lifeline(socket, self._address, self._timeout_s)
+        socket = dealer(context, address, keys)
+        lifeline = Lifeline(socket, address, timeout_s)
         poller = zmq.Poller()
         for source in (socket, lifeline.monitor, self._alarm):
             poller.register(source, zmq.POLLIN)
@@ -113,50 +93,36 @@ class Channel:
         try:
             while True:
                 poller.poll(max(0, math.ceil((beat - time.monotonic()) * 1000)))
+                flush_s = (
+                    self._flush_s
+                )  # before the queue is emptied: what was queued before it was set must go
                 now = time.monotonic()
-                if self._receive(socket):
+                while flush_s is None and socket.poll(0):
+                    self._on_message(decode(socket.recv()))
                     lifeline.heard = now
                 reason = lifeline.check(now)
                 if reason is not None:
                     return reason
                 if now >= beat:
-                    self.send(self._heartbeat())
+                    self._outbox.append(self._heartbeat())
                     beat = now + HEARTBEAT_S
                 self._drain(socket)
-                if self._closing:
-                    socket.setsockopt(zmq.LINGER, int(self._flush_s * 1000))
+                if flush_s is not None:
+                    socket.setsockopt(zmq.LINGER, int(flush_s * 1000))
                     return None
         finally:
             socket.disable_monitor()
-            lifeline.monitor.close(0)
-            socket.close()
-            context.term()  # waits for at most LINGER
+            context.destroy()  # waits for at most LINGER
             self._alarm.close()
             self._bell.close()
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> bool:
-        """Hand on what has come; True if there was anything."""
-        found = False
-        while not self._closing:
-            try:
-                frame = socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return found
-            found = True
-            self._on_message(decode(frame))
-        return found
-
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         with suppress(BlockingIOError):
-            self._alarm.recv(1 << 16)
+            self._alarm.recv(1 << 16, sockets.MSG_DONTWAIT)
         # Again: 1000 messages wait already, so the coordinator is slow or gone; the rest is sent later, in order.
         with suppress(zmq.Again):
             while self._outbox:
-                message = self._outbox[0]
-                if not isinstance(message, bytes):  # once, however often it is tried
-                    message = encode(message)
-                    self._outbox[0] = message
-                socket.send(message, zmq.NOBLOCK)
+                socket.send(encode(self._outbox[0]), zmq.NOBLOCK)
                 self._outbox.popleft()
 
 
@@ -164,8 +130,7 @@ class Lifeline:
     """Notices that the coordinator is gone or refuses this worker's key: by the connection, or by silence."""
 
     def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
-        watched = FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        self.monitor = socket.get_monitor_socket(watched)
+        self.monitor = socket.get_monitor_socket()
         self.heard = time.monotonic()
         self._checked = self.heard
         self._address = address
@@ -185,13 +150,13 @@ class Lifeline:
                 )
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # libzmq will not try again
                 self._refusals = REFUSALS
-            elif event & FAILED_HANDSHAKES:
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self._refusals += 1
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
                 self._broken = None
                 self._refusals = 0
-            elif self._connected:
+            elif event == zmq.EVENT_DISCONNECTED and self._connected:
                 self._broken = self._broken or now
         if self._refusals >= REFUSALS:
             return (

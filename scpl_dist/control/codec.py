@@ -13,9 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from scpl_dist.control.messages import AnyMessage, Message
 
-MAX_BYTES = 1 << 20
-"""Longest frame, in bytes."""
-MAX_TEXT = 1 << 18
+MAX_BYTES = 1 << 20  # of a frame; who sends a longer one is cut off by the socket
 
 _MESSAGES: TypeAdapter[Message] = TypeAdapter(AnyMessage)
 
@@ -25,37 +23,25 @@ class ProtocolError(ValueError):
 
 
 def to_plain(message: Message) -> dict[str, Any]:
-    """A message as plain values."""
     plain: dict[str, Any] = _MESSAGES.dump_python(message)
     return plain
 
 
 def encode(message: Message) -> bytes:
-    """A message as one frame.
-
-    Raises:
-        ProtocolError: it is too long.
-    """
+    """A message as one frame; ProtocolError if it is too long."""
     frame: bytes = msgpack.packb(to_plain(message))
     if len(frame) > MAX_BYTES:
-        name = type(message).__name__
-        raise ProtocolError(f"a {name} message of {len(frame)} bytes is longer than {MAX_BYTES}")
+        raise ProtocolError(f"a {type(message).__name__} of {len(frame)} bytes is longer than {MAX_BYTES}")
     return frame
 
 
 def decode(frame: bytes) -> Message:
-    """The message in a frame from anybody.
-
-    Raises:
-        ProtocolError: it is none; no other exception, whatever the bytes are.
-    """
-    if len(frame) > MAX_BYTES:
-        raise ProtocolError(f"a frame of {len(frame)} bytes is longer than {MAX_BYTES}")
+    """The message in a frame from anybody, or ProtocolError; no other exception, whatever the bytes are."""
     try:
         value = msgpack.unpackb(
             frame,
             strict_map_key=True,
-            max_str_len=MAX_TEXT,
+            max_str_len=1 << 18,
             max_bin_len=0,
             max_ext_len=0,
             max_array_len=1 << 16,

@@ -18,77 +18,57 @@ from pathlib import Path
 import zmq
 import zmq.auth
 
-COORDINATOR, WORKER = "coordinator", "worker"
+COORDINATOR = "coordinator"
+WORKER = "worker"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Server:
-    """The coordinator's keys: its own pair and those it lets in, as Z85 text in bytes."""
-
-    public: bytes
+    public: bytes  # as Z85 text, like all keys in files
     secret: bytes
-    allowed: frozenset[bytes]
+    allowed: frozenset[bytes]  # the workers' public keys, decoded
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Client:
-    """A worker's keys: its own pair, and the coordinator's public key."""
-
     public: bytes
     secret: bytes
     server: bytes
 
 
-def create(folder: Path) -> list[Path]:
-    """Make both pairs. Secret files can be read by their owner only.
-
-    Raises:
-        ValueError: there are keys already, or the folder cannot be written.
-    """
-    taken = [path for name in (COORDINATOR, WORKER) for path in folder.glob(f"{name}.key*")]
+def create(folder: Path) -> None:
+    """Make both pairs, readable by their owner only; ValueError if there are keys, or none can be written."""
+    taken = [*folder.glob(f"{COORDINATOR}.key*"), *folder.glob(f"{WORKER}.key*")]
     if taken:
         raise ValueError(f"{taken[0]} exists: choose another folder; keys are never overwritten")
     before = os.umask(0o077)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = [
-            Path(file)
-            for name in (COORDINATOR, WORKER)
-            for file in zmq.auth.create_certificates(folder, name)
-        ]
+        for name in (COORDINATOR, WORKER):
+            zmq.auth.create_certificates(folder, name)
     except OSError as error:
         raise ValueError(
             f"{folder}: keys cannot be written there ({error.strerror}); choose another folder"
         ) from None
     finally:
         os.umask(before)
-    return files
 
 
 def load_server(folder: str) -> Server | None:
-    """The coordinator's keys from ``control.keys``; None if that is empty.
-
-    Raises:
-        ValueError: a file is missing, is no key, or is open to others.
-    """
+    """The coordinator's keys from ``control.keys``, which may be empty; ValueError if a file is not usable."""
     if not folder:
         return None
     public, secret = _pair(Path(folder, f"{COORDINATOR}.key_secret"))
-    own = f"{COORDINATOR}.key"
-    allowed = frozenset(_read(path)[0] for path in sorted(Path(folder).glob("*.key")) if path.name != own)
-    if not allowed:
+    files = set(Path(folder).glob("*.key")) - {Path(folder, f"{COORDINATOR}.key")}
+    if not files:
         raise ValueError(
-            f"control.keys = {folder!r}: no worker's key is there, so nobody could join; copy {WORKER}.key into it"
+            f"control.keys = {folder!r}: no worker's key is there, so nobody could join; copy worker.key into it"
         )
-    return Server(public, secret, allowed)
+    return Server(public, secret, frozenset(zmq.utils.z85.decode(_read(path)[0]) for path in files))
 
 
 def load_client(folder: str) -> Client | None:
-    """A worker's keys from ``control.keys``; None if that is empty.
-
-    Raises:
-        ValueError: a file is missing, is no key, or is open to others.
-    """
+    """A worker's keys from ``control.keys``, which may be empty; ValueError if a file is not usable."""
     if not folder:
         return None
     public, secret = _pair(Path(folder, f"{WORKER}.key_secret"))

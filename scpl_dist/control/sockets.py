@@ -12,8 +12,7 @@ from scpl_dist.control.codec import MAX_BYTES
 from scpl_dist.control.keys import Client, Server
 from scpl_dist.run.network import resolve
 
-QUEUED = 1000
-"""High-water mark of a connection, in messages."""
+QUEUED = 1000  # messages of a connection, at either end
 
 
 def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
@@ -31,21 +30,14 @@ def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
 def router(
     context: zmq.Context[Any], host: str, port: int, keys: Server | None = None
 ) -> tuple[zmq.Socket[bytes], str, Admission]:
-    """The coordinator's socket, bound to one address, that address, and the guard of the socket.
-
-    Raises:
-        ValueError: the address cannot be bound; the message has the keys and the fix.
-    """
+    """The coordinator's socket, its endpoint and its guard; ValueError if the address cannot be bound."""
     address = resolve(host, "control.host")
     socket = _configured(context.socket(zmq.ROUTER))
-    # Sending to a peer that is gone is an error, not a silent loss.
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    # A stranger can fill QUEUED // 10 * MAX_BYTES of memory, not more.
-    socket.setsockopt(zmq.RCVHWM, QUEUED // 10)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message to a peer that is gone is not lost in silence
+    socket.setsockopt(zmq.RCVHWM, QUEUED // 10)  # so much memory, in MAX_BYTES, can a stranger fill
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that reconnects takes its name over
     literal = f"[{address}]" if ":" in address else address
-    if ":" in address:
-        socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.IPV6, ":" in address)
     admission = Admission(context, socket, keys)
     try:
         socket.bind(f"tcp://{literal}:{port or '*'}")
@@ -56,9 +48,7 @@ def router(
             f"control.host = {host!r}, control.port = {port}: cannot listen there ({error.strerror}); choose "
             "an address of this host or another port; with the local launcher, -o control.port=0 takes any free one"
         ) from None
-    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(bound, bytes)
-    return socket, bound.decode().rstrip("\0"), admission
+    return socket, socket.get_string(zmq.LAST_ENDPOINT), admission
 
 
 def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) -> zmq.Socket[bytes]:
@@ -67,8 +57,7 @@ def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) 
     socket.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))  # nobody can guess it and take over
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    if "[" in address:
-        socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.IPV6, "[" in address)
     if keys is not None:
         socket.curve_publickey = keys.public
         socket.curve_secretkey = keys.secret

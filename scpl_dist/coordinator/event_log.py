@@ -10,22 +10,34 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scpl_dist.control.codec import to_plain
 from scpl_dist.control.messages import Message
 from scpl_dist.coordinator.events import Command, Event
+from scpl_dist.coordinator.window import WINDOW
+from scpl_dist.run.config import Config
 
-KEPT = 4096
-"""Events; a worker causes some two a second and one for each item."""
+KEPT = 4096  # events; a worker causes some two a second and one for each item
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a coordinator is made from, beside the configuration."""
+
+    generation: str  # unique name of this start of the run
+    window: int = WINDOW  # most items that stage 0 may have and not have begun
+    resume: dict[str, Any] | None = None  # the "position" of a checkpoint's manifest
+    restore: str = ""  # folder of that checkpoint, for the workers
+    folder: str = ""  # run folder, for workers that do not know it
 
 
 class EventLog:
     """A bounded log; what it keeps is only turned into text when somebody asks."""
 
-    def __init__(self, **origin: Any) -> None:
-        self._origin = origin
+    def __init__(self, config: Config, origin: Origin) -> None:
+        self._origin = {"config": config.model_dump(mode="json")} | asdict(origin)
         self._handled: deque[tuple[int, float, Event, list[Command]]] = deque(maxlen=KEPT)
 
     def add(self, number: int, now: float, event: Event, commands: list[Command]) -> None:
@@ -36,19 +48,14 @@ class EventLog:
         """Of the file. Losses may be NaN or infinite there, which JSON does not know but Python's reader does."""
         yield json.dumps(self._origin)
         for number, now, event, commands in self._handled:
-            row = {"number": number, "now": now, "event": plain(event)}
-            yield json.dumps(row | {"commands": [plain(command) for command in commands]})
+            row = {"number": number, "now": now, "event": event, "commands": commands}
+            yield json.dumps(row, default=plain)
 
 
 def plain(value: Any) -> Any:
-    """An event or a command as values of JSON; messages are as on the wire."""
+    """What `json` does not know of an event or a command; messages are as on the wire."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Message):
         return to_plain(value)
-    if isinstance(value, tuple | list):
-        return [plain(part) for part in value]
-    if is_dataclass(value):
-        own = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        return {"is": type(value).__name__, **own}
-    return value
+    return {"is": type(value).__name__} | {part.name: getattr(value, part.name) for part in fields(value)}

@@ -16,17 +16,13 @@ from scpl_dist.run.failures import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message came from a peer of the control plane."""
-
     peer: bytes
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A message could not be handed to this peer: its connection is gone."""
-
-    peer: bytes
+    peer: bytes  # a message could not be handed to it: its connection is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +32,14 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A signal asks for a stop; `source` says who got it: "launcher" or "coordinator"."""
-
-    source: str
+    source: str  # who got it: "launcher" or "coordinator"
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The launcher saw a worker process end; a negative code is the signal that killed it."""
-
-    rank: int
-    code: int
+    rank: int  # of a worker, whose end the launcher saw
+    code: int  # a negative one is the signal that killed it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +49,14 @@ class LauncherLost:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A checkpoint is visible on disk."""
-
-    step: int
+    step: int  # of a checkpoint that is visible on disk now
     bytes: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class NotWritten:
-    """A file of the run could not be written; `what` is "checkpoint" or a file name."""
-
-    what: str
+    what: str  # "checkpoint" or the name of a file
     message: str
 
 
@@ -83,33 +71,24 @@ Event = Network | Signal | Exited | LauncherLost | Committed | NotWritten | Tick
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Base of the commands."""
-
-    cause: int = field(default=0, kw_only=True)
-    """Number of the event that caused it."""
+    cause: int = field(default=0, kw_only=True)  # number of the event that caused it
 
 
 @dataclass(frozen=True, slots=True)
 class Send(Command):
-    """Send a message to these peers."""
-
     peers: tuple[bytes, ...]
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class Record(Command):
-    """Append a row to ``metrics.jsonl``; the service adds the time."""
-
-    row: dict[str, Any]
+    row: dict[str, Any]  # of metrics.jsonl; the service adds the time
 
 
 @dataclass(frozen=True, slots=True)
 class Say(Command):
-    """Tell the user: "progress" lines replace a live table, "warning" lines are shown always."""
-
     text: str
-    kind: Literal["progress", "warning"] = "progress"
+    kind: Literal["progress", "warning"] = "progress"  # a live table makes progress lines superfluous
 
 
 def warning(text: str, stage: int | None = None) -> list[Command]:
@@ -133,14 +112,10 @@ class Commit(Command):
 
 @dataclass(frozen=True, slots=True)
 class Discard(Command):
-    """Nobody needs the parts of this checkpoint: it was written in case its epoch is the best."""
-
-    step: int
+    step: int  # of a checkpoint whose parts nobody needs: it was written in case its epoch is the best
     unique: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finish(Command):
-    """The run is over."""
-
     outcome: Outcome

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from scpl_dist.control.items import Checkpoint, Evaluate, Item, Train
 from scpl_dist.control.messages import Done, Work
+from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.events import Command, Record, Say, Send, warning
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.members import Member, blame
@@ -18,89 +18,75 @@ from scpl_dist.run.failures import Cause, Failure
 
 
 class ItemFlow:
-    """Follows the items through the stages; the arguments are those of `Coordinator`, and all members by rank.
-
-    Raises:
-        ValueError: the data set or the position does not fit the configuration.
-    """
+    """Follows the items through the stages; ValueError if data set or position do not fit the run."""
 
     def __init__(
-        self,
-        config: Config,
-        generation: str,
-        members: Mapping[int, Member],
-        sizes: Mapping[str, int],
-        resume: Mapping[str, Any] | None,
-        window: int,
+        self, config: Config, origin: Origin, members: Mapping[int, Member], sizes: Mapping[str, int]
     ) -> None:
         stages = config.pipeline.stages
-        self.sequence = ItemSequence(config, sizes, resume, generation)
-        self.window = Window(self.sequence, window)
-        self.results = Results(self.sequence, stages, resume)
+        self.sequence = ItemSequence(config, sizes, origin.resume, origin.generation)
+        self.window = Window(self.sequence, origin.window)
+        self.results = Results(self.sequence, stages, origin.resume)
         self.checkpoints = PendingCheckpoints(self.sequence, stages)
-        self.begun: float | None = None
-        """Monotonic time of the first item."""
+        self.begun: float | None = None  # monotonic time of the first item
         self._config = config
-        self._generation = generation
+        self._generation = origin.generation
         self._members = members
 
     def begin(self, now: float) -> list[Command]:
         """All workers are ready."""
         self.begun = now
-        row, text = self.results.opening(self._config)
-        return [Record(row | {"generation": self._generation}), Say(text)]
+        run, stages = self._config.run, self._config.pipeline.stages
+        steps, done = self.sequence.steps, self.results.steps_done
+        row = {"event": "start", "method": run.method, "stages": stages, "workers": len(self._members)}
+        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {steps} steps"
+        if done:
+            text += f", going on after step {done}"
+        return [Record(row | {"step": done, "steps": steps, "generation": self._generation}), Say(text)]
 
     def seconds(self, now: float) -> float:
         """Since the first item."""
         return 0.0 if self.begun is None else now - self.begun
 
-    def feed(self, rest: bool) -> list[Command]:
+    def feed(self, rest: bool) -> Iterator[Command]:
         """Keep stage 0 supplied, all its workers with the same items; `rest` gives it all that is left."""
         feeding = [member for member in self._members.values() if member.stage == 0]
         begun = min(max(member.stats.begun, member.done) for member in feeding)
         items = self.window.take(begun, rest)
-        peers = tuple(member.peer for member in feeding)
-        return [Send(peers, Work(items=items))] if items else []
+        if items:
+            yield Send(tuple(member.peer for member in feeding), Work(items=items))
 
-    def done(self, member: Member, message: Done, now: float) -> tuple[list[Command], Failure | None]:
+    def done(self, member: Member, message: Done, now: float) -> Iterator[Command | Failure]:
         """A worker has finished an item."""
         item = self.window.open.get(message.sequence)
         if item is None or message.sequence != member.done + 1:
             text = f"{member.name} finished item {message.sequence} after item {member.done}"
-            return [], blame(member, Cause.PROTOCOL, f"{text}: a message was lost or invented")
+            yield blame(member, Cause.PROTOCOL, f"{text}: a message was lost or invented")
+            return
         self.results.finished(member, message, item, now)
         if member.place == (0, 0):
             self.window.finished(now)
         member.finish(message, item, now)
-        commands: list[Command] = []
         if isinstance(item, Train):
-            rows, problem = self.results.losses(member, message, item)
-            commands += [Record(row) for row in rows]
-            if problem is not None:
-                return commands, blame(member, Cause.NONFINITE, problem)
+            yield from self.results.losses(member, message, item)
         elif isinstance(item, Checkpoint) and member.first:
             self.checkpoints.copied(member.stage, item.sequence, now)
         for complete in self.window.complete(min(other.done for other in self._members.values())):
-            commands += self._completed(complete, now)
-        return commands, None
+            yield from self._completed(complete, now)
 
-    def _completed(self, item: Item, now: float) -> list[Command]:
+    def _completed(self, item: Item, now: float) -> Iterator[Command]:
         """All workers have finished this item."""
-        commands: list[Command] = []
         match item:
             case Train():
-                for stage, text in self.results.stragglers(item.sequence, self._members.values()):
-                    commands += warning(text, stage)
+                for member, text in self.results.stragglers(item.sequence, self._members.values()):
+                    yield from warning(text, member.stage)
             case Evaluate(last=True):
-                row = self.results.evaluated(item.epoch, item.split)
-                if row is not None:
-                    commands.append(Record(row))
+                yield from self.results.evaluated(item.epoch, item.split)
                 if item.split == self.sequence.splits[-1]:
-                    commands.append(Say(self.results.line(item.epoch, self._config.run.epochs)))
+                    yield Say(self.results.line(item.epoch, self._config.run.epochs))
             case Checkpoint():
                 self.checkpoints.complete(item.sequence, self.results.commit(item, self.seconds(now)))
-                commands += self.checkpoints.take(now)
-        return commands
+                yield from self.checkpoints.take(now)
 
     def validate(self) -> None:
         """Check the invariants."""

@@ -36,14 +36,9 @@ def split(begin: int, end: int, parts: int) -> tuple[Range, ...]:
 class ItemSequence:
     """Hands out the items of a run one by one.
 
-    Args:
-        config: the run.
-        sizes: samples in "train", "validation" and "test"; a split without samples is not evaluated.
-        position: ``{"epoch", "step", "batch"}`` of a checkpoint to go on from; `batch` is the next one of the epoch.
-        generation: name of this start; its checkpoints are written into folders that no other start uses.
-
-    Raises:
-        ValueError: no training samples, or a position that lies outside the run.
+    `sizes` are the samples in "train", "validation" and "test"; a split without samples is not evaluated. A `position`
+    is ``{"epoch", "step", "batch"}``, `batch` being the next one of the epoch. No other `generation` uses the same
+    folders for its checkpoints. ValueError: too few samples, or a position that lies outside the run.
     """
 
     def __init__(
@@ -58,12 +53,10 @@ class ItemSequence:
         self._config = config
         self._sizes = sizes
         self._generation = generation[:8]
-        self._least = max(config.layout.replicas)
-        """Samples that every micro-batch needs, one for each replica."""
+        self._least = max(config.layout.replicas)  # samples that every micro-batch needs, one for each worker
         self.steps_per_epoch = math.ceil(sizes["train"] / config.data.batch_size)
         self.steps = self.steps_per_epoch * config.run.epochs
-        self.splits = [name for name in HELD if sizes.get(name, 0) > 0]
-        """What is evaluated after each epoch, in this order."""
+        self.splits = [name for name in HELD if sizes.get(name, 0) > 0]  # to be evaluated after each epoch
         self._check_replicas()
         start = position or {"epoch": 0, "step": 0, "batch": 0}
         self._epoch: int = start["epoch"]
@@ -72,21 +65,21 @@ class ItemSequence:
         self._check_position()
         self._saved = self._step if position else None
         self._sequence = 0
-        self._stopping = False
+        self.stopping = False  # the last checkpoint of the run has been handed out, or comes next
         self._items = self._run()
 
     def _check_replicas(self) -> None:
         size, least = self._config.data.batch_size, self._least
         last = self._sizes["train"] % size or size
         smallest = min(stop - start for start, stop in split(0, last, self._config.pipeline.micro_batches))
-        few = [name for name in self.splits if self._sizes[name] < least]
-        if few or smallest < least:
-            what = (
-                f"{few[0]} has fewer" if few else f"the last micro-batch of an epoch has {smallest} sample(s)"
-            )
+        problems = [f"{name} has fewer" for name in self.splits if self._sizes[name] < least]
+        if smallest < least:
+            problems.append(f"the last micro-batch of an epoch has {smallest} sample(s)")
+        if problems:
             raise ValueError(
-                f"pipeline.replicas = {self._config.pipeline.replicas}: replicas share each micro-batch, and {what}; "
-                f"use fewer replicas, or a data.batch_size that leaves {least} samples or more (now {size})"
+                f"pipeline.replicas = {self._config.pipeline.replicas}: replicas share each micro-batch, and "
+                f"{problems[0]}; use fewer replicas, or a data.batch_size that leaves {least} samples or more "
+                f"(now {size})"
             )
 
     def _check_position(self) -> None:
@@ -101,13 +94,8 @@ class ItemSequence:
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the sequence is, for `ItemSequence(position=...)`."""
+        """Where the sequence is, as another one can begin there."""
         return {"epoch": self._epoch, "step": self._step, "batch": self._batch}
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the last checkpoint of the run has been handed out, or asked for by `stop`."""
-        return self._stopping
 
     def next(self) -> Item | None:
         """The next item, or None after the stop item."""
@@ -117,8 +105,8 @@ class ItemSequence:
 
     def stop(self) -> None:
         """Let a checkpoint and the stop item follow next."""
-        if not self._stopping:
-            self._stopping = True
+        if not self.stopping:
+            self.stopping = True
             self._items = self._end()
 
     def forget(self, step: int) -> None:
@@ -142,7 +130,7 @@ class ItemSequence:
     def _end(self) -> Iterator[Item]:
         if self._saved != self._step:  # the same step has the same weights: never written twice
             yield self._checkpoint(due=True)
-        self._stopping = True
+        self.stopping = True
         yield Stop(sequence=self._sequence)
 
     def _due(self) -> bool:
@@ -164,33 +152,25 @@ class ItemSequence:
         return item
 
     def _close_epoch(self) -> Iterator[Item]:
-        epoch = self._epoch
-        batches = [
-            (name, begin, end) for name in self.splits for begin, end in self._batches(self._sizes[name])
-        ]
-        if not batches:
-            self._begin_epoch()
-        yield EpochEnd(sequence=self._sequence, epoch=epoch)
-        for number, (name, begin, end) in enumerate(batches, 1):
-            if number == len(batches):
-                self._begin_epoch()
-            yield Evaluate(
-                sequence=self._sequence,
-                epoch=epoch,
-                split=name,
-                micro_batches=((begin, end),),
-                last=end == self._sizes[name],
-            )
-
-    def _begin_epoch(self) -> None:
-        """Before the last item of an epoch is handed out: a stop after it goes on with the next epoch."""
-        self._epoch += 1
-        self._batch = 0
-
-    def _batches(self, total: int) -> Iterator[Range]:
-        """The batches of an evaluation, the last one large enough for all replicas."""
         size = self._config.data.batch_size
-        return itertools.pairwise([0, *range(size, total - self._least + 1, size), total])
+        items: list[Item] = [EpochEnd(sequence=self._sequence, epoch=self._epoch)]
+        for name in self.splits:
+            total = self._sizes[name]
+            cuts = [0, *range(size, total - self._least + 1, size), total]
+            items += [
+                Evaluate(
+                    sequence=self._sequence + number,
+                    epoch=self._epoch,
+                    split=name,
+                    micro_batches=(batch,),
+                    last=batch[1] == total,
+                )
+                for number, batch in enumerate(itertools.pairwise(cuts), len(items))
+            ]
+        yield from items[:-1]
+        self._epoch += 1  # before the last item is handed out: a stop after it goes on with the next epoch
+        self._batch = 0
+        yield items[-1]
 
     def _checkpoint(self, due: bool) -> Checkpoint:
         self._saved = self._step

@@ -1,4 +1,4 @@
-"""The process that started the coordinator, as the coordinator sees it."""
+"""The process that started the coordinator, as the coordinator sees it: lines of JSON on standard input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from scpl_dist.coordinator.events import Event, Exited, Garbage, LauncherLost, S
 
 
 class Launcher:
-    """The parent, as the coordinator sees it: lines of JSON on standard input."""
-
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.open = True
         self._rest = b""
         os.set_blocking(descriptor, False)
 
@@ -24,19 +21,16 @@ class Launcher:
         except BlockingIOError:
             return []
         if not chunk:
-            self.open = False
             return [LauncherLost()]
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [event for line in lines if (event := self._parse(line)) is not None]
+        return [_parsed(line) for line in lines]
 
-    @staticmethod
-    def _parse(line: bytes) -> Event | None:
-        try:
-            value = json.loads(line)
-            if value["event"] == "signal":
-                return Signal("launcher", int(value["number"]))
-            if value["event"] == "exited":
-                return Exited(int(value["rank"]), int(value["code"]))
-        except (ValueError, KeyError, TypeError):
-            pass
+
+def _parsed(line: bytes) -> Event:
+    try:
+        value = json.loads(line)
+        if value["event"] == "signal":
+            return Signal("launcher", int(value["number"]))
+        return Exited(int(value["rank"]), int(value["code"]))
+    except (ValueError, KeyError, TypeError):
         return Garbage()

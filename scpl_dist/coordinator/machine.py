@@ -13,81 +13,48 @@ from __future__ import annotations
 import math
 import signal as signals
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from scpl_dist.control import messages
 from scpl_dist.control.admission import TurnedAway
 from scpl_dist.control.messages import Dataset, Hello, Message
 from scpl_dist.coordinator import events, watchdog
-from scpl_dist.coordinator.event_log import EventLog
+from scpl_dist.coordinator.event_log import EventLog, Origin
 from scpl_dist.coordinator.events import Command, Committed, Event, Finish, Record, Say, Send, warning
 from scpl_dist.coordinator.item_flow import ItemFlow
 from scpl_dist.coordinator.members import Member, blame, objection
 from scpl_dist.coordinator.watchdog import State, Suspects, signal_name
-from scpl_dist.coordinator.window import WINDOW
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Failure, Outcome, failure
 
 ALIVE_EVERY_S = 1.0
-REFUSALS = 20
-"""Refused workers that are reported; more are counted only, so that a stranger cannot fill the disk."""
+REFUSALS = (
+    20  # refused workers that are reported; more are counted only, so that a stranger cannot fill the disk
+)
 
 
 class Coordinator:
-    """Schedules and watches one generation of a run.
+    """Schedules and watches one generation of a run."""
 
-    Args:
-        config: the run.
-        generation: unique name of this start of the run.
-        window: most items that stage 0 may have and not have begun.
-        resume: the "position" of a checkpoint's manifest.
-        restore: folder of that checkpoint, for the workers.
-        folder: run folder, for workers that do not know it.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        generation: str,
-        window: int = WINDOW,
-        resume: Mapping[str, Any] | None = None,
-        restore: str = "",
-        folder: str = "",
-    ) -> None:
+    def __init__(self, config: Config, origin: Origin) -> None:
         self.config = config
-        self.generation = generation
+        self.origin = origin
         self.layout = config.layout
         self.state: State = "gathering"
-        self.members: dict[int, Member] = {}
-        """Workers that have joined, by rank."""
+        self.members: dict[int, Member] = {}  # workers that have joined, by rank
         self.data: Dataset | None = None
-        self.flow: ItemFlow | None = None
-        """The items; from the moment when all workers have joined and the data set is read."""
+        self.flow: ItemFlow | None = None  # from when all workers have joined and the data set is read
         self.rejected: Counter[str] = Counter(dict.fromkeys(("garbage", "refused", "key", "handshake"), 0))
         self.nonfinite_losses = 0
         self.checkpoints = 0
         self.checkpoint_failures = 0
-        self.last_commit: Committed | None = None
-        self.committed_at: float | None = None
+        self.last_commit: tuple[Committed, float] | None = None  # and when it was
         self.outcome: Outcome | None = None
-        self.number = 0
-        """Of the last event that was handled."""
-        self.log = EventLog(
-            config=config.model_dump(mode="json"),
-            generation=generation,
-            window=window,
-            resume=resume,
-            restore=restore,
-            folder=folder,
-        )
-        self._window = window
-        self._resume = resume
-        self._restore = restore
-        self._folder = folder
-        self._since: float | None = None  # when the present state began
-        self._tick: float | None = None
+        self.number = 0  # of the last event that was handled
+        self.log = EventLog(config, origin)
+        self._since = math.nan  # when the present state began
+        self._tick = math.nan
         self._suspects = Suspects(config.layout)
         self._signalled: dict[str, int] = {}
         self._stop_at = math.inf
@@ -96,18 +63,15 @@ class Coordinator:
         self._commands: list[Command] = []
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """React to one event, at `now` monotonic seconds.
-
-        Returns:
-            What to do, in order; empty once the run is over.
-        """
+        """React to one event, at `now` monotonic seconds: what to do, in order; nothing once the run is over."""
         if self.outcome is not None:
             return []
+        if self.number == 0:
+            self._since = now
+            self._tick = now
         self.number += 1
         self._commands = []
         self.log.add(self.number, now, event, self._commands)
-        if self._since is None:
-            self._since = now
         match event:
             case events.Received(peer, message):
                 self._received(peer, message, now)
@@ -128,18 +92,13 @@ class Coordinator:
             case TurnedAway(reason, report):
                 self.rejected[reason] += 1
                 if report is not None:
-                    self._do(*warning(report))
+                    self._do(warning(report))
             case Committed():
                 self._committed(event, now)
             case events.NotWritten(what, text):
-                if what == "checkpoint":
-                    self.checkpoint_failures += 1
+                self.checkpoint_failures += what == "checkpoint"
                 self._fail(failure(Cause.DISK, f"{what} could not be written: {text}"))
         return self._commands
-
-    def unready(self, now: float) -> str | None:
-        """Why the run is not making progress, or None if it is."""
-        return watchdog.unready(self.members.values(), self.config, self.state, now)
 
     def ordered(self) -> list[Member]:
         """The members by stage and replica."""
@@ -173,35 +132,29 @@ class Coordinator:
             return
         member = self._member(peer)
         if member is None:
-            if peer not in self._refused:  # a refused worker may still send a heartbeat
+            if peer not in self._refused:  # who may still send a heartbeat
                 self.rejected["garbage"] += 1
             return
         member.heard = now
         self._suspects.clear(member.hello.rank)
         match message:
             case messages.Described(data=data):
-                if self.data is None:
-                    self.data = data
-                    self._start(now)
+                self.data = self.data or data
+                self._start(now)
             case messages.Ready():
                 member.ready = True
                 member.changed = now
                 self._go_if_all_ready(now)
             case messages.Heartbeat():
                 member.beat(message, now)
-                if member.stage == 0:
-                    self._feed()
+                self._feed()
             case messages.Done() if self.flow is not None:
-                commands, problem = self.flow.done(member, message, now)
-                self._do(*commands)
-                if problem is not None:
-                    self._fail(problem)
-                elif member.stage == 0:
-                    self._feed()
+                self._do(self.flow.done(member, message, now))
+                self._feed()
             case messages.Written() if self.flow is not None:
                 if not self.flow.checkpoints.written(member.stage, message):
                     self.rejected["garbage"] += 1
-                self._do(*self.flow.checkpoints.take(now))
+                self._do(self.flow.checkpoints.take(now))
             case messages.Failed(cause=Cause.PEER_LOST):
                 self._suspects.accuse(member, message, now)
             case messages.Failed():
@@ -216,20 +169,21 @@ class Coordinator:
                 self.rejected["garbage"] += 1
 
     def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
-        rank = self.layout.rank(hello.stage, hello.replica)
-        reason = objection(peer, hello, self.members, self.config)
+        member = Member(peer, hello, heard=now, changed=now)
+        rank = self.layout.rank(*member.place)
+        reason = objection(member, self.members.values(), self.config)
         if reason is None:
-            self.members[rank] = Member(peer, hello, heard=now, changed=now)
+            self.members[rank] = member
             self._start(now)
             return
         self.rejected["refused"] += 1
-        self._send(messages.Refuse(reason=reason), peer)
+        self._do([Send((peer,), messages.Refuse(reason=reason))])
         text = f"refused rank {hello.rank} (stage {hello.stage}, pid {hello.pid} on {hello.host}): {reason}"
         if self.rejected["refused"] <= REFUSALS:
             self._refused.add(peer)
-            self._do(*warning(text, hello.stage))
+            self._do(warning(text, hello.stage))
         if rank >= 0 and rank not in self.members:
-            self._fail(blame(Member(peer, hello, now, now), Cause.CONFIG, text))
+            self._fail(blame(member, Cause.CONFIG, text))
 
     def _exited(self, rank: int, code: int, now: float) -> None:
         member = self.members.get(rank)
@@ -240,41 +194,41 @@ class Coordinator:
         stopped = -code in (signals.SIGTERM, signals.SIGINT)
         if stopped and self.state != "running" and not self._suspects.any:
             self._signal(f"rank {rank}", -code, now)  # it was still loading and could not ask
-        else:
-            self._suspects.add(rank, now, "exited", watchdog.exit_text(code))
+            return
+        how = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
+        self._suspects.add(rank, now, "exited", how)
+        if code < 0 and not stopped:  # a killed process can send no report any more
+            self._fail(self._suspects.verdict(math.inf, self.members))
 
     # The way of a run -------------------------------------------------------------------------------------------
 
     def _start(self, now: float) -> None:
         """Start once all workers have joined and the data set is read."""
-        if len(self.members) < self.layout.world:
+        if self.flow is not None or len(self.members) < self.layout.world:
             return
         self._since = now
+        self.state = "loading"
         if self.data is None:
-            self.state = "loading"
             return
         try:
-            self.flow = ItemFlow(
-                self.config, self.generation, self.members, self.data.sizes, self._resume, self._window
-            )
+            self.flow = ItemFlow(self.config, self.origin, self.members, self.data.sizes)
         except ValueError as error:
             self._fail(failure(Cause.CONFIG, str(error)))
             return
         self.state = "preparing"
-        self._send(
+        self._tell_all(
             messages.Start(
-                generation=self.generation,
+                generation=self.origin.generation,
                 data=self.data,
-                restore=self._restore,
-                folder=self._folder,
+                restore=self.origin.restore,
+                folder=self.origin.folder,
                 endpoints=[self.members[worker.rank].hello.endpoint for worker in self.layout.workers],
             )
         )
 
     def _go_if_all_ready(self, now: float) -> None:
-        if self.flow is None or self.state != "preparing":
-            return
-        if not all(member.ready for member in self.members.values()):
+        ready = all(member.ready for member in self.members.values())
+        if self.flow is None or self.state != "preparing" or not ready:
             return
         if self._signalled:
             self._stop_early()
@@ -282,20 +236,19 @@ class Coordinator:
         self.state = "running"
         for member in self.members.values():
             member.changed = now
-        self._do(*self.flow.begin(now))
-        self._send(messages.Go())
+        self._do(self.flow.begin(now))
+        self._tell_all(messages.Go())
         self._feed()
 
     def _feed(self) -> None:
         if self.flow is not None and self.state == "running":
-            self._do(*self.flow.feed(rest=bool(self._signalled)))
+            self._do(self.flow.feed(rest=bool(self._signalled)))
 
     def _committed(self, event: Committed, now: float) -> None:
         self.checkpoints += 1
-        self.last_commit = event
-        self.committed_at = now
+        self.last_commit = event, now
         row = {"event": "checkpoint", "step": event.step, "bytes": event.bytes, "seconds": event.seconds}
-        self._do(Record(row))
+        self._do([Record(row)])
         if self.flow is not None:
             self.flow.checkpoints.published(event.step)
         self._close_if_all_left(now)
@@ -312,8 +265,7 @@ class Coordinator:
         self._over(Outcome(0, "done", result=result), messages.Close())
 
     def _ticked(self, now: float) -> None:
-        assert self._since is not None
-        pause = 0.0 if self._tick is None else now - self._tick
+        pause = now - self._tick
         self._tick = now
         if pause > watchdog.PAUSE_S:
             self._since += pause
@@ -321,18 +273,16 @@ class Coordinator:
                 member.forgive(pause)
         if now - self._alive >= ALIVE_EVERY_S and self.members:
             self._alive = now
-            self._send(messages.Alive())
-        found = self._suspects.verdict(now, self.members) or self._overdue(now, now - self._since)
-        if found is not None:
-            self._fail(found)
-        elif now >= self._stop_at and self.state != "running" and not self._suspects.any:
+            self._tell_all(messages.Alive())
+        self._fail(self._suspects.verdict(now, self.members) or self._overdue(now))
+        if now >= self._stop_at and self.state != "running" and not self._suspects.any:
             self._stop_early()
 
-    def _overdue(self, now: float, waited: float) -> Failure | None:
+    def _overdue(self, now: float) -> Failure | None:
         if self.flow is None or self.state != "running":
-            return watchdog.late(self.members, self.config, self.state, waited, now)
+            return watchdog.late(self.members, self.config, self.state, now - self._since, now)
         found = self.flow.checkpoints.late(self.members, self.config, now)
-        return found or watchdog.overdue(self.ordered(), self.flow.window.open, self.config, now)
+        return found or watchdog.overdue(self.members, self.flow.window.open, self.config, now)
 
     # Ends -------------------------------------------------------------------------------------------------------
 
@@ -345,7 +295,7 @@ class Coordinator:
         self._signalled[source] = number
         if self.flow is not None and self.state == "running":
             if len(self._signalled) == 1:
-                self._do(Say(f"{name}: writing a checkpoint, then stopping"))
+                self._do([Say(f"{name}: writing a checkpoint, then stopping")])
                 self.flow.sequence.stop()
                 self._feed()
         elif source.startswith("stage ") and len(self._signalled) < self.layout.world:
@@ -359,28 +309,35 @@ class Coordinator:
         text = f"stopped by {signal_name(number)} before the first step"
         self._over(Outcome(128 + number, text), messages.Abort(reason=text))
 
-    def _fail(self, found: Failure) -> None:
-        if found.cause is Cause.NONFINITE:
-            self.nonfinite_losses += 1
+    def _fail(self, found: Failure | None) -> None:
+        if found is None:
+            return
+        self.nonfinite_losses += found.cause is Cause.NONFINITE
         meaning = MEANING[found.cause]
         last = messages.Abort(reason=found.message[:1000], stacks=meaning.stacks)
         self._over(Outcome(meaning.code, found.cause, found), last)
 
     def _over(self, outcome: Outcome, last: messages.Abort | messages.Close) -> None:
-        if self.outcome is None:
-            self.state = "over"
-            self.outcome = outcome
-            self._send(last)
-            self._do(Finish(outcome))
+        if self.outcome is not None:
+            return
+        self._tell_all(last)
+        self._do([Finish(outcome)])
+        self.state = "over"
+        self.outcome = outcome
 
     # Commands ---------------------------------------------------------------------------------------------------
 
-    def _send(self, message: Message, *peers: bytes) -> None:
-        self._do(Send(peers or tuple(member.peer for member in self.ordered()), message))
+    def _tell_all(self, message: Message) -> None:
+        self._do([Send(tuple(member.peer for member in self.ordered()), message)])
 
-    def _do(self, *commands: Command) -> None:
-        """Command something, with the number of the event behind it; the many rows of steps go without."""
-        for command in commands:
+    def _do(self, found: Iterable[Command | Failure]) -> None:
+        """Command something, or fail, with the number of the event behind it; the many rows of steps go without."""
+        for command in found:
+            if self.outcome is not None:
+                return
+            if isinstance(command, Failure):
+                self._fail(command)
+                return
             if isinstance(command, Record) and command.row["event"] != "train":
                 command = replace(command, row=command.row | {"event_number": self.number})
             self._commands.append(replace(command, cause=self.number))

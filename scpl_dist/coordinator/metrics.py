@@ -16,47 +16,54 @@ from prometheus_client.registry import Collector
 from scpl_dist.coordinator.status import Status
 from scpl_dist.run.phases import OCCASIONAL, OUTSIDE, Phase
 
-NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "scpl_run_info": ("gauge", "The run; always 1.", ("method", "version")),
-    "scpl_stage_info": ("gauge", "Where a stage runs; always 1.", ("stage", "host", "device")),
-    "scpl_stage_up": ("gauge", "Whether all workers of a stage have joined and still work.", ("stage",)),
-    "scpl_stage_replicas": ("gauge", "Workers of a stage that have joined and still work.", ("stage",)),
-    "scpl_stage_last_progress_timestamp_seconds": ("gauge", "When a stage last made progress.", ("stage",)),
-    "scpl_step": ("gauge", "Step that a stage is at.", ("stage",)),
-    "scpl_epoch": ("gauge", "Epoch that the last stage is at.", ()),
-    "scpl_loss": ("gauge", "Latest loss of a block.", ("stage", "block")),
-    "scpl_accuracy_ratio": ("gauge", "Accuracy of the latest evaluation.", ("split",)),
-    "scpl_learning_rate": ("gauge", "Latest learning rate.", ()),
-    "scpl_samples_total": ("counter", "Training samples that went through all stages.", ()),
-    "scpl_microbatches_total": ("counter", "Micro-batches that a stage has handled.", ("stage", "kind")),
-    "scpl_stage_phase_seconds_total": ("counter", "Time of a stage by phase.", ("stage", "phase")),
-    "scpl_stage_busy_seconds_total": ("counter", "Time in which a stage worked.", ("stage",)),
-    "scpl_stage_waiting_seconds_total": ("counter", "Time in which a stage waited for input.", ("stage",)),
-    "scpl_stage_blocked_seconds_total": ("counter", "Time in which the next stage had no room.", ("stage",)),
-    "scpl_queue_depth": ("gauge", "Messages that wait in front of a stage.", ("stage",)),
-    "scpl_transport_sent_bytes_total": ("counter", "Tensor bytes sent to neighbours.", ("stage",)),
-    "scpl_transport_received_bytes_total": ("counter", "Tensor bytes from neighbours.", ("stage",)),
-    "scpl_memory_peak_bytes": ("gauge", "Highest memory use of a stage.", ("stage",)),
-    "scpl_checkpoint_last_success_timestamp_seconds": ("gauge", "When a checkpoint was last published.", ()),
-    "scpl_checkpoint_duration_seconds": ("gauge", "Time to write the last checkpoint.", ()),
-    "scpl_checkpoint_size_bytes": ("gauge", "Size of the last checkpoint.", ()),
-    "scpl_checkpoints_total": ("counter", "Checkpoints published.", ()),
-    "scpl_checkpoint_failures_total": ("counter", "Checkpoints that could not be published.", ()),
-    "scpl_restarts_total": ("counter", "Earlier starts of this run, by what ended them.", ("reason",)),
-    "scpl_nonfinite_loss_total": ("counter", "Losses that were NaN or infinite.", ()),
-    "scpl_stragglers_total": ("counter", "Times a stage became a straggler.", ("stage",)),
+Row = tuple[str, tuple[str, ...], float | None]
+Source = str | tuple[Callable[[list[Any]], Any], str] | None
+
+STAGE = ("stage",)
+NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
+    "scpl_run_info": ("The run; always 1.", ("method", "version"), None),
+    "scpl_stage_info": ("Where a stage runs; always 1.", ("stage", "host", "device"), None),
+    "scpl_stage_up": ("Whether all workers of a stage have joined and still work.", STAGE, None),
+    "scpl_stage_replicas": ("Workers of a stage that have joined and still work.", STAGE, None),
+    "scpl_stage_last_progress_timestamp_seconds": ("When a stage last made progress.", STAGE, None),
+    "scpl_step": ("Step that a stage is at.", STAGE, (min, "step")),
+    "scpl_epoch": ("Epoch that the last stage is at.", (), "epoch"),
+    "scpl_loss": ("Latest loss of a block.", ("stage", "block"), None),
+    "scpl_accuracy_ratio": ("Accuracy of the latest evaluation.", ("split",), None),
+    "scpl_learning_rate": ("Latest learning rate.", (), "learning_rate"),
+    "scpl_samples_total": ("Training samples that went through all stages.", (), "samples"),
+    "scpl_microbatches_total": ("Micro-batches that a stage has handled.", ("stage", "kind"), None),
+    "scpl_stage_phase_seconds_total": ("Time of a stage by phase.", ("stage", "phase"), None),
+    "scpl_stage_busy_seconds_total": ("Time in which a stage worked.", STAGE, (sum, "busy")),
+    "scpl_stage_waiting_seconds_total": ("Time in which a stage waited for input.", STAGE, (sum, "waiting")),
+    "scpl_stage_blocked_seconds_total": (
+        "Time in which the next stage had no room.",
+        STAGE,
+        (sum, "blocked"),
+    ),
+    "scpl_queue_depth": ("Messages that wait in front of a stage.", STAGE, (max, "queue")),
+    "scpl_transport_sent_bytes_total": ("Tensor bytes sent to neighbours.", STAGE, (sum, "bytes_sent")),
+    "scpl_transport_received_bytes_total": ("Tensor bytes from neighbours.", STAGE, (sum, "bytes_received")),
+    "scpl_memory_peak_bytes": ("Highest memory use of a stage.", STAGE, (max, "peak_memory")),
+    "scpl_checkpoint_last_success_timestamp_seconds": ("When a checkpoint was last published.", (), None),
+    "scpl_checkpoint_duration_seconds": ("Time to write the last checkpoint.", (), None),
+    "scpl_checkpoint_size_bytes": ("Size of the last checkpoint.", (), None),
+    "scpl_checkpoints_total": ("Checkpoints published.", (), "checkpoints"),
+    "scpl_checkpoint_failures_total": ("Checkpoints that could not be published.", (), "checkpoint_failures"),
+    "scpl_restarts_total": ("Earlier starts of this run, by what ended them.", ("reason",), None),
+    "scpl_nonfinite_loss_total": ("Losses that were NaN or infinite.", (), "nonfinite_losses"),
+    "scpl_stragglers_total": ("Times a stage became a straggler.", STAGE, (sum, "stragglings")),
     "scpl_control_rejected_total": (
-        "counter",
         "Frames, workers and connections that were turned away.",
         ("reason",),
+        None,
     ),
-    "scpl_samples_per_second": ("gauge", "Training samples per second in steady state.", ()),
+    "scpl_samples_per_second": ("Training samples per second in steady state.", (), "samples_per_second"),
 }
-"""Every metric: kind, help, labels. Dashboards and rules may use these and no others."""
+"""Help, labels and source of every metric; dashboards and rules may use these and no others.
 
-KINDS = ("train", "evaluate")
-PHASES = frozenset(Phase) - OUTSIDE - OCCASIONAL
-Row = tuple[str, tuple[str, ...], float | None]
+The source is a key of the snapshot, or a key of its workers and how a stage's are put together.
+"""
 
 
 class RunCollector(Collector):
@@ -66,42 +73,37 @@ class RunCollector(Collector):
         self._status = status
         self._wall = wall
 
-    def describe(self) -> Iterable[Metric]:
-        """The families without samples."""
-        return [_family(name) for name in NAMES]
-
     def collect(self) -> Iterable[Metric]:
         """The families with the values of this moment."""
-        families = {name: _family(name) for name in NAMES}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, (text, labels, _) in NAMES.items():
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            families[name] = family(name, text, labels=labels)
         status = self._status()
         rows = [*_run_rows(status, self._wall())]
         for stage in sorted({worker["stage"] for worker in status["workers"]}):
             workers = [worker for worker in status["workers"] if worker["stage"] == stage]
             rows += _stage_rows(str(stage), workers, self._wall())
-        for name, labels, value in rows:
+        for name, values, value in rows:
             if value is not None:
-                families[name].add_metric(labels, float(value))
+                families[name].add_metric(values, float(value))
         return families.values()
 
 
 def _run_rows(status: Status, wall: float) -> Iterator[Row]:
+    for name, (_, _, source) in NAMES.items():
+        if isinstance(source, str):
+            yield name, (), status[source]
     yield "scpl_run_info", (status["method"], status["version"]), 1
-    yield "scpl_epoch", (), status["epoch"]
     for reason, times in status["rejected"].items():
         yield "scpl_control_rejected_total", (reason,), times
     for reason, times in status["restarts"].items():
         yield "scpl_restarts_total", (reason,), times
-    yield "scpl_nonfinite_loss_total", (), status["nonfinite_losses"]
-    yield "scpl_checkpoints_total", (), status["checkpoints"]
-    yield "scpl_checkpoint_failures_total", (), status["checkpoint_failures"]
     last = status["last_checkpoint"]
     if last is not None:
         yield "scpl_checkpoint_last_success_timestamp_seconds", (), wall - last["age"]
         yield "scpl_checkpoint_duration_seconds", (), last["seconds"]
         yield "scpl_checkpoint_size_bytes", (), last["bytes"]
-    yield "scpl_samples_total", (), status["samples"]
-    yield "scpl_learning_rate", (), status["learning_rate"]
-    yield "scpl_samples_per_second", (), status["samples_per_second"]
     # Of each split the latest: a series must not vanish while the next epoch is half evaluated.
     latest = {split: value for row in status["accuracies"] for split, value in row.items()}
     latest.pop("epoch", None)
@@ -117,31 +119,19 @@ def _stage_rows(stage: str, workers: list[dict[str, Any]], wall: float) -> Itera
     there = [worker for worker in workers if worker["host"] is not None]
     if not there:
         return
-
-    def values(key: str) -> list[Any]:
-        return [worker[key] for worker in there]
-
-    for host, device in sorted(set(zip(values("host"), values("device"), strict=True))):
+    for name, (_, _, source) in NAMES.items():
+        if isinstance(source, tuple):
+            collected, key = source
+            yield name, (stage,), collected([worker[key] for worker in there])
+    for host, device in sorted({(worker["host"], worker["device"]) for worker in there}):
         yield "scpl_stage_info", (stage, host, device), 1
-    yield "scpl_stage_last_progress_timestamp_seconds", (stage,), wall - max(values("still"))
-    yield "scpl_step", (stage,), min(values("step"))
-    for time_of in ("busy", "waiting", "blocked"):
-        yield f"scpl_stage_{time_of}_seconds_total", (stage,), sum(values(time_of))
-    yield "scpl_queue_depth", (stage,), max(values("queue"))
-    yield "scpl_transport_sent_bytes_total", (stage,), sum(values("bytes_sent"))
-    yield "scpl_transport_received_bytes_total", (stage,), sum(values("bytes_received"))
-    yield "scpl_memory_peak_bytes", (stage,), max(values("peak_memory"))
-    yield "scpl_stragglers_total", (stage,), sum(values("stragglings"))
-    for kind in KINDS:
+    still = max(worker["still"] for worker in there)
+    yield "scpl_stage_last_progress_timestamp_seconds", (stage,), wall - still
+    for kind in ("train", "evaluate"):
         yield "scpl_microbatches_total", (stage, kind), there[0]["micro_batches"].get(kind, 0)
-    for phase in sorted(set(PHASES).union(*values("phases"))):
-        seconds = sum(phases.get(phase, 0.0) for phases in values("phases"))
-        yield "scpl_stage_phase_seconds_total", (stage, phase), seconds
+    seconds = [worker["phases"] for worker in there]
+    for phase in sorted((set(Phase) - OUTSIDE - OCCASIONAL).union(*seconds)):
+        total = sum(phases.get(phase, 0.0) for phases in seconds)
+        yield "scpl_stage_phase_seconds_total", (stage, phase), total
     for block, loss in there[0]["losses"].items():
         yield "scpl_loss", (stage, block), loss
-
-
-def _family(name: str) -> GaugeMetricFamily | CounterMetricFamily:
-    kind, text, labels = NAMES[name]
-    family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-    return family(name, text, labels=labels)

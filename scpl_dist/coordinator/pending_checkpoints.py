@@ -24,16 +24,12 @@ SLOW = "the disk of the run folder is slow or does not answer; if it is only slo
 
 @dataclass(slots=True)
 class _Parts:
-    """A checkpoint whose parts are not all there."""
+    """A checkpoint whose parts are not all there, by stage."""
 
-    copied: dict[int, float] = field(default_factory=dict)
-    """When each stage had copied its state."""
-    files: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """What each stage has written."""
-    seconds: float = 0.0
-    """The longest time that a stage has written."""
-    ready: Commit | None = None
-    """What to publish when all parts are there; known when the marker has left the pipeline."""
+    copied: dict[int, float] = field(default_factory=dict)  # when its state was copied
+    files: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # what it has written
+    seconds: float = 0.0  # the longest time that one has written
+    ready: Commit | None = None  # what to publish; known when the marker has left the pipeline
 
 
 class PendingCheckpoints:
@@ -42,20 +38,17 @@ class PendingCheckpoints:
     def __init__(self, sequence: ItemSequence, stages: int) -> None:
         self._sequence = sequence
         self._stages = stages
-        self._parts: dict[int, _Parts] = {}
-        """By sequence number of the item."""
-        self._writers: set[int] = set()
-        """Stages that have written a part before, so that the shorter limit holds for them."""
-        self._publishing: dict[int, float] = {}
-        """Steps that are being published, and since when."""
+        self._parts: dict[int, _Parts] = {}  # by sequence number of the item
+        self._writers: set[int] = (
+            set()
+        )  # stages that have written a part, so that the shorter limit holds for them
+        self._publishing: dict[int, float] = {}  # steps that are being published, and since when
 
     @property
     def pending(self) -> bool:
-        """Whether something is not on disk yet."""
         return bool(self._parts or self._publishing)
 
     def copied(self, stage: int, sequence: int, now: float) -> None:
-        """A stage has copied its state."""
         self._parts.setdefault(sequence, _Parts()).copied[stage] = now
 
     def written(self, stage: int, message: Written) -> bool:
@@ -94,7 +87,6 @@ class PendingCheckpoints:
         return found
 
     def published(self, step: int) -> None:
-        """The service has published a checkpoint."""
         self._publishing.pop(step, None)
 
     def late(self, members: Mapping[int, Member], config: Config, now: float) -> Failure | None:
@@ -105,12 +97,11 @@ class PendingCheckpoints:
                 text = f"publishing the checkpoint of step {step} has taken {now - since:.1f} s"
                 return Failure(Cause.HANG, text, SLOW, step=step, phase=Phase.CHECKPOINT)
         for parts in self._parts.values():
-            for stage, since in parts.copied.items():
-                limit = runtime.timeout_s
-                if stage not in self._writers:
-                    limit = max(limit, runtime.first_step_timeout_s)
-                if stage not in parts.files and now - since >= limit:
-                    text = f"stage {stage} has been writing its part of a checkpoint for {now - since:.1f} s"
+            for stage in parts.copied.keys() - parts.files.keys():
+                seconds = now - parts.copied[stage]
+                first = 0.0 if stage in self._writers else runtime.first_step_timeout_s
+                if seconds >= max(runtime.timeout_s, first):
+                    text = f"stage {stage} has been writing its part of a checkpoint for {seconds:.1f} s"
                     return blame(members[stage], Cause.HANG, text, SLOW)
         return None
 

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from scpl_dist.control.items import Checkpoint, Evaluate, Item, Split, Train
 from scpl_dist.control.messages import Done
-from scpl_dist.coordinator.events import Commit
+from scpl_dist.coordinator.events import Commit, Record
 from scpl_dist.coordinator.item_sequence import HELD, ItemSequence
-from scpl_dist.coordinator.members import Member
+from scpl_dist.coordinator.members import Member, blame
 from scpl_dist.run.config import Config
+from scpl_dist.run.failures import Cause, Failure
 
-PATIENCE = 20
-"""Steps in a row before a slow stage is called a straggler."""
+PATIENCE = 20  # steps in a row before a slow stage is called a straggler
 
 
 class Results:
-    """Counts over the items that the stages finish.
+    """Counts over the items that the stages finish; those that the last stage finishes are the clock of the run.
 
-    Args:
-        sequence: what there is to do.
-        stages: number of stages; the items that the last one finishes are the clock of the run.
-        position: of the checkpoint to go on from, with the earlier "accuracies", "samples" and "seconds".
+    `position` is that of the checkpoint to go on from, with the earlier "accuracies", "samples" and "seconds".
     """
 
-    def __init__(
-        self, sequence: ItemSequence, stages: int, position: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, sequence: ItemSequence, stages: int, position: Mapping[str, Any] | None) -> None:
         position = position or {}
         self.accuracies: dict[int, dict[str, float]] = {
             row["epoch"]: {name: row[name] for name in HELD if name in row}
@@ -38,34 +33,20 @@ class Results:
         }
         self.learning_rate: float | None = None
         self.samples: int = position.get("samples", 0)
+        self.steps_done: int = position.get("step", 0)
         self.earlier_seconds: float = position.get("seconds", 0.0)
         self._sequence = sequence
         self._last = (stages - 1, 0)
         # A tenth of a short run; a long one is steady after a while, and its speed is wanted early.
-        self._skip = min(50, max(1, math.ceil((sequence.steps - sequence.position["step"]) / 10)))
-        self._steps = 0
-        self._earlier_steps: int = position.get("step", 0)
+        skipped = min(50, max(1, math.ceil((sequence.steps - self.steps_done) / 10)))
+        self._steady_from = self.steps_done + skipped
         self._steady_samples = 0
         self._steady_seconds = 0.0
         self._previous: float | None = None
+        # Of the evaluations in progress: right answers and samples by stage.
         self._counts: dict[tuple[int, Split], dict[int, list[int]]] = {}
-        """Right answers and samples by stage, of the evaluations in progress."""
+        # Of the steps in progress: busy seconds by worker.
         self._busy: dict[int, dict[tuple[int, int], float]] = {}
-        """Busy seconds by worker, of the steps in progress."""
-
-    @property
-    def steps_done(self) -> int:
-        """Steps that went through all stages, those before this generation included."""
-        return self._earlier_steps + self._steps
-
-    def opening(self, config: Config) -> tuple[dict[str, Any], str]:
-        """The row and the line with which a run begins."""
-        run, stages, steps = config.run, config.pipeline.stages, self._sequence.steps
-        row = {"event": "start", "method": run.method, "stages": stages, "workers": config.layout.world}
-        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {steps} steps"
-        if self._earlier_steps:
-            text += f", going on after step {self._earlier_steps}"
-        return row | {"step": self._earlier_steps, "steps": steps}, text
 
     def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
         """Count an item of one worker."""
@@ -78,39 +59,39 @@ class Results:
             counts = stages.setdefault(member.stage, [0, 0])
             counts[0] += message.correct
             counts[1] += message.total
-        if member.place == self._last:
-            if isinstance(item, Train):
-                self.samples += item.samples
-                self._steps += 1
-                # The time since the previous item of any kind, so evaluations and checkpoints are left out.
-                if self._steps > self._skip and self._previous is not None:
-                    self._steady_samples += item.samples
-                    self._steady_seconds += now - self._previous
-            self._previous = now
+        if member.place != self._last:
+            return
+        if isinstance(item, Train):
+            self.samples += item.samples
+            self.steps_done += 1
+            # The time since the previous item of any kind, so evaluations and checkpoints are left out.
+            if self.steps_done > self._steady_from and self._previous is not None:
+                self._steady_samples += item.samples
+                self._steady_seconds += now - self._previous
+        self._previous = now
 
-    def losses(self, member: Member, message: Done, item: Train) -> tuple[list[dict[str, Any]], str | None]:
-        """The rows of a worker's losses in one step, and a text if one of them is not finite."""
-        rows: list[dict[str, Any]] = []
+    def losses(self, member: Member, message: Done, item: Train) -> Iterator[Record | Failure]:
+        """The rows of a worker's losses in one step, or the failure if one of them is not finite."""
         for block, terms in message.losses.items():
             loss = sum(terms.values())
             if not math.isfinite(loss):
-                return rows, f"the loss of block {block} is {loss} ({terms})"
+                yield blame(member, Cause.NONFINITE, f"the loss of block {block} is {loss} ({terms})")
+                return
             member.losses[block] = loss
             row = {"event": "train", "step": item.step, "epoch": item.epoch, "stage": member.stage}
             row |= {"block": int(block) if block.isdecimal() else block, "loss": loss, "terms": terms}
-            rows.append(row | {"lr": item.schedule["lr"]})
-        return rows if member.first else [], None  # replicas have the same losses
+            if member.first:  # replicas have the same losses
+                yield Record(row | {"lr": item.schedule["lr"]})
 
-    def evaluated(self, epoch: int, split: Split) -> dict[str, Any] | None:
+    def evaluated(self, epoch: int, split: Split) -> Iterator[Record]:
         """The row of a finished evaluation; the last stage that knows its correct answers counts."""
         stages = self._counts.pop((epoch, split), {})
-        if not stages:
-            return None
-        correct, total = stages[max(stages)]
-        accuracy = correct / total if total else 0.0
-        self.accuracies.setdefault(epoch, {})[split] = accuracy
-        row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
-        return row | {"correct": correct, "total": total}
+        if stages:
+            correct, total = stages[max(stages)]
+            accuracy = correct / total if total else 0.0
+            self.accuracies.setdefault(epoch, {})[split] = accuracy
+            row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
+            yield Record(row | {"correct": correct, "total": total})
 
     def commit(self, item: Checkpoint, seconds: float) -> Commit:
         """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
@@ -123,25 +104,23 @@ class Results:
         is_best = best is not None and item.step == (best + 1) * self._sequence.steps_per_epoch
         return Commit(item.step, item.epoch, position, best=is_best, unique=item.unique, due=item.due)
 
-    def stragglers(self, sequence: int, members: Iterable[Member]) -> list[tuple[int, str]]:
-        """Stages whose worker has just become a straggler, and a warning about each.
+    def stragglers(self, sequence: int, members: Iterable[Member]) -> Iterator[tuple[Member, str]]:
+        """Workers that have just become stragglers, and a warning about each.
 
         The median is the lower one, so that of two stages one can be the straggler.
         """
         busy = self._busy.pop(sequence)
         median = statistics.median_low(busy.values())
-        found = []
         for member in members:
             seconds = busy[member.place]
             member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
             if member.slow_in_a_row == PATIENCE and not member.stragglings:
                 member.stragglings += 1
-                text = (
+                yield (
+                    member,
                     f"{member.name} on {member.hello.host} holds the others back: it works for {seconds:.3g} s "
-                    f'a step, the median worker for {median:.3g} s; try pipeline.partition = "measured"'
+                    f'a step, the median worker for {median:.3g} s; try pipeline.partition = "measured"',
                 )
-                found.append((member.stage, text))
-        return found
 
     @property
     def best_epoch(self) -> int | None:
@@ -174,24 +153,21 @@ class Results:
     def result(self, config: Config, members: Iterable[Member], seconds: float) -> dict[str, Any]:
         """The numbers of ``result.json``; `seconds` is the wall time of this generation."""
         best = self.best_epoch
-        last = max(self.accuracies, default=None)
+        last = max(self.accuracies, default=-1)
         wall = self.earlier_seconds + seconds
-        speed = self.samples_per_second
-        if speed is None and wall > 0:
-            speed = self.samples / wall
         return {
             "method": config.run.method,
             "stages": config.pipeline.stages,
             "steps": self.steps_done,
             "epochs": config.run.epochs,
-            "accuracy_last": self.accuracies[last].get("test") if last is not None else None,
+            "accuracy_last": self.accuracies.get(last, {}).get("test"),
             "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
             "best_epoch": best,
             "selected_by": self.selected_by,
             "accuracies": self.history(),
             "wall_seconds": wall,
             "samples": self.samples,
-            "samples_per_second": speed,
+            "samples_per_second": self.samples_per_second or (self.samples / wall if wall > 0 else None),
             "per_stage": [_of_worker(member) for member in members],
         }
 

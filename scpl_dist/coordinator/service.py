@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -21,7 +22,8 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -33,28 +35,13 @@ from scpl_dist.control import keys
 from scpl_dist.control.codec import ProtocolError, decode, encode
 from scpl_dist.control.messages import VERSION, Abort
 from scpl_dist.control.sockets import router
-from scpl_dist.coordinator.events import (
-    Command,
-    Commit,
-    Committed,
-    Discard,
-    Event,
-    Finish,
-    Garbage,
-    NotWritten,
-    Received,
-    Record,
-    Say,
-    Send,
-    Signal,
-    Tick,
-    Unreachable,
-)
+from scpl_dist.coordinator import events
+from scpl_dist.coordinator.event_log import Origin
+from scpl_dist.coordinator.events import Command, Event
 from scpl_dist.coordinator.http_server import HttpServer
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
-from scpl_dist.coordinator.publisher import Publisher
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
@@ -68,21 +55,11 @@ from scpl_dist.storage.run_folder import RunFolder
 
 TICK_S = 0.25
 FLUSH_MS = 1000
-BURST = 100
-"""Messages that are handled between two looks at the clock: a flood must not hide a timeout."""
+BURST = 100  # messages that are handled between two looks at the clock: a flood must not hide a timeout
 
 
 class Service:
-    """Sockets, files and terminal around one `Coordinator`.
-
-    Args:
-        config: the run.
-        folder: the run's folder.
-        generation: unique name of this start.
-        resume: "never", "auto" or a folder, see `scpl_dist.storage.resume.choose`.
-        restarts: earlier starts of this run by what ended them.
-        launched: whether a launcher is at the other end of standard input.
-        may_restart: whether the launcher may start the run again after a failure.
+    """Sockets, files and terminal around one `Coordinator`; the arguments are those of `serve`.
 
     Raises:
         ValueError: a port is taken, or there is no usable checkpoint.
@@ -93,152 +70,136 @@ class Service:
         config: Config,
         folder: RunFolder,
         generation: str,
-        resume: str = "never",
-        restarts: Counter[str] | None = None,
-        launched: bool = False,
-        may_restart: bool = False,
+        resume: str,
+        restarted: Sequence[str],
+        launched: bool,
+        may_restart: bool,
     ) -> None:
-        self.config = config
-        self.folder = folder
-        self.outcome: Outcome | None = None
+        self._config = config
+        self._folder = folder
+        self._restarted = Counter(restarted)
         self._may_restart = may_restart
+        self._outcome: Outcome | None = None
         self._trap = Trap.from_environment("coordinator", None, folder.path)
-        self._publisher = Publisher(self._publish)
+        self._launcher = Launcher(0) if launched else None
+        self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
+        self._found: queue.SimpleQueue[Event] = queue.SimpleQueue()  # by signal handlers and by the publisher
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
-        restore = str(chosen[0].resolve()) if chosen else ""
-        self.coordinator = Coordinator(
-            config, generation, resume=position, restore=restore, folder=str(folder.path.resolve())
+        origin = Origin(
+            generation,
+            resume=position,
+            restore=str(chosen[0].resolve()) if chosen else "",
+            folder=str(folder.path.resolve()),
         )
+        self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
-        self._signals: deque[int] = deque()
-        self._launcher = Launcher(0) if launched else None
+        self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         allowed = keys.load_server(config.control.keys)
-        self._router, self.control, self._gate = router(
+        self._router, endpoint, self._gate = router(
             self._context, config.control.host, config.control.port, allowed
         )
-        self._restarts = restarts
-        try:
-            self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
-        except ValueError:
-            self._context.destroy(0)
-            raise
         folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, chosen[0] if chosen else None)
-        self._logs = {worker_id.file: folder.log_size(worker_id.file) for worker_id in config.layout.workers}
-        self._progress = Progress(self.coordinator)
-        run = {
-            "generation": generation,
-            "pid": os.getpid(),
-            "control": self.control,
-            "metrics": self._http.url,
-        }
+        self._logs = {worker.file: folder.log_size(worker.file) for worker in config.layout.workers}
+        self._progress = Progress(self._coordinator)
+        run = {"generation": generation, "pid": os.getpid(), "control": endpoint, "metrics": self._http.url}
         folder.write("run.json", run)
 
     def _status(self) -> Status:
         with self._lock:
-            return snapshot(self.coordinator, time.monotonic(), self._restarts)
+            return snapshot(self._coordinator, time.monotonic(), self._restarted)
 
-    def on_signal(self, number: int, frame: FrameType | None = None) -> None:
-        """Signal handler: the loop takes it from here."""
-        self._signals.append(number)
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._found.put(events.Signal("coordinator", number))
 
     def run(self) -> int:
         """Until the run is over; returns its exit code."""
+        try:
+            self._loop()
+        except Exception as error:  # a mistake in here must end the run, and be readable afterwards
+            self._crashed(error)
+        self._progress.close()
+        self._gate.close()
+        self._router.close(FLUSH_MS)
+        self._context.term()
+        self._folder.metrics.close()
+        assert self._outcome is not None
+        return self._conclude(self._outcome)
+
+    def _loop(self) -> None:
         poller = zmq.Poller()
         for source in (self._router, *self._gate.sockets):
             poller.register(source, zmq.POLLIN)
         if self._launcher is not None:
             poller.register(self._launcher.descriptor, zmq.POLLIN)
-        try:
-            self._loop(poller)
-        except Exception as error:  # a mistake in here must end the run, and be readable afterwards
-            self._crashed(error)
-        finally:
-            self._progress.close()
-            self._gate.close()
-            self._router.close(FLUSH_MS)
-            self._http.close()
-            self.folder.metrics.close()
-            self._context.term()
-        assert self.outcome is not None
-        return self._conclude(self.outcome)
-
-    def _loop(self, poller: zmq.Poller) -> None:
         tick = time.monotonic()
-        while self.outcome is None:
-            ready = dict(poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000))))
-            while self._signals:
-                self._handle(Signal("coordinator", self._signals.popleft()))
-            if self._launcher is not None and self._launcher.descriptor in ready:
-                for event in self._launcher.events():
-                    self._handle(event)
-                if not self._launcher.open:
-                    poller.unregister(self._launcher.descriptor)
-                    self._launcher = None
-            for turned_away in self._gate.events():
-                self._handle(turned_away)
-            if self._router in ready:
-                self._receive()
-            for event in self._publisher.events():
+        while self._outcome is None:
+            poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000)))
+            for event in self._events():
                 self._handle(event)
             if time.monotonic() >= tick:
-                self._handle(Tick())
+                self._handle(events.Tick())
                 self._progress.update(time.monotonic())
                 tick = time.monotonic() + TICK_S
+
+    def _events(self) -> Iterator[Event]:
+        """What has happened since the last call; what a worker has said comes before the news of its end."""
+        for _ in range(BURST):
+            if not self._router.poll(0):
+                break
+            peer, *frames = self._router.recv_multipart()
+            try:
+                event: Event = events.Received(peer, decode(frames[0] if len(frames) == 1 else b""))
+            except ProtocolError:
+                event = events.Garbage()
+            yield event
+        if self._launcher is not None:
+            yield from self._launcher.events()
+        yield from self._gate.events()
+        while not self._found.empty():
+            yield self._found.get()
 
     def _crashed(self, error: Exception) -> None:
         text = f"the coordinator failed: {type(error).__name__}: {error}"
         crash = replace(failure(Cause.COORDINATOR, text), traceback=traceback.format_exc())
-        self.outcome = Outcome(1, text, crash)
+        self._outcome = Outcome(1, text, crash)
         frame = encode(Abort(reason=text[:1000]))
-        for member in self.coordinator.ordered():
+        for member in self._coordinator.ordered():
             self._sent(member.peer, frame)
-
-    def _receive(self) -> None:
-        for _ in range(BURST):
-            try:
-                parts = self._router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            event: Event
-            try:
-                if len(parts) != 2:
-                    raise ProtocolError(f"{len(parts) - 1} frames instead of one")
-                event = Received(parts[0], decode(parts[1]))
-            except ProtocolError:
-                event = Garbage()
-            self._handle(event)
 
     def _handle(self, event: Event) -> None:
         """Hand an event to the coordinator, and the events that its commands cause."""
-        pending = deque([event])
         if self._trap is not None:
-            steps = [member.step for member in self.coordinator.members.values()]
-            self._trap.spring(self.coordinator.state, max(steps, default=0))
+            steps = [member.step for member in self._coordinator.members.values()]
+            self._trap.spring(self._coordinator.state, max(steps, default=0))
+        pending = deque([event])
         while pending:
             with self._lock:
-                commands = self.coordinator.handle(pending.popleft(), time.monotonic())
+                commands = self._coordinator.handle(pending.popleft(), time.monotonic())
             for command in commands:
                 pending.extend(self._execute(command))
 
     def _execute(self, command: Command) -> list[Event]:
         match command:
-            case Send(peers, message):
+            case events.Send(peers, message):
                 frame = encode(message)
-                return [Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
-            case Record(row):
+                return [events.Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
+            case events.Record(row):
                 try:
-                    self.folder.metrics.append(row | {"time": time.time()})
+                    self._folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:
-                    return [NotWritten("metrics.jsonl", str(error))]
-            case Say():
+                    return [events.NotWritten("metrics.jsonl", str(error))]
+            case events.Say():
                 self._progress.say(command)
-            case Commit() | Discard():
-                self._publisher.put(command)
-            case Finish(outcome):
-                self.outcome = outcome
+            case events.Commit():
+                self._publisher.submit(self._publish, command)
+            case events.Discard(step, unique):
+                folder = checkpoints.folder_for(self._folder.path, step, unique)
+                self._publisher.submit(shutil.rmtree, folder, ignore_errors=True)
+            case events.Finish(outcome):
+                self._outcome = outcome
         return []
 
     def _sent(self, peer: bytes, frame: bytes) -> bool:
@@ -251,71 +212,66 @@ class Service:
             raise
         return True
 
-    def _publish(self, command: Commit | Discard) -> Event | None:
+    def _publish(self, command: events.Commit) -> None:
         """Runs in the publisher's thread."""
-        source = checkpoints.folder_for(self.folder.path, command.step, command.unique)
-        if isinstance(command, Discard):
-            shutil.rmtree(source, ignore_errors=True)
-            return None
+        source = checkpoints.folder_for(self._folder.path, command.step, command.unique)
         begin = time.monotonic()
         try:
             if self._trap is not None:
                 self._trap.spring("commit", command.step)
-            checkpoints.commit(source, self._manifest(command), self.config.checkpoint.keep)
+            checkpoints.commit(source, self._manifest(command), self._config.checkpoint.keep)
             if self._trap is not None:
                 self._trap.spring("committed", command.step)
         except Exception as error:  # whatever it is, the coordinator must hear of it
-            return NotWritten("checkpoint", f"{type(error).__name__}: {error}")
+            self._found.put(events.NotWritten("checkpoint", f"{type(error).__name__}: {error}"))
+            return
         size = sum(int(file["bytes"]) for file in command.files)
-        return Committed(command.step, size, command.seconds + time.monotonic() - begin)
+        self._found.put(events.Committed(command.step, size, command.seconds + time.monotonic() - begin))
 
-    def _manifest(self, command: Commit) -> dict[str, Any]:
-        members = self.coordinator.ordered()
+    def _manifest(self, command: events.Commit) -> dict[str, Any]:
         return {
             "step": command.step,
             "epoch": command.epoch,
             "position": command.position,
-            "method": self.config.run.method,
-            "stages": self.config.pipeline.stages,
-            "config": self.config.digest(),
-            "versions": {"scpl_dist": VERSION, "torch": members[0].hello.torch},
+            "method": self._config.run.method,
+            "stages": self._config.pipeline.stages,
+            "config": self._config.digest(),
+            "versions": {"scpl_dist": VERSION, "torch": self._coordinator.members[0].hello.torch},
             "files": command.files,
             "best": command.best,
             "due": command.due,
-            "recipe": self.config.recipe(),
+            "recipe": self._config.recipe(),
             "created": time.time(),
         }
 
     def _conclude(self, outcome: Outcome) -> int:
+        """Say how the run ended, in its folder and on the screen; a full disk must not hide it."""
         found = outcome.failure
-        if found is not None:
-            self._write_events()
-        if found is not None and found.cause is Cause.DIED and found.rank is not None:
+        if found is None:
+            _try("exit.json", lambda: self._folder.finish(outcome))
+            print(summary(outcome, self._folder.path), flush=True)
+            return outcome.code
+        name = None if found.rank is None else self._config.layout.workers[found.rank].file
+        if found.cause is Cause.DIED and name is not None:
             # Whoever died before it could report may have left its reason in the log.
-            name = self.config.layout.workers[found.rank].file
-            words = self.folder.last_words(name, self._logs[name])
-            outcome = replace(outcome, failure=replace(found, traceback=words))
-        try:
-            self.folder.finish(outcome)
-        except OSError as error:  # a full disk must not hide why the run ended
-            print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
-        if outcome.failure is not None:
-            rank = outcome.failure.rank
-            file = None if rank is None else self.config.layout.workers[rank].file
-            text = failure_text(outcome.failure, self.folder.log, file)
-            if self._may_restart:
-                text = text.replace("The run failed.", "This start of the run failed.", 1)
-            print(text, file=sys.stderr, flush=True)
-        else:
-            print(summary(outcome, self.folder.path), flush=True)
+            found = replace(found, traceback=self._folder.last_words(name, self._logs[name]))
+        _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
+        lines = self._coordinator.log.lines()
+        _try(
+            "log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", "\n".join(lines) + "\n")
+        )
+        text = failure_text(found, self._folder.log, name)
+        if self._may_restart:
+            text = text.replace("The run failed.", "This start of the run failed.", 1)
+        print(text, file=sys.stderr, flush=True)
         return outcome.code
 
-    def _write_events(self) -> None:
-        """What led to a failure, event by event."""
-        try:
-            write_text(self.folder.log / "events.jsonl", "\n".join(self.coordinator.log.lines()) + "\n")
-        except OSError as error:
-            print(f"warning: log/events.jsonl could not be written: {error}", file=sys.stderr)
+
+def _try(what: str, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        print(f"warning: {what} could not be written: {error}", file=sys.stderr)
 
 
 def alone(config: Config, run_dir: Path | None, resume: str) -> int:
@@ -340,7 +296,7 @@ def serve(
     launched: bool = False,
     may_restart: bool = False,
 ) -> int:
-    """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration.
+    """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration; returns the exit code.
 
     Args:
         run_dir: the run's folder.
@@ -349,14 +305,11 @@ def serve(
         restarted: what ended each earlier start of this run.
         launched: whether a launcher is at the other end of standard input.
         may_restart: whether the launcher may start the run again after a failure.
-
-    Returns:
-        The exit code of the run.
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
-        service = Service(config, folder, generation, resume, Counter(restarted), launched, may_restart)
+        service = Service(config, folder, generation, resume, restarted, launched, may_restart)
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         cause = Cause.CHECKPOINT if isinstance(error, CheckpointError) else Cause.CONFIG

@@ -22,19 +22,18 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
     Times and bytes of the workers are counted since the start of their processes. ``seconds`` is the time of this
     start since its first item, None before it; ``now`` serves to tell the time between two snapshots.
     """
-    config, flow = coordinator.config, coordinator.flow
-    begun = flow.begun if flow else None
+    config = coordinator.config
+    flow = coordinator.flow
     results = flow.results if flow else None
-    ids = sorted(coordinator.layout.workers, key=lambda worker_id: (worker_id.stage, worker_id.replica))
     last = coordinator.members.get(config.pipeline.stages - 1)
     status: Status = {
         "state": coordinator.state,
-        "generation": coordinator.generation,
+        "generation": coordinator.origin.generation,
         "version": VERSION,
         "method": config.run.method,
         "now": now,
-        "seconds": None if begun is None else now - begun,
-        "unready": coordinator.unready(now),
+        "seconds": None if flow is None or flow.begun is None else flow.seconds(now),
+        "unready": _unready(coordinator, now),
         "step": results.steps_done if results else 0,
         "steps": flow.sequence.steps if flow else None,
         "epoch": last.epoch if last else 0,
@@ -50,47 +49,56 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
         "nonfinite_losses": coordinator.nonfinite_losses,
         "rejected": dict(coordinator.rejected),
         "restarts": dict(restarts or {}),
-        "workers": [_worker(coordinator, worker_id, now) for worker_id in ids],
+        "workers": [
+            _worker(coordinator, worker, now)
+            for worker in sorted(
+                coordinator.layout.workers, key=lambda worker: (worker.stage, worker.replica)
+            )
+        ],
     }
-    if coordinator.last_commit is not None and coordinator.committed_at is not None:
-        age = now - coordinator.committed_at  # of the monotonic clock: right when the wall clock jumps
-        status["last_checkpoint"] = {**asdict(coordinator.last_commit), "age": age}
+    if coordinator.last_commit is not None:
+        commit, since = coordinator.last_commit
+        status["last_checkpoint"] = asdict(commit) | {
+            "age": now - since
+        }  # right when the wall clock jumps, too
     return status
 
 
-def _worker(coordinator: Coordinator, worker_id: WorkerId, now: float) -> dict[str, Any]:
+def _worker(coordinator: Coordinator, worker: WorkerId, now: float) -> dict[str, Any]:
     """A worker that has not joined yet has the same keys, with None or nothing behind them."""
-    member = coordinator.members.get(worker_id.rank)
-    who = {"stage": worker_id.stage, "replica": worker_id.replica, "rank": worker_id.rank}
-    if member is None:
-        missing = dict.fromkeys(("host", "pid", "device", "phase", "step", "epoch", "micro_batch", "still"))
-        counts: dict[str, Any] = {"losses": {}, "micro_batches": {}, "stragglings": 0}
-        return who | {"name": worker_id.label, "up": False} | missing | counts | asdict(Stats())
-    return who | {
-        "name": worker_id.label,
-        "up": coordinator.state != "over" and not member.left,
-        "host": member.hello.host,
-        "pid": member.hello.pid,
-        "device": member.hello.device,
-        "phase": member.phase,
-        "step": member.step,
-        "epoch": member.epoch,
-        "micro_batch": member.micro_batch,
-        "still": now - member.changed,  # seconds since it last did something else
-        "losses": dict(member.losses),
-        "micro_batches": dict(member.micro_batches),
-        "stragglings": member.stragglings,
-        **asdict(member.stats),
+    member = coordinator.members.get(worker.rank)
+    row = {"stage": worker.stage, "replica": worker.replica, "rank": worker.rank, "name": worker.label}
+    hello = member.hello if member else None
+    row |= {key: getattr(hello, key, None) for key in ("host", "pid", "device")}
+    row |= {key: getattr(member, key, None) for key in ("phase", "step", "epoch", "micro_batch")}
+    return row | {
+        "up": member is not None and coordinator.state != "over" and not member.left,
+        "still": now - member.changed if member else None,  # seconds since it last did something else
+        "losses": dict(member.losses) if member else {},
+        "micro_batches": dict(member.micro_batches) if member else {},
+        "stragglings": member.stragglings if member else 0,
+        **asdict(member.stats if member else Stats()),
     }
 
 
+def _unready(coordinator: Coordinator, now: float) -> str | None:
+    """Why the run is not making progress, or None if it is."""
+    members = coordinator.members.values()
+    if coordinator.state != "running":
+        joined = f"{len(members)} of {coordinator.layout.world} workers have joined"
+        return f"{joined}; the run is {coordinator.state}"
+    still = now - max(member.changed for member in members)
+    late = still > coordinator.config.runtime.timeout_s
+    return f"no stage has made progress for {still:.0f} s" if late else None
+
+
 def _seconds_left(coordinator: Coordinator) -> float | None:
-    flow, data = coordinator.flow, coordinator.data
+    flow = coordinator.flow
     speed = flow.results.samples_per_second if flow else None
-    if flow is None or data is None or not speed:
+    if flow is None or coordinator.data is None or not speed:
         return None
-    steps = flow.sequence.steps - flow.results.steps_done
-    return steps * data.sizes["train"] / flow.sequence.steps_per_epoch / speed
+    epochs = (flow.sequence.steps - flow.results.steps_done) / flow.sequence.steps_per_epoch
+    return epochs * coordinator.data.sizes["train"] / speed
 
 
 def shares(busy: float, waiting: float, blocked: float) -> tuple[float, float, float] | None:

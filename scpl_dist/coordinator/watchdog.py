@@ -7,7 +7,7 @@ itself, and pure, because a rule about time is only testable if time is an argum
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,12 +21,11 @@ from scpl_dist.run.phases import BLAMELESS
 
 State = Literal["gathering", "loading", "preparing", "running", "over"]
 
-GRACE_S = 1.5
-"""How long a death waits for a report that explains it."""
-PAUSE_S = 5.0
-"""A longer time between two ticks means that the coordinator itself was stopped, and no stage is to blame."""
-STOP_GRACE_S = 3.0
-"""How long a stop before the first step, asked for by some of the stages, waits for news of a dead one."""
+GRACE_S = 1.5  # how long a death waits for a report that explains it
+PAUSE_S = 5.0  # longer between two ticks: the coordinator itself was stopped, and no stage is to blame
+STOP_GRACE_S = (
+    3.0  # how long a stop before the first step, asked for by some stages, waits for news of a dead one
+)
 
 
 def late(
@@ -37,8 +36,9 @@ def late(
     patience = max(runtime.timeout_s, runtime.first_step_timeout_s)
     if state == "gathering" and waited >= runtime.timeout_s:
         missing = [worker.label for worker in config.layout.workers if worker.rank not in members]
-        text = f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
-        return failure(Cause.MISSING, text)
+        return failure(
+            Cause.MISSING, f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
+        )
     for member in members.values():
         if now - member.heard >= runtime.timeout_s:
             return _silent(member, now)
@@ -48,22 +48,21 @@ def late(
         return blame(members[0], Cause.MISSING, text, advice)
     if state == "preparing" and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
-        names = ", ".join(member.name for member in slow)
-        text = f"{names} was not ready within {patience:g} s"
+        text = f"{', '.join(member.name for member in slow)} was not ready within {patience:g} s"
         advice = "look into its log, or raise runtime.first_step_timeout_s"
         return blame(slow[0], Cause.MISSING, text, advice)
     return None
 
 
 def overdue(
-    members: Sequence[Member], items: Mapping[int, Item], config: Config, now: float
+    members: Mapping[int, Member], items: Mapping[int, Item], config: Config, now: float
 ) -> Failure | None:
     """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
 
-    `members` are all workers of a run that goes on, `items` those by sequence number that some have yet to finish.
+    `items` are those by sequence number that some of the workers have yet to finish.
     """
     runtime = config.runtime
-    there = [member for member in members if not member.left]
+    there = [member for member in members.values() if not member.left]
     found: list[tuple[float, Failure]] = []
     for member in there:
         silent = now - member.heard
@@ -78,35 +77,19 @@ def overdue(
             found.append((still, blame(member, Cause.HANG, text)))
     if found:
         return max(found, key=lambda entry: entry[0])[1]
-    still = now - max(member.changed for member in members)
+    still = now - max(member.changed for member in members.values())
     if not there or still < runtime.timeout_s or any(member.phase not in BLAMELESS for member in there):
         return None
     places = ", ".join(f"{member.name}: {member.phase} after item {member.done}" for member in there)
-    text = f"all stages have only waited for {still:.1f} s ({places})"
-    return replace(
-        failure(Cause.DEADLOCK, text), phase=there[0].phase, step=max(member.step for member in there)
-    )
-
-
-def unready(members: Collection[Member], config: Config, state: State, now: float) -> str | None:
-    """Why a run is not making progress, or None if it is."""
-    if state != "running":
-        return f"{len(members)} of {config.layout.world} workers have joined; the run is {state}"
-    still = now - max(member.changed for member in members)
-    return f"no stage has made progress for {still:.0f} s" if still > config.runtime.timeout_s else None
+    stuck = failure(Cause.DEADLOCK, f"all stages have only waited for {still:.1f} s ({places})")
+    return replace(stuck, phase=there[0].phase, step=max(member.step for member in there))
 
 
 def signal_name(number: int) -> str:
-    """Such as "SIGTERM"."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def exit_text(code: int) -> str:
-    """How a process ended."""
-    return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
 
 
 def _silent(member: Member, now: float) -> Failure:
@@ -123,17 +106,15 @@ class Suspects:
     """
 
     layout: Layout
-    _found: list[tuple[int, float, str, str]] = field(default_factory=list)
+    _found: dict[tuple[int, str], tuple[float, str]] = field(default_factory=dict)
     _complained: set[int] = field(default_factory=set)
 
     def add(self, rank: int, now: float, kind: str, text: str) -> None:
         """Suspect a worker because it "exited", was "accused" by another, or is "unreachable"."""
-        if not any(found[0] == rank and found[2] == kind for found in self._found):
-            self._found.append((rank, now, kind, text))
+        self._found.setdefault((rank, kind), (now, text))
 
     @property
     def any(self) -> bool:
-        """Whether some worker is suspected."""
         return bool(self._found)
 
     def accuse(self, member: Member, report: Failed, now: float) -> None:
@@ -145,14 +126,14 @@ class Suspects:
 
     def clear(self, rank: int) -> None:
         """A message came from the worker: its connection is there after all."""
-        self._found = [found for found in self._found if found[0] != rank or found[2] != "unreachable"]
+        self._found.pop((rank, "unreachable"), None)
 
     def verdict(self, now: float, members: Mapping[int, Member]) -> Failure | None:
         """The failure of the most likely culprit once the first suspicion is `GRACE_S` seconds old."""
-        if not self._found or now - self._found[0][1] < GRACE_S:
+        if not self._found or now - min(self._found.values())[0] < GRACE_S:
             return None
-        rank = min(self._found, key=lambda found: (found[0] in self._complained, found[1]))[0]
-        texts = {kind: text for suspect, _, kind, text in self._found if suspect == rank}
+        rank, _ = min(self._found, key=lambda key: (key[0] in self._complained, self._found[key][0]))
+        texts = {kind: text for (suspect, kind), (_, text) in self._found.items() if suspect == rank}
         how = texts.get("exited") or "; ".join(texts.values())
         member = members.get(rank)
         if member is None:

@@ -11,8 +11,7 @@ import math
 from scpl_dist.control.items import Item
 from scpl_dist.coordinator.item_sequence import ItemSequence
 
-LEAD_S = 0.5
-"""Long against the way of a message, short against the patience after a signal."""
+LEAD_S = 0.5  # long against the way of a message, short against the patience after a signal
 FIRST = 8
 WINDOW = 64
 
@@ -20,33 +19,23 @@ WINDOW = 64
 class Window:
     """Takes items from their sequence and follows them; stage 0 never has more than `limit` that it has not begun."""
 
-    def __init__(self, sequence: ItemSequence, limit: int = WINDOW) -> None:
+    def __init__(self, sequence: ItemSequence, limit: int) -> None:
         self.open: dict[int, Item] = {}
-        """Items that some stage has yet to finish, by sequence number."""
+        """Items that some stage has yet to finish, by sequence number and in its order."""
         self._sequence = sequence
         self._limit = limit
         self._sent = 0
         self._begun = -1
-        self._complete = 0
         self._pace: float | None = None
         self._previous: float | None = None
 
-    @property
-    def ahead(self) -> int:
-        """Items that stage 0 may have and not have begun, at its present pace."""
-        wanted = FIRST if self._pace is None else max(2, math.ceil(LEAD_S / max(self._pace, 1e-6)))
-        return min(self._limit, wanted)
-
-    def take(self, begun: int, rest: bool = False) -> list[Item]:
-        """Items to send now.
-
-        Args:
-            begun: sequence number of the last item that stage 0 is known to have begun.
-            rest: take all that is left, after a stop.
-        """
+    def take(self, begun: int, rest: bool) -> list[Item]:
+        """Items to send now; `begun` is the last that stage 0 is known to have begun, `rest` is for a stop: all."""
         self._begun = max(self._begun, begun)
+        wanted = FIRST if self._pace is None else max(2, math.ceil(LEAD_S / max(self._pace, 1e-6)))
+        ahead = min(self._limit, wanted)
         items: list[Item] = []
-        while rest or self._sent - 1 - self._begun < self.ahead:
+        while rest or self._sent - 1 - self._begun < ahead:
             item = self._sequence.next()
             if item is None:
                 break
@@ -64,12 +53,10 @@ class Window:
 
     def complete(self, slowest: int) -> list[Item]:
         """Items that are complete now, in order; `slowest` is the last one that every stage has finished."""
-        items = [self.open.pop(sequence) for sequence in range(self._complete, slowest + 1)]
-        self._complete = max(self._complete, slowest + 1)
-        return items
+        return [self.open.pop(sequence) for sequence in list(self.open) if sequence <= slowest]
 
     def validate(self, slowest: int, fastest: int) -> None:
         """Check the invariants; the arguments are the last items that all stages and that any stage has finished."""
-        assert list(self.open) == list(range(self._complete, self._sent))
-        assert self._complete == slowest + 1 <= fastest + 1 <= self._sent
+        assert list(self.open) == list(range(slowest + 1, self._sent))
+        assert slowest <= fastest < self._sent
         assert self._begun < self._sent

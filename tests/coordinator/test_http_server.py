@@ -54,11 +54,16 @@ class Served:
         return socket.create_connection(self.address, timeout=LIMIT_S)
 
 
+def close(server: HttpServer) -> None:
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
 def served() -> Iterator[Served]:
     found = Served(Run().start().play().leave())
     yield found
-    found.server.close()
+    close(found.server)
 
 
 def test_metrics_are_those_of_prometheus(served: Served) -> None:
@@ -96,7 +101,7 @@ def test_health_is_about_the_process_and_readiness_about_progress() -> None:
     run.event(Signal("launcher", 2))
     assert served.get("/readyz")[0] == 503
     assert served.get("/healthz") == (200, "ok\n")
-    served.server.close()
+    close(served.server)
 
 
 @pytest.mark.parametrize("path", ["/", "/metricsx", "/favicon.ico", "/../metrics"])
@@ -128,7 +133,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody_and_is_cut_off(
         deaf.sendall(b"GET /status HTTP/1.0\r\n\r\n")
         assert deaf.recv(10) == b"HTTP/1.0 2"  # the answer has begun, and is far longer than all buffers
         assert served.get("/healthz")[0] == 200
-        served.server.close()
+        close(served.server)
         until_nothing(lambda: ", ".join(t.name for t in threading.enumerate() if "request" in t.name))
         received = 0
         while chunk := deaf.recv(1 << 20):
@@ -192,7 +197,7 @@ def test_the_name_service_is_not_asked(served: Served, monkeypatch: pytest.Monke
     server = HttpServer(served.status, "127.0.0.1", 0)
     with urllib.request.urlopen(server.url, timeout=LIMIT_S) as answer:
         assert answer.status == 200
-    server.close()
+    close(server)
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
@@ -201,4 +206,4 @@ def test_an_ipv6_address_works(served: Served) -> None:
     assert server.url.startswith("http://[::1]:")
     with urllib.request.urlopen(server.url, timeout=LIMIT_S) as answer:
         assert answer.status == 200
-    server.close()
+    close(server)

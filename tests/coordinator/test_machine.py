@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -442,6 +443,27 @@ def test_the_stage_that_died_first_is_the_culprit(events: list[tuple[str, int, i
     run.pass_time(2)
     assert run.failure.stage == 2
     assert run.end.code == 1
+
+
+def test_a_kill_is_conclusive_and_an_exit_code_is_not() -> None:
+    for code in (signal.SIGKILL, signal.SIGSEGV):
+        run = Run().start()
+        run.event(Exited(1, -code))
+        assert (run.failure.cause, run.failure.stage) == ("died", 1)
+        assert f"killed by {code.name}" in run.failure.message
+    for status in (1, -signal.SIGTERM, -signal.SIGINT):
+        run = Run().start()
+        run.event(Exited(1, status))
+        assert run.outcome is None, "its report may be on the way"
+        run.tell(1, Failed(cause=Cause.RAISED, message="ValueError: no"))
+        assert (run.failure.cause, run.failure.stage) == ("raised", 1)
+
+
+def test_a_kill_brings_the_verdict_about_whoever_was_suspected_first() -> None:
+    run = Run().start()
+    run.tell(0, Failed(cause=Cause.PEER_LOST, message="eof", peer=1))
+    run.event(Exited(0, -signal.SIGKILL))
+    assert (run.failure.cause, run.failure.stage) == ("unreachable", 1)
 
 
 def test_a_connection_that_heals_is_no_death() -> None:

@@ -68,9 +68,10 @@ def test_a_run_shows_every_name_and_no_other_label() -> None:
     for name, labels in samples(run):
         found.setdefault(name, set()).add(frozenset(label for label, _ in labels))
     assert set(found) == set(NAMES)
-    for name, (kind, _, names) in NAMES.items():
+    for name, (_, names, _) in NAMES.items():
         assert found[name] == {frozenset(names)}, name
-        assert name.endswith("_total") == (kind == "counter")
+    for family in RunCollector(lambda: snapshot(run.coordinator, run.now)).collect():
+        assert (family.type == "counter") == all(sample.name.endswith("_total") for sample in family.samples)
 
 
 def test_values_are_those_of_the_run() -> None:

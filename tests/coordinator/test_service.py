@@ -384,6 +384,9 @@ def test_a_worker_that_exits_is_reported_with_its_place(start: Any) -> None:
     coordinator = start()
     workers = coordinator.started()
     workers[1].say("heartbeat", phase="backward", step=1, micro_batch=0)
+    deadline = time.monotonic() + LIMIT_S
+    while 'scpl_step{stage="1"} 1.0' not in (text := get(coordinator.run_json()["metrics"])[1]):
+        assert time.monotonic() < deadline, text
     workers[1].socket.close()
     coordinator.process.stdin.write('not json\n{"event":"exited","rank":1,"code":-9}\n')
     coordinator.process.stdin.flush()

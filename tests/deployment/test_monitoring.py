@@ -110,9 +110,8 @@ def test_every_metric_in_rules_and_dashboard_is_exported() -> None:
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
-    for name, (kind, _, labels) in NAMES.items():
+    for name, (_, labels, _) in NAMES.items():
         assert name.startswith("scpl_")
-        assert (kind == "counter") == name.endswith("_total")
         assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|mib|percent)(_|$)", name)
         assert len(labels) <= 3
 

@@ -23,6 +23,7 @@ from scpl_dist.control.messages import (
     Work,
     Written,
 )
+from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.events import (
     Command,
     Commit,
@@ -62,7 +63,7 @@ class Run:
     ) -> None:
         self.config = config or small()
         self.sizes = sizes or SIZES
-        self.coordinator = Coordinator(self.config, "g1", **options)
+        self.coordinator = Coordinator(self.config, Origin("g1", **options))
         self.now = 1000.0
         self.commands: list[Command] = []
         self.stages = range(self.config.pipeline.stages)

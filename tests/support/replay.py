@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgpack
 
 from scpl_dist.control.codec import decode
-from scpl_dist.coordinator.event_log import plain
+from scpl_dist.coordinator.event_log import Origin, plain
 from scpl_dist.coordinator.events import Event
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.run.config import Config
@@ -21,13 +21,13 @@ def replay(path: Path) -> Coordinator:
     """A new coordinator that has handled all events of a log, and commanded after each what the log says."""
     origin, *rows = (json.loads(line) for line in path.read_text().splitlines())
     assert rows[0]["number"] == 1, "the log does not reach back to the first event"
-    coordinator = Coordinator(Config.model_validate(origin.pop("config")), **origin)
+    coordinator = Coordinator(Config.model_validate(origin.pop("config")), Origin(**origin))
     for row in rows:
         commands = coordinator.handle(event(row["event"]), row["now"])
         coordinator.validate()
         assert coordinator.number == row["number"]
         # As texts, in which a NaN equals a NaN.
-        assert json.dumps([plain(command) for command in commands]) == json.dumps(row["commands"]), row
+        assert json.dumps(commands, default=plain) == json.dumps(row["commands"]), row
     return coordinator
 
 
