@@ -18,12 +18,7 @@ from scpl_dist.run.imports import bind, checked
 from scpl_dist.run.registry import Registry
 from scpl_dist.run.seeds import derive
 
-MODELS = Registry(
-    "models",
-    "model.name",
-    {"vgg_tiny": "scpl_dist.models.vgg:vgg_tiny"},
-    families={"torchvision": "scpl_dist.models.torchvision:model_function"},
-)
+MODELS = Registry("models", "model.name", {"vgg_tiny": "scpl_dist.models.vgg:vgg_tiny"})
 
 
 def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], Any]:

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from scpl_dist import models
-from scpl_dist.data.source import DataSource, Split
-from scpl_dist.data.splits import complete
-from scpl_dist.data.words import PADDING, clean, encode, number_words, read_vectors
+from scpl_dist.data import DataSource, Split, complete
+from scpl_dist.models import argument
 from scpl_dist.run.config import Config
+from scpl_dist_recipes.words import PADDING, clean, encode, number_words, read_vectors
 
 Row = tuple[str, str]
 """Text and label."""
@@ -123,7 +122,7 @@ def _check_arguments(config: Config, length: int, vectors: str | None) -> None:
 
 
 def _limit(config: Config, vocabulary: int | None) -> int:
-    taken = models.argument(config.model.name, config.model.args, "vocabulary")
+    taken = argument(config.model.name, config.model.args, "vocabulary")
     if vocabulary is None:
         return taken if isinstance(taken, int) else 30000
     if vocabulary < 3:
