@@ -42,20 +42,14 @@ __all__ = [
 DATA = Registry(
     "data",
     "data.name",
-    {
-        "digits": "scpl_dist.data.digits:load",
-        "image_folder": "scpl_dist.data.folders:image_folder",
-    },
+    {"digits": "scpl_dist.data.digits:load", "image_folder": "scpl_dist.data.folders:image_folder"},
 )
 
 
 def resolve(config: Config) -> DataSource:
     """Load the data set that ``data.name`` means, with ``data.args`` as keyword arguments of its loader.
 
-    Raises:
-        MissingFiles: the files of a known data set are absent or damaged.
-        ValueError: unknown name or arguments, files that are missing or not readable, labels or shapes that
-            do not fit.
+    Whatever is wrong with them or the files is a ValueError; absent files of a known data set are `MissingFiles`.
     """
     name = config.data.name
     loader = DATA.find(name)

@@ -21,19 +21,12 @@ from scpl_dist.run.imports import load_object
 class Registry:
     """One kind of thing that a configuration can name."""
 
-    kind: str
-    """In the plural, such as "models"; its entry points are in the group ``scpl_dist.<kind>``."""
-    key: str
-    """Configuration key that holds the name."""
-    builtin: Mapping[str, str]
-    """Name -> ``package.module:function``, imported when it is asked for."""
+    kind: str  # in the plural, such as "models"; its entry points are in the group scpl_dist.models
+    key: str  # of the configuration, which holds the name
+    builtin: Mapping[str, str]  # name -> package.module:function, imported when it is asked for
 
     def find(self, name: str) -> Callable[..., Any]:
-        """The function or class of this name.
-
-        Raises:
-            ValueError: there is none; the message has the key, the name and what there is.
-        """
+        """The function or class of this name; ValueError with the key, the name and what there is if there is none."""
         if name in self.builtin:
             return load_object(self.builtin[name], self.key)
         family, colon, member = name.partition(":")
