@@ -12,8 +12,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from scpl_dist.data import TextSource
 from scpl_dist.run.config import Config
+from scpl_dist_recipes.text import TextSource
 
 SECTIONS = {
     "text and formats": "argparse cmd codecs configparser csv difflib gettext getopt locale netrc optparse plistlib "

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import torch
 
-from scpl_dist.data import MissingFiles, TextSource, clean, read_table
+from scpl_dist.data import MissingFiles
 from scpl_dist.run.config import Config
+from scpl_dist_recipes.tables import read_table
+from scpl_dist_recipes.text import TextSource
+from scpl_dist_recipes.words import clean
 
 
 def _published(

@@ -1,16 +1,16 @@
 """Data sets as three parts that are read by position; see `DataSource`.
 
 A name means a *loader*: a function ``(config, **data.args) -> DataSource`` of the run's `scpl_dist.run.config.Config`.
-The package has digits, image_folder and csv; installed packages add theirs as entry points in the group
+The package has digits and image_folder; installed packages add theirs as entry points in the group
 ``scpl_dist.data``, as ``recipes/`` does:
 
     [project.entry-points."scpl_dist.data"]
     cifar10 = "scpl_dist_recipes.cifar:cifar10"
 
-A loader reads files under ``config.data.root`` and returns an `ImageSource`, a `TextSource` or a `DataSource` of its
-own; parts that it does not have are held out of the training part, the same samples in every run. It raises ValueError
-with path, what is wrong and the fix, and `MissingFiles` if the files are absent but known. ``data.args`` are checked
-against the types that it declares, so these need to exist when it runs.
+A loader reads files under ``config.data.root`` and returns an `ImageSource` or a `DataSource` of its own; parts that it
+does not have are held out of the training part by `complete`, the same samples in every run. It raises ValueError with
+path, what is wrong and the fix, and `MissingFiles` if the files are absent but known. ``data.args`` are checked against
+the types that it declares, so these need to exist when it runs.
 
 For a single experiment there is a shorter way: ``data.name = "file.py:function"`` (see `scpl_dist.data.user`).
 """
@@ -20,10 +20,8 @@ from __future__ import annotations
 from scpl_dist.data import user
 from scpl_dist.data.folders import class_names, find_images, image_part
 from scpl_dist.data.images import ImageSource
-from scpl_dist.data.source import DataSource, MissingFiles
-from scpl_dist.data.tables import read_table
-from scpl_dist.data.text import TextSource
-from scpl_dist.data.words import clean
+from scpl_dist.data.source import DataSource, MissingFiles, Split
+from scpl_dist.data.splits import complete
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import bind, checked
 from scpl_dist.run.registry import Registry
@@ -33,33 +31,25 @@ __all__ = [
     "DataSource",
     "ImageSource",
     "MissingFiles",
-    "TextSource",
+    "Split",
     "class_names",
-    "clean",
+    "complete",
     "find_images",
     "image_part",
-    "read_table",
     "resolve",
 ]
 
 DATA = Registry(
     "data",
     "data.name",
-    {
-        "digits": "scpl_dist.data.digits:load",
-        "image_folder": "scpl_dist.data.folders:image_folder",
-        "csv": "scpl_dist.data.tables:load",
-    },
+    {"digits": "scpl_dist.data.digits:load", "image_folder": "scpl_dist.data.folders:image_folder"},
 )
 
 
 def resolve(config: Config) -> DataSource:
     """Load the data set that ``data.name`` means, with ``data.args`` as keyword arguments of its loader.
 
-    Raises:
-        MissingFiles: the files of a known data set are absent or damaged.
-        ValueError: unknown name or arguments, files that are missing or not readable, labels or shapes that
-            do not fit.
+    Whatever is wrong with them or the files is a ValueError; absent files of a known data set are `MissingFiles`.
     """
     name = config.data.name
     loader = DATA.find(name)

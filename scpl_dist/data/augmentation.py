@@ -2,7 +2,7 @@
 
 Each sample's numbers come from a hash of its position, not from a generator's state, so they do not depend
 on the batch it is in, on the thread that prepares it or on where a run was resumed. Colour jitter has the
-meaning of torchvision's functions, which take one factor for a whole batch; these take one for each image.
+meaning of torchvision's functions, with a factor for each image instead of one for the batch.
 
 Images are ``(N, C, H, W)`` float32 in [0, 1]; numbers are float64 in [0, 1), one row for each image.
 """
@@ -19,9 +19,7 @@ from torch.nn import functional as F
 
 from scpl_dist.run.seeds import derive
 
-DRAWS = 13
-"""Numbers that a sample needs: shift and flip of view 1, then of view 2, then colour of view 2."""
-
+DRAWS = 13  # numbers that a sample needs: shift and flip of view 1, then of view 2, then colour of view 2
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4): of the colour operations
 
@@ -40,10 +38,7 @@ def uniform(seed: int, epoch: int, samples: torch.Tensor) -> torch.Tensor:
 
 
 def views(images: torch.Tensor, numbers: torch.Tensor, kind: str, shift: int, flip: bool) -> torch.Tensor:
-    """What a kind of augmentation makes of images: "basic" is shift and flip.
-
-    "strong" is ``(2N, C, H, W)``: all first views, which are basic, then all second ones, with shift, flip and colour.
-    """
+    """One view of each image with shift and flip ("basic"), then a second one with colour, too ("strong")."""
     first = shift_and_flip(images, numbers[:, :3], shift, flip)
     if kind == "basic":
         return first
@@ -51,10 +46,7 @@ def views(images: torch.Tensor, numbers: torch.Tensor, kind: str, shift: int, fl
 
 
 def shift_and_flip(images: torch.Tensor, numbers: torch.Tensor, shift: int, flip: bool) -> torch.Tensor:
-    """Crop each image from itself with `shift` black pixels on each side, then mirror every second one if `flip`.
-
-    `numbers` are row, column and mirror.
-    """
+    """Crop each image from itself with `shift` black pixels on each side; `numbers` are row, column and mirror."""
     size, _, height, width = images.shape
     offsets = (numbers[:, :2] * (2 * shift + 1)).long()
     windows = F.pad(images, (shift,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2s+1, 2s+1, H, W)
@@ -119,8 +111,5 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     )
     hue = sector + 6 * turns[:, 0]
     # HSV to RGB in one formula: channel n is V - S*V*max(0, min(k, 4-k, 1)), k = (n + H/60 degrees) mod 6.
-    channels = []
-    for number in (5.0, 3.0, 1.0):
-        k = (number + hue) % 6
-        channels.append(value - spread * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1)
+    turned = [(number + hue) % 6 for number in (5.0, 3.0, 1.0)]
+    return torch.stack([value - spread * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned], dim=1)

@@ -1,11 +1,11 @@
 """Folders with one folder of images for each class.
 
-Images are decoded when a batch first needs them and kept as bytes if all of them fit in memory, so a run starts at
-once.
+An image is decoded when a batch first needs it, so a run starts at once, and kept as bytes if all fit in memory.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,12 +17,17 @@ from PIL import Image
 from scpl_dist.data.images import ImageSource
 from scpl_dist.run.config import Config
 
-CACHE_BYTES = 4 * 2**30
-"""Decoded images of one part are kept in memory up to this size."""
-
+CACHE_BYTES = 4 * 2**30  # decoded images of one part are kept in memory up to this size
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-_PARTS = {"train": ["train"], "validation": ["validation", "valid", "val"], "test": ["test"]}
+# Name of a folder -> the part that it holds; of several for one part the last.
+_PARTS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 def image_folder(
@@ -36,32 +41,20 @@ def image_folder(
 ) -> ImageSource:
     """``data.root`` has ``train/CLASS/*.png``, ``val/...`` and ``test/...``, or just ``CLASS/*.png``.
 
-    Without a test folder, "val" is the test part; without any parts, a fifth of the images of each class is.
-
-    Args:
-        config: the run.
-        size: height and width to resize and crop to; None takes images as they are, if all have one size.
-        channels: 3 for RGB, 1 for grey.
-        flip: whether augmentation may mirror the images.
-        mean: mean of each channel, or of all channels, for images in [0, 1].
-        std: standard deviation likewise.
-        validation: share of the training images that become the validation part, if there is none.
+    Without a test folder, "val" is the test part; without any parts, a fifth of the images of each class is. See
+    `image_part` for `size` and `channels`, and `ImageSource` for the others.
     """
     root = Path(config.data.root)
     if not root.is_dir():
         raise ValueError(f"data.root = {config.data.root!r}: there is no such folder; put the images there")
-    found = {
-        split: next((root / name for name in names if (root / name).is_dir()), None)
-        for split, names in _PARTS.items()
-    }
-    folders = {split: folder for split, folder in found.items() if folder is not None}
+    folders = {part: root / name for name, part in _PARTS.items() if (root / name).is_dir()}
     if "train" not in folders:
         folders = {"train": root}
     if "test" not in folders and "validation" in folders:
         folders["test"] = folders.pop("validation")
     classes = class_names(folders["train"])
     parts = {
-        split: image_part(find_images(folder, classes), size, channels) for split, folder in folders.items()
+        part: image_part(find_images(folder, classes), size, channels) for part, folder in folders.items()
     }
     return ImageSource(
         config, parts, len(classes), _each(mean, channels), _each(std, channels), flip, validation
@@ -69,11 +62,7 @@ def image_folder(
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the folders in a folder, in alphabetic order.
-
-    Raises:
-        ValueError: there are fewer than two.
-    """
+    """Names of the folders in a folder, in alphabetic order; ValueError for fewer than two."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if len(names) < 2:
         raise ValueError(
@@ -86,13 +75,10 @@ def class_names(folder: Path) -> list[str]:
 def find_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     """Image files at any depth in the folders of classes, each with its label.
 
-    Raises:
-        ValueError: a folder that is no class or has no images, or no folder at all.
+    ValueError for a folder that is no class or has no images, or no folder at all.
     """
     samples: list[tuple[Path, int]] = []
-    for entry in sorted(folder.iterdir()):
-        if not entry.is_dir():
-            continue
+    for entry in sorted(path for path in folder.iterdir() if path.is_dir()):
         if entry.name not in classes:
             raise ValueError(
                 f"{folder}: class {entry.name!r} is not among the {len(classes)} of the training part"
@@ -111,15 +97,10 @@ def find_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 def image_part(
     samples: Sequence[tuple[Path, int]], size: int | None, channels: int = 3
 ) -> tuple[ImageFiles, torch.Tensor]:
-    """Image files and their labels as a part for `ImageSource`.
+    """Image files and their labels as a part for `ImageSource`, with 3 channels for RGB or 1 for grey.
 
-    Args:
-        samples: files and labels.
-        size: height and width after resizing the shorter side and cropping the centre; None for images as they are.
-        channels: 3 for RGB or 1 for grey.
-
-    Raises:
-        ValueError: with `size` None, images of several sizes, or a file that is no image.
+    The shorter side is resized to `size` and the centre cropped; None takes images as they are, and raises ValueError
+    for images of several sizes and for a file that is no image.
     """
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     return ImageFiles([path for path, _ in samples], size, channels), labels
@@ -128,37 +109,30 @@ def image_part(
 class ImageFiles:
     """Image files that are read like a tensor ``(N, C, H, W)`` of uint8, decoded when first needed."""
 
-    def __init__(self, paths: Sequence[Path], size: int | None, channels: int) -> None:
-        self._paths = list(paths)
+    def __init__(self, paths: list[Path], size: int | None, channels: int) -> None:
+        self._paths = paths
         self._size = size
         self._mode = "RGB" if channels == 3 else "L"
         height, width = (size, size) if size is not None else self._common_size()
-        self.shape = (len(self._paths), channels, height, width)
+        self.shape = (len(paths), channels, height, width)
         fits = np.prod(self.shape) <= CACHE_BYTES
-        self._cached = torch.empty(self.shape if fits else 0, dtype=torch.uint8)
-        self._done = torch.zeros(len(self._paths), dtype=torch.bool)
+        self._image = functools.cache(self._decode) if fits else self._decode
 
     def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
-        if len(self._cached) == 0:
-            return torch.stack([self._decode(index) for index in indices.tolist()])
-        for index in indices[~self._done[indices]].tolist():
-            self._cached[index] = self._decode(index)  # two threads that meet here write the same bytes
-            self._done[index] = True
-        return self._cached[indices]
+        return torch.stack([self._image(self._paths[index]) for index in indices.tolist()])
 
-    def _decode(self, index: int) -> torch.Tensor:
-        with _open(self._paths[index]) as image:
+    def _decode(self, path: Path) -> torch.Tensor:
+        with _open(path) as image:
             try:
                 pixels = image.convert(self._mode)
             except OSError as error:
-                raise ValueError(f"{self._paths[index]}: the image is damaged: {error}") from None
+                raise ValueError(f"{path}: the image is damaged: {error}") from None
         if self._size is not None:
             pixels = _resize(pixels, self._size)
         array = np.array(pixels)
         return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
     def _common_size(self) -> tuple[int, int]:
-        """Height and width."""
         found: dict[tuple[int, int], Path] = {}
         for path in self._paths:
             with _open(path) as image:  # reads the header only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,24 +13,14 @@ from scpl_dist.data.splits import complete
 from scpl_dist.run.config import Config
 
 
-class Images(Protocol):
-    """Images of one size that are read by position: a tensor, or files that look like one."""
-
-    @property
-    def shape(self) -> Any:
-        """``(N, C, H, W)``."""
-
-    def __getitem__(self, indices: torch.Tensor, /) -> torch.Tensor:
-        """Images ``(B, C, H, W)``, uint8 or float32 in [0, 1], for ``(B,)`` int64."""
-
-
 class ImageSource(DataSource):
     """Images for classification.
 
     Args:
         config: the run.
         parts: images ``(N, C, H, W)``, uint8 or float32 in [0, 1], and labels ``(N,)`` int64 of "train" and perhaps of
-            "validation" and "test"; missing parts are held out of the training part.
+            "validation" and "test"; missing parts are held out of the training part. The images are a tensor, or
+            something with its shape that is indexed by positions ``(B,)``, such as files.
         classes: number of classes.
         mean: mean of each channel in units of the full range, subtracted last.
         std: standard deviation of each channel, divided by last.
@@ -44,7 +34,7 @@ class ImageSource(DataSource):
     def __init__(
         self,
         config: Config,
-        parts: Mapping[str, tuple[Images, torch.Tensor]],
+        parts: Mapping[str, tuple[Any, torch.Tensor]],
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -52,13 +42,13 @@ class ImageSource(DataSource):
         validation: float = 0.1,
     ) -> None:
         where = f"data.root = {config.data.root!r}"
-        self._images = {split: images for split, (images, _) in parts.items()}
-        shapes = {tuple(images.shape[2:]) for images in self._images.values()}
+        shapes = {tuple(images.shape[2:]) for images, _ in parts.values()}
         if len(shapes) > 1:
             raise ValueError(
                 f"{where}: the parts have images of {sorted(shapes)} pixels; set data.args.size to resize them"
             )
         labels = {split: labels for split, (_, labels) in parts.items()}
+        self._images = {split: images for split, (images, _) in parts.items()}
         self._parts = complete(labels, classes, where, validation)
         self.classes = classes
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}

@@ -7,8 +7,9 @@ tensor operators release the interpreter lock, and nothing has to be copied betw
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -33,12 +34,14 @@ class Loader(Generic[Item]):
     def __init__(
         self, source: DataSource, seed: int, workers: int, replica: int = 0, replicas: int = 1
     ) -> None:
-        self.source = source
-        self.seed = seed
+        self._source = source
+        self._seed = seed
         self._replica, self._replicas = replica, replicas
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
-        self._items: queue.SimpleQueue[tuple[Item, list[Future[Batch]]] | Exception] = queue.SimpleQueue()
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+        self._items: queue.SimpleQueue[tuple[Item, list[Callable[[], Batch]]] | Exception] = (
+            queue.SimpleQueue()
+        )
+        self._order = lru_cache(maxsize=1)(permutation)
 
     def put(
         self,
@@ -48,16 +51,11 @@ class Loader(Generic[Item]):
         parts: Sequence[tuple[int, int]] = (),
         shuffled: bool = False,
     ) -> None:
-        """Take an item from the coordinator and start to prepare its batches. Called by the control thread only.
+        """Take an item from the control thread and start to prepare its batches.
 
-        Args:
-            item: what `next` gives back.
-            split: where the samples come from.
-            epoch: whose order and augmentation they have.
-            parts: first position, and the one after the last, of each batch.
-            shuffled: whether these are positions in the epoch's order of the training samples.
+        `parts` are the first position and the one after the last of each; if `shuffled`, in the epoch's order.
         """
-        self._items.put((item, [self._submit(split, epoch, part, shuffled) for part in parts]))
+        self._items.put((item, [self._prepare(split, epoch, part, shuffled) for part in parts]))
 
     def abort(self, error: Exception) -> None:
         """End the training thread's wait in `next`."""
@@ -66,54 +64,38 @@ class Loader(Generic[Item]):
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def next(self) -> tuple[Item, Iterator[Batch]]:
-        """The next item with its batches, in order.
-
-        Raises:
-            Aborted: the run ended meanwhile.
-        """
+        """The next item with its batches, in order; raises what `abort` was given."""
         entry = self._items.get()
         if isinstance(entry, Exception):
             raise entry
-        item, futures = entry
-        return item, (future.result() for future in futures)
+        item, batches = entry
+        return item, (batch() for batch in batches)
 
     def queued(self) -> int:
         """Items that wait."""
         return self._items.qsize()
 
-    def _submit(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Future[Batch]:
-        if self._pool is not None:
-            try:
-                return self._pool.submit(self._batch, split, epoch, part, shuffled)
-            except RuntimeError:  # shut down by abort()
-                raise Aborted("the run ended") from None
-        return _Lazy(lambda: self._batch(split, epoch, part, shuffled))
+    def _prepare(
+        self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool
+    ) -> Callable[[], Batch]:
+        make = partial(self._batch, split, epoch, part, shuffled)
+        if self._pool is None:
+            return make
+        try:
+            return self._pool.submit(make).result
+        except RuntimeError:  # shut down by abort()
+            raise Aborted("the run ended") from None
 
     def _batch(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Batch:
         begin, end = part
         start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
         if not shuffled:
-            return self.source.batch(split, epoch, torch.arange(start, stop))
-        known, order = self._order
-        if known != epoch:
-            order = permutation(self.seed, epoch, self.source.sizes["train"])
-            self._order = (epoch, order)
-        return self.source.batch(split, epoch, order[start:stop])
+            return self._source.batch(split, epoch, torch.arange(start, stop))
+        order = self._order(self._seed, epoch, self._source.sizes["train"])
+        return self._source.batch(split, epoch, order[start:stop])
 
 
-class _Lazy(Future[Batch]):
-    """A batch that is prepared when its result is asked for."""
-
-    def __init__(self, make: Any) -> None:
-        super().__init__()
-        self._make = make
-
-    def result(self, timeout: float | None = None) -> Batch:
-        batch: Batch = self._make()
-        return batch
-
-
-def permutation(seed: int, epoch: int, size: int) -> torch.Tensor:
+def permutation(seed: int, epoch: int, size: int) -> Tensor:
     """The order of the training samples in one epoch: ``(size,)`` int64, drawn from (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
     return torch.randperm(size, generator=generator)

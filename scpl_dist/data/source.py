@@ -17,26 +17,19 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class DataSource(ABC):
-    """A data set with its three parts.
-
-    Attributes:
-        classes: number of classes.
-        sizes: number of samples of "train", "validation" and "test".
-    """
+    """A data set with its three parts."""
 
     classes: int
     sizes: dict[str, int]
+    """Number of samples of each part."""
 
     @abstractmethod
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Samples at `indices` (int64, ``(B,)``) of a part, augmented for `epoch` if the part is "train".
 
-        May be called by several threads at once.
-
-        Returns:
-            Inputs (a pytree of tensors, batch first) and int64 labels ``(B,)``. With "strong" augmentation a training
-            batch has 2B samples: the first view of each, then the second view of each, with the labels
-            repeated.
+        May be called by several threads at once. Returns inputs (a pytree of tensors, batch first) and int64 labels
+        ``(B,)``. With "strong" augmentation a training batch has 2B samples: the first view of each, then the second
+        view of each, with the labels repeated.
         """
 
     def example(self) -> Any:
@@ -44,22 +37,17 @@ class DataSource(ABC):
         return self.batch("validation", 0, torch.tensor([0, 0]))[0]
 
     def prepare(self, first: nn.Module) -> None:  # noqa: B027  most data sets have nothing to do here
-        """Give block 0 what only the data knows, such as word vectors, before the training starts.
+        """Give block 0, on the CPU and changed in place, what only the data knows, such as word vectors.
 
-        Called once by the process that holds block 0 and reads the data, and not if weights are restored.
-
-        Args:
-            first: block 0, on the CPU, changed in place.
+        Called once before the training by the process that reads the data, and not if weights are restored.
         """
 
 
 class MissingFiles(ValueError):
     """The files of a known data set are absent: a dry run can check everything else.
 
-    Args:
-        message: what is missing, where to get it and where to put it.
-        classes: number of classes that the files have.
-        example: inputs of 2 samples like theirs; values do not matter.
+    `message` says what is missing, where to get it and where to put it; `classes` is the number that the files have,
+    and `example` inputs of 2 samples like theirs, whose values do not matter.
     """
 
     def __init__(self, message: str, classes: int, example: Any) -> None:

@@ -14,45 +14,31 @@ import torch
 from scpl_dist.data.source import SPLITS, Split
 from scpl_dist.run.seeds import derive
 
-TEST_SHARE = 0.2
-"""Of the training part, where a data set has no test part."""
-
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of one part.
+    """Samples of one part."""
 
-    Attributes:
-        stored: the part that the data set has them in; "train" for those that were held out.
-        positions: where in it they are, ``(N,)`` int64.
-        labels: their classes, ``(N,)`` int64.
-    """
-
-    stored: Split
-    positions: torch.Tensor
-    labels: torch.Tensor
+    stored: Split  # the part that the data set has them in; "train" for those that were held out
+    positions: torch.Tensor  # where in it they are, (N,) int64
+    labels: torch.Tensor  # their classes, (N,) int64
 
 
 def complete(
     labels: Mapping[str, torch.Tensor], classes: int, where: str, validation: float = 0.1
 ) -> dict[Split, Part]:
-    """All three parts; those that a data set does not have are held out of its training part.
+    """All three parts from the labels ``(N,)`` of "train" and perhaps of "validation" and "test".
 
-    Args:
-        labels: ``(N,)`` integers of "train" and perhaps of "validation" and "test".
-        classes: number of classes.
-        where: the data set, for messages.
-        validation: share of the training part.
-
-    Raises:
-        ValueError: an impossible share, or a part with labels that no classifier can learn from.
+    What the data set, called `where` in messages, does not have is held out of its training part: the share
+    `validation`, and a fifth for the test. ValueError for an impossible share, and for a part with labels that no
+    classifier can learn from.
     """
     if not 0 < validation <= 0.5:
         raise ValueError(
             f"data.args: validation = {validation!r}: give the share of the training part to hold out for "
             "validation, above 0 and at most 0.5"
         )
-    shares = {"validation": validation, "test": TEST_SHARE}
+    shares = {"validation": validation, "test": 0.2}
     missing = [split for split in shares if split not in labels]
     held_out = stratified(labels["train"], [shares[split] for split in missing])
     taken = dict(zip(["train", *missing], held_out, strict=True))
@@ -66,21 +52,16 @@ def complete(
 
 
 def stratified(labels: torch.Tensor, shares: Sequence[float]) -> list[torch.Tensor]:
-    """Positions of the samples of each part, sorted: the first part gets what the `shares` of the others leave.
-
-    Each share is rounded down within each class.
-    """
+    """Positions of each part, sorted: `shares`, rounded down within each class, after a part with what they leave."""
     parts = [[torch.empty(0, dtype=torch.int64)] for _ in range(len(shares) + 1)]
     for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         generator = torch.Generator().manual_seed(derive(0, "split", int(label)))
         members = members[torch.randperm(len(members), generator=generator)]
-        start = 0
-        for part, share in zip(parts[1:], shares, strict=True):
-            end = start + int(len(members) * share)
-            part.append(members[start:end])
-            start = end
-        parts[0].append(members[start:])
+        sizes = [int(len(members) * share) for share in shares]
+        *held_out, rest = members.split([*sizes, len(members) - sum(sizes)])
+        for part, chosen in zip(parts, [rest, *held_out], strict=True):
+            part.append(chosen)
     return [torch.cat(part).sort().values for part in parts]
 
 

@@ -7,8 +7,9 @@ becomes it. They are fed as they are: whatever augmentation they need is theirs.
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -32,29 +33,28 @@ def load(config: Config, function: Callable[..., Any]) -> ItemSource:
     returned = bind(function, "data.args", config.data.args, root, name=name)(root)
     if not isinstance(returned, tuple | list) or len(returned) not in (2, 3):
         raise ValueError(f"data.name = {name!r}: return (train, validation, test) or (train, test) data sets")
-    return ItemSource(name, list(returned))
+    splits: tuple[Split, ...] = SPLITS if len(returned) == 3 else ("train", "test")
+    return ItemSource(f"data.name = {name!r}", dict(zip(splits, returned, strict=True)))
 
 
 class ItemSource(DataSource):
-    """Map-style data sets (train, validation and test, or train and test), collated batch by batch.
+    """Map-style data sets, collated batch by batch.
 
-    Shapes and labels are checked at once if a data set has no ``targets``; otherwise shapes are checked as batches
-    are made.
+    Shapes and labels are checked at once if a data set has no ``targets``; otherwise as batches are made.
     """
 
-    def __init__(self, name: str, datasets: list[Any]) -> None:
-        self._where = f"data.name = {name!r}"
+    def __init__(self, where: str, datasets: dict[Split, Any]) -> None:
+        self._where = where
+        self._datasets = datasets
         self._lock = threading.Lock()  # most data sets are not written for several threads
-        given = SPLITS if len(datasets) == len(SPLITS) else ("train", "test")
-        self._datasets = dict(zip(given, datasets, strict=True))
-        labels = {
-            split: self._labels(dataset, number)
-            for number, (split, dataset) in enumerate(self._datasets.items())
+        labels: dict[str, torch.Tensor] = {
+            split: torch.tensor(_labels(dataset, f"{where}, data set {number}"), dtype=torch.int64)
+            for number, (split, dataset) in enumerate(datasets.items())
         }
-        named = getattr(datasets[0], "classes", None)
+        named = getattr(datasets["train"], "classes", None)
         # Labels of the training part decide, so that a class which only the test part has is found out.
         self.classes = len(named) if named is not None else max(labels["train"].tolist(), default=0) + 1
-        self._parts = complete(labels, self.classes, self._where)
+        self._parts = complete(labels, self.classes, where)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -69,41 +69,58 @@ class ItemSource(DataSource):
         positions = chosen.tolist()
         where = f"{self._where}, {split}"
         with self._lock:
-            items = [dataset[position] for position in positions]
-        labels = torch.tensor([_label(item[1], where, p) for p, item in zip(positions, items, strict=True)])
+            samples = [(position, dataset[position]) for position in positions]
+        labels = torch.tensor([_label(item[1], where, position) for position, item in samples])
         check_labels(labels, self.classes, f"{where}, in the batch of {positions[:3]}...")
-        return _collate(where, positions, [item[0] for item in items]), labels
-
-    def _labels(self, dataset: Any, number: int) -> torch.Tensor:
-        where = f"{self._where}, data set {number}"
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise ValueError(f"{where}: is {type(dataset).__name__}, give one with a length and an index")
-        targets = getattr(dataset, "targets", None)
-        if targets is None:
-            targets = list(_read_labels(dataset, where))
-        if len(targets) != len(dataset):
-            raise ValueError(f"{where}: has {len(dataset)} samples but {len(targets)} targets")
-        return torch.tensor(
-            [_label(target, where, index) for index, target in enumerate(targets)], dtype=torch.int64
-        )
+        return _collate([item[0] for item in _alike(samples, where)], where), labels
 
 
-def _read_labels(dataset: Any, where: str) -> Iterator[Any]:
-    """Labels of all samples, whose shapes are checked on the way."""
-    first: Any = None
+def _labels(dataset: Any, where: str) -> list[int]:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ValueError(f"{where}: is {type(dataset).__name__}, give one with a length and an index")
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        targets = [item[1] for item in _alike(_pairs(dataset, where), where)]
+    if len(targets) != len(dataset):
+        raise ValueError(f"{where}: has {len(dataset)} samples but {len(targets)} targets")
+    return [_label(target, where, index) for index, target in enumerate(targets)]
+
+
+def _pairs(dataset: Any, where: str) -> Iterator[tuple[int, Any]]:
     for index in range(len(dataset)):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(f"{where}: sample {index} is no pair of (input, label)")
-        first = _shapes(item[0]) if index == 0 else first
-        _check_shape(item[0], index, first, 0, where)
-        yield item[1]
+        yield index, item
 
 
-def _collate(where: str, positions: list[int], inputs: list[Any]) -> Any:
-    first = _shapes(inputs[0])
-    for position, value in zip(positions, inputs, strict=True):
-        _check_shape(value, position, first, positions[0], where)
+def _alike(samples: Iterable[tuple[int, Any]], where: str) -> Iterator[Any]:
+    """Samples, given with their positions, if their inputs have the shapes of the first one's."""
+    first: Any = None
+    for position, item in samples:
+        shapes = pytree.tree_map(lambda leaf: tuple(getattr(leaf, "shape", ())), item[0])
+        first = first or (position, shapes)
+        if shapes != first[1]:
+            raise ValueError(
+                f"{where}: sample {position} has shape {shapes}, sample {first[0]} has {first[1]}; "
+                "all inputs need one shape"
+            )
+        yield item
+
+
+def _label(value: Any, where: str, index: int) -> int:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"{where}: sample {index} has label {value!r} of type {type(value).__name__}; "
+            "labels are integers from 0"
+        ) from None
+
+
+def _collate(inputs: list[Any], where: str) -> Any:
     try:
         collated = default_collate(inputs)
     except TypeError:
@@ -112,30 +129,6 @@ def _collate(where: str, positions: list[int], inputs: list[Any]) -> Any:
             "return tensors, arrays, numbers, or dicts, lists or tuples of them"
         ) from None
     return pytree.tree_map_only(torch.Tensor, _single_precision, collated)
-
-
-def _check_shape(value: Any, position: int, first: Any, first_position: int, where: str) -> None:
-    if _shapes(value) != first:
-        raise ValueError(
-            f"{where}: sample {position} has shape {_shapes(value)}, sample {first_position} has {first}; "
-            "all inputs need one shape"
-        )
-
-
-def _label(value: Any, where: str, index: int) -> int:
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    try:
-        return int(value.__index__())
-    except AttributeError:
-        raise ValueError(
-            f"{where}: sample {index} has label {value!r} of type {type(value).__name__}; "
-            "labels are integers from 0"
-        ) from None
-
-
-def _shapes(value: Any) -> Any:
-    return pytree.tree_map(lambda leaf: tuple(leaf.shape) if hasattr(leaf, "shape") else (), value)
 
 
 def _single_precision(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ A worker builds only its own blocks, and gets the weights that a process buildin
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +17,7 @@ from scpl_dist.run.imports import bind, checked
 from scpl_dist.run.registry import Registry
 from scpl_dist.run.seeds import derive
 
-MODELS = Registry(
-    "models",
-    "model.name",
-    {"vgg_tiny": "scpl_dist.models.vgg:vgg_tiny"},
-    families={"torchvision": "scpl_dist.models.torchvision:model_function"},
-)
+MODELS = Registry("models", "model.name", {"vgg_tiny": "scpl_dist.models.vgg:vgg_tiny"})
 
 
 def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], Any]:
@@ -44,49 +38,33 @@ def build(
 ) -> list[nn.Module]:
     """The wanted blocks of a model, None for all; entries that are functions are called for these only.
 
-    On the device "meta" modules have no storage, and `trace` needs no memory and no time for them.
-
-    Raises:
-        ValueError: unknown name or arguments, or the function returns no list of blocks.
+    On the device "meta" modules have no storage, and `trace` needs no memory and no time for them. ValueError for an
+    unknown name or arguments, or if the function returns no list of blocks.
     """
     function = resolve(name, args)
     with torch.device(device):
         with seeded(seed, "weights"):
-            entries = _entries(name, function(classes))
+            returned = function(classes)
+        entries = list(returned) if isinstance(returned, nn.ModuleList | nn.Sequential) else returned
+        if not isinstance(entries, Sequence) or not entries:
+            raise ValueError(
+                f"model.name = {name!r}: returned {type(returned).__name__}, "
+                "give a list of at least one nn.Module, or of functions that make one each"
+            )
         wanted = range(len(entries)) if blocks is None else blocks
         return [_module(name, entries[index], index, seed) for index in wanted]
-
-
-def argument(name: str, args: Mapping[str, Any], parameter: str) -> Any:
-    """Value that a model's function gets for one of its parameters; None if it has no such parameter."""
-    found = inspect.signature(resolve(name, args)).parameters.get(parameter)
-    return args.get(parameter, None if found is None else found.default)
 
 
 def outline(
     name: str, args: Mapping[str, Any], classes: int, example: Any
 ) -> tuple[list[nn.Module], list[Any]]:
-    """All blocks of a model, on "meta" if they can be built there, and their output specs for the input `example`.
-
-    Raises:
-        ValueError: see `build` and `trace`.
-    """
+    """All blocks of a model, on "meta" if they can be built there, and their output specs for the input `example`."""
     try:
         blocks = build(name, args, classes, 0, device="meta")
         return blocks, trace(blocks, example)
     except Exception:  # the model may need real tensors to be built; if it is really wrong, this raises again
         blocks = build(name, args, classes, 0)
         return blocks, trace(blocks, example)
-
-
-def _entries(name: str, returned: object) -> Sequence[Any]:
-    entries = list(returned) if isinstance(returned, nn.ModuleList | nn.Sequential) else returned
-    if not isinstance(entries, Sequence) or not entries:
-        raise ValueError(
-            f"model.name = {name!r}: returned {type(returned).__name__}, "
-            "give a list of at least one nn.Module, or of functions that make one each"
-        )
-    return entries
 
 
 def _module(name: str, entry: Any, index: int, seed: int) -> nn.Module:
@@ -100,10 +78,7 @@ def _module(name: str, entry: Any, index: int, seed: int) -> nn.Module:
 
 @contextmanager
 def seeded(seed: int, purpose: str, *position: int) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block and put its state back afterwards.
-
-    For code that takes no generator: the initialisation of modules and, on a CPU, dropout.
-    """
+    """Seed torch's global CPU generator for code that takes none (initialisation, dropout), and put its state back."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(derive(seed, purpose, *position))
     try:

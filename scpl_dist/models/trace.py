@@ -15,10 +15,10 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 
-def spec(value: Any) -> Any:
-    """The same pytree with every tensor replaced by one of its shape and dtype without storage."""
+def spec(value: Any, device: str = "meta") -> Any:
+    """The same pytree with zeros for every tensor; on "meta" they have a shape and a dtype but no storage."""
     return pytree.tree_map_only(
-        torch.Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), value
+        torch.Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device), value
     )
 
 
@@ -31,15 +31,19 @@ def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
     Raises:
         ValueError: a block cannot take what the block before it returns, or loses the batch dimension.
     """
-    current = spec(example)
-    samples = int(pytree.tree_leaves(current)[0].shape[0])
-    specs: list[Any] = []
+    specs = [spec(example)]
+    samples = int(pytree.tree_leaves(specs[0])[0].shape[0])
     for index, block in enumerate(blocks):
-        output = _run(index, block, current)
-        _check(index, block, output, samples)
+        output = _run(index, block, specs[-1])
+        leaves = pytree.tree_leaves(output)
+        batches = [isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (samples,) for leaf in leaves]
+        if not batches or not all(batches):
+            raise ValueError(
+                f"block {index} ({type(block).__name__}) returns {_shapes(output)} for {samples} samples: "
+                "return a tensor, or a list, tuple or dict of tensors, whose first dimension is the batch"
+            )
         specs.append(output)
-        current = output
-    return specs
+    return specs[1:]
 
 
 def _run(index: int, block: nn.Module, entered: Any) -> Any:
@@ -51,8 +55,9 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
         return _call(block, entered, "cpu")
     except Exception as error:
         source = "the data" if index == 0 else f"block {index - 1}"
+        parameters = (f"{name} of shape {tuple(weight.shape)}" for name, weight in block.named_parameters())
         raise ValueError(
-            f"block {index} ({type(block).__name__}, {_parameter(block)}) does not fit: it cannot take "
+            f"block {index} ({type(block).__name__}, {next(parameters, 'no parameters')}) does not fit: it cannot take "
             f"{_shapes(entered)} from {source}: {error}"
         ) from error
 
@@ -65,29 +70,14 @@ def _call(block: nn.Module, entered: Any, device: str) -> Any:
         else torch.empty_like(tensor, device=device)
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]
     }
-    values = pytree.tree_map_only(
-        torch.Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device), entered
-    )
     modes = {module: module.training for module in block.modules()}
     block.eval()
     try:
         with torch.no_grad():
-            return spec(functional_call(block, state, (values,)))
+            return spec(functional_call(block, state, (spec(entered, device),)))
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _check(index: int, block: nn.Module, output: Any, samples: int) -> None:
-    leaves = pytree.tree_leaves(output)
-    fits = bool(leaves) and all(
-        isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (samples,) for leaf in leaves
-    )
-    if not fits:
-        raise ValueError(
-            f"block {index} ({type(block).__name__}) returns {_shapes(output)} for {samples} samples: "
-            "return a tensor, or a list, tuple or dict of tensors, whose first dimension is the batch"
-        )
 
 
 def _shapes(value: Any) -> str:
@@ -95,9 +85,3 @@ def _shapes(value: Any) -> str:
         return tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
 
     return str(pytree.tree_map(shape, value))
-
-
-def _parameter(block: nn.Module) -> str:
-    for name, parameter in block.named_parameters():
-        return f"{name} of shape {tuple(parameter.shape)}"
-    return "no parameters"

@@ -13,17 +13,11 @@ Layers = Sequence[int | str]
 def vgg_blocks(
     plan: Sequence[Layers], channels: int, widths: tuple[int, int], predictor: str
 ) -> list[Callable[[], nn.Module]]:
-    """A VGG network.
+    """Functions that build the blocks of a VGG network, for images with a number of `channels`.
 
-    Args:
-        plan: layers of each block: channels of a 3x3 convolution without bias, with BatchNorm and ReLU, or "M" for a
-            max-pooling that halves height and width.
-        channels: channels of the images.
-        widths: default widths of the blocks' projectors.
-        predictor: kind of the last block's predictor (see `scpl_dist.methods.heads`).
-
-    Returns:
-        A function for each block, which builds it.
+    The `plan` has the layers of each block: channels of a 3x3 convolution without bias, with BatchNorm and ReLU, or "M"
+    for a max-pooling that halves height and width. `widths` are the default widths of the blocks' projectors and
+    `predictor` is the kind of the last block's predictor, see `scpl_dist.methods.heads`.
     """
     factories: list[Callable[[], nn.Module]] = []
     for layers in plan:

@@ -164,9 +164,6 @@ class Metrics(Section):
     """Port to serve on; 0 takes any free one."""
 
 
-DEFAULT_PORT = 4711
-
-
 class Control(Section):
     """The ZeroMQ endpoint of the coordinator."""
 
@@ -189,9 +186,9 @@ class Control(Section):
             )
         return self
 
-    def fixed(self) -> Control:
+    def fixed(self) -> Self:
         """The same with a port that workers on other hosts can know."""
-        return self if self.port else self.model_copy(update={"port": DEFAULT_PORT})
+        return self if self.port else self.model_copy(update={"port": 4711})
 
 
 class Runtime(Section):
@@ -247,35 +244,27 @@ class Config(Section):
 
     @property
     def layout(self) -> Layout:
-        """The workers of the run."""
         stages, replicas = self.pipeline.stages, self.pipeline.replicas
         return Layout(replicas if isinstance(replicas, list) else [replicas] * stages)
 
     def digest(self) -> str:
-        """Digest of everything that all processes of a run must agree on, 16 hexadecimal digits.
-
-        What concerns one process only (addresses, metrics, its interface) is left out.
-        """
+        """16 hexadecimal digits of everything that all processes of a run must agree on."""
         own: dict[str, Any] = {"metrics": True, "control": True, "runtime": {"interface"}}
         shared = self.model_dump(mode="json", exclude=own)
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result of a run, by key; everything else may differ when a run goes on."""
-        sections = self.model_dump(mode="json", include={"run", "model", "data", "loss", "optimizer"})
-        found = {
-            f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
-        }
-        for free in ("data.root", "data.workers"):
-            found.pop(free, None)
+        sections = self.model_dump(
+            mode="json",
+            include={"run", "model", "data", "loss", "optimizer"},
+            exclude={"data": {"root", "workers"}},
+        )
+        found = {f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()}
         return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
 
     def to_toml(self) -> str:
-        """The configuration as TOML that `load` reads back to an equal object.
-
-        Raises:
-            ValueError: an argument for a function of the user's own is nothing that TOML can write.
-        """
+        """The configuration as TOML that `load` reads back to an equal object."""
         try:
             return tomli_w.dumps(self.model_dump(mode="json"))
         except TypeError as error:
@@ -287,15 +276,10 @@ class Config(Section):
 def load(
     path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a configuration.
+    """Read a TOML file, or start from the embedded defaults.
 
-    Args:
-        path: TOML file; None starts from the embedded defaults.
-        overrides: ``section.key=value`` texts; the value is read as TOML, and as plain text if it is none.
-        values: the same as Python values: ``{"section.key": value}``; they win over the file and the texts.
-
-    Raises:
-        ValueError: file, key or value is not usable; the message has all three and the fix.
+    `overrides` are ``section.key=value`` texts, whose value is read as TOML, and as plain text if it is none. They win
+    over the file, and over both win `values`: ``{"section.key": value}``.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -319,11 +303,10 @@ def load(
 
 
 def _put(tree: dict[str, Any], key: str, value: object) -> None:
-    section, dot, name = key.partition(".")
-    if not dot or not name:
+    *parents, last = key.split(".")
+    if not parents or not last:
         raise ValueError(f"-o {key}={value}: the key needs a section, for example pipeline.stages")
-    table = tree.setdefault(section, {})
-    *parents, last = name.split(".")
+    table = tree
     for parent in parents:
         table = table.setdefault(parent, {}) if isinstance(table, dict) else {}
     if isinstance(table, dict):

@@ -8,11 +8,7 @@ class Aborted(Exception):
 
 
 class PeerLost(Exception):
-    """Another worker's process is gone or its connection broke.
-
-    Attributes:
-        peer: rank of that worker; None if it is one of several.
-    """
+    """The process of the worker `peer` is gone or its connection broke; None is one of several."""
 
     def __init__(self, peer: int | None, reason: str) -> None:
         whom = "a replica" if peer is None else f"rank {peer}"

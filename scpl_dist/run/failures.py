@@ -16,8 +16,7 @@ class Cause(StrEnum):
     DISK = "disk"
     CONFIG = "config"
     NETWORK = "network"
-    PEER_LOST = "peer_lost"
-    """Of reports only: a worker misses another one, whose failure it is."""
+    PEER_LOST = "peer_lost"  # of reports only: a worker misses another one, whose failure it is
     PROTOCOL = "protocol"
     MISSING = "missing"
     SILENT = "silent"
@@ -35,14 +34,10 @@ class Cause(StrEnum):
 class Meaning:
     """What follows from a cause."""
 
-    advice: str = ""
-    """What the user can do, unless the place of the failure knows better."""
-    final: str = ""
-    """Why a restart cannot help; empty where it can."""
-    stacks: bool = False
-    """Whether the stacks of all workers tell more."""
-    code: int = 1
-    """Exit code of the run."""
+    advice: str = ""  # what the user can do, unless the place of the failure knows better
+    final: str = ""  # why a restart cannot help; empty where it can
+    stacks: bool = False  # whether the stacks of all workers tell more
+    code: int = 1  # exit code of the run
 
 
 _SILENT = "its process is stopped, its interpreter is blocked in native code, or its host is cut off"
@@ -90,7 +85,6 @@ MEANING: dict[str, Meaning] = {
     Cause.COORDINATOR_LOST: Meaning(),
     Cause.LAUNCHER_LOST: Meaning("its process was killed: resume the run", final="nobody is there to do it"),
 }
-"""The one table of causes."""
 
 
 def meaning(cause: str) -> Meaning:
@@ -123,7 +117,7 @@ def failure(cause: Cause, message: str) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: exit code, reason, and a failure or a result."""
+    """How a run ended: with a failure or a result, unless it was stopped."""
 
     code: int
     reason: str

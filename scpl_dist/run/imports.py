@@ -1,7 +1,8 @@
 """Calls what a configuration names: ``package.module:function`` or ``path/to/file.py:function``, with arguments.
 
 Models and data sets are named in a text file and built in several processes, so what they need is a name that
-every process can look up, not an object that one of them has.
+every process can look up, not an object that one of them has. `key` is the key of the configuration that holds the
+name or the arguments, such as ``model.name``; the messages begin with it.
 """
 
 from __future__ import annotations
@@ -19,22 +20,12 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
+# Start of the names of modules that were loaded from a path, which no other process can import by name.
 _FROM_FILE = "scpl_dist_user_"
-"""Start of the names of modules that were loaded from a path, which no other process can import by name."""
 
 
 def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
-    """The same function, which refuses arguments of another type than it declares.
-
-    For functions of this package whose keyword arguments a user writes into a text file.
-
-    Args:
-        function: the function; all its parameters have types.
-        key: configuration key that holds the keyword arguments, for messages: ``model.args``.
-
-    Returns:
-        The function, which raises ValueError with key, name, value and what is wrong.
-    """
+    """The same function, which refuses arguments of another type than it declares; all its parameters have types."""
     strict = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
 
     @functools.wraps(function)
@@ -50,25 +41,16 @@ def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
 
 
 def bind(
-    function: Callable[..., Any], key: str, args: Mapping[str, Any], *positional: Any, name: str = ""
+    function: Callable[..., Any], key: str, args: Mapping[str, Any], *positional: Any, name: str
 ) -> Callable[..., Any]:
-    """The function with the keyword arguments that a user wrote under a key of the configuration.
+    """The function, which the user calls `name`, with the keyword arguments that the user wrote.
 
-    Args:
-        function: what the user named.
-        key: configuration key that holds the keyword arguments: ``model.args``.
-        args: the keyword arguments.
-        positional: stand for what the function is given first when it is called; only their number matters.
-        name: what the user calls the function, for messages; empty is its own name.
-
-    Raises:
-        ValueError: it cannot be called with them; the message has key, value and what it takes.
+    ValueError if it cannot be called with them after as many arguments as `positional` has.
     """
     signature = inspect.signature(function)
     try:
         signature.bind(*positional, **args)
     except TypeError as error:
-        name = name or getattr(function, "__name__", type(function).__name__)
         known = ", ".join(list(signature.parameters)[len(positional) :]) or "no arguments"
         raise ValueError(
             f"{key} = {dict(args)!r}: {name} cannot be called with them: {error}; {name} takes {known}"
@@ -77,34 +59,23 @@ def bind(
 
 
 def load_object(name: str, key: str) -> Callable[..., Any]:
-    """Import the callable that `name` means.
+    """Import the callable of this name, ValueError if there is none; a relative path starts at the working directory.
 
-    Args:
-        name: ``package.module:function`` or ``path/to/file.py:function``; a relative path starts at the
-            working directory.
-        key: configuration key that holds the name, for messages: ``model.name``.
-
-    Raises:
-        ValueError: no such module, file or attribute, or it cannot be called. An exception that the user's
-            code raises while it is imported is passed on as it is.
+    An exception that the user's code raises while it is imported is passed on as it is.
     """
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
         raise ValueError(f"{key} = {name!r}: write package.module:function or path/to/file.py:function")
     module = _from_file(Path(place), name, key) if place.endswith(".py") else _from_package(place, name, key)
-    try:
-        found = getattr(module, attribute)
-    except AttributeError:
+    if not hasattr(module, attribute):
         public = ", ".join(sorted(entry for entry in vars(module) if not entry.startswith("_"))[:20])
-        raise ValueError(
-            f"{key} = {name!r}: {place} has no {attribute!r}; it has {public or 'nothing'}"
-        ) from None
+        raise ValueError(f"{key} = {name!r}: {place} has no {attribute!r}; it has {public or 'nothing'}")
+    found: object = getattr(module, attribute)
     if not callable(found):
         raise ValueError(
             f"{key} = {name!r}: {attribute!r} is {type(found).__name__}, give a function or class"
         )
-    function: Callable[..., Any] = found
-    return function
+    return found
 
 
 def _from_file(path: Path, name: str, key: str) -> ModuleType:
@@ -141,11 +112,7 @@ def _from_package(place: str, name: str, key: str) -> ModuleType:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name that `load_object` finds a function by, in this process and in any other.
-
-    Raises:
-        ValueError: it has none: a lambda, a local function or something typed into an interpreter.
-    """
+    """The name that `load_object` finds a function by in any process; ValueError for a lambda or a local function."""
     name = getattr(function, "__qualname__", type(function).__name__)
     module = sys.modules.get(getattr(function, "__module__", ""))
     if module is None or not name.isidentifier() or getattr(module, name, None) is not function:

@@ -23,13 +23,12 @@ def share(size: int, replicas: int, replica: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class WorkerId:
-    """The place of one worker."""
+    """The place of one worker in its stage of `replicas` workers."""
 
     rank: int
     stage: int
     replica: int
     replicas: int
-    """Workers of its stage."""
 
     @property
     def label(self) -> str:
@@ -58,30 +57,16 @@ class Route:
 
 
 class Layout:
-    """The workers of a run, from the number of workers of each stage."""
+    """The workers of a run by rank, from the number of workers of each stage."""
 
     def __init__(self, replicas: Sequence[int]) -> None:
         self.replicas = tuple(replicas)
-        places = [
-            (stage, replica)
-            for replica in range(max(self.replicas))
-            for stage, count in enumerate(self.replicas)
-            if replica < count
-        ]
-        self.workers = [
-            WorkerId(rank, stage, replica, self.replicas[stage])
-            for rank, (stage, replica) in enumerate(places)
-        ]
-        """By rank."""
+        self.stages = len(self.replicas)
+        self.world = sum(self.replicas)
+        order = itertools.product(range(max(self.replicas)), range(self.stages))
+        places = [(stage, replica) for replica, stage in order if replica < self.replicas[stage]]
+        self.workers = [WorkerId(rank, *place, self.replicas[place[0]]) for rank, place in enumerate(places)]
         self._ranks = {place: rank for rank, place in enumerate(places)}
-
-    @property
-    def stages(self) -> int:
-        return len(self.replicas)
-
-    @property
-    def world(self) -> int:
-        return len(self.workers)
 
     def rank(self, stage: int, replica: int) -> int:
         """Rank of a worker; -1 if the run has no such one."""
@@ -104,8 +89,7 @@ class Layout:
         found = []
         for sender, receiver in itertools.product(self.ranks(source), self.ranks(target)):
             theirs, mine = self.workers[sender], self.workers[receiver]
-            has = share(size, theirs.replicas, theirs.replica)
-            wants = share(size, mine.replicas, mine.replica)
+            has, wants = (share(size, worker.replicas, worker.replica) for worker in (theirs, mine))
             begin, end = max(has[0], wants[0]), min(has[1], wants[1])
             if begin < end:
                 found.append(Route(sender, receiver, begin, end))
@@ -115,8 +99,7 @@ class Layout:
 
     def links(self) -> list[tuple[int, int]]:
         """Ranks of all workers that may send each other something, those of the earlier stage first."""
-        return [
-            pair
-            for stage in range(self.stages - 1)
-            for pair in itertools.product(self.ranks(stage), self.ranks(stage + 1))
-        ]
+        pairs = (
+            itertools.product(self.ranks(stage), self.ranks(stage + 1)) for stage in range(self.stages - 1)
+        )
+        return list(itertools.chain.from_iterable(pairs))

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 
 import psutil
 
+# What TensorPipe (torch RPC), gloo and NCCL read their interface from.
 VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""What TensorPipe (torch RPC), gloo and NCCL read their interface from."""
 
 
 def resolve(name: str, key: str) -> str:
-    """The address of a host; IPv4 if it has one. The key is where the name comes from, for the message.
-
-    Raises:
-        ValueError: the name does not resolve.
-    """
+    """The address of a host, IPv4 if it has one; a name that has none is an error of this key."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
@@ -34,7 +30,6 @@ def resolve(name: str, key: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address reaches this host only."""
     return address.startswith("127.") or address == "::1"
 
 
@@ -45,29 +40,16 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def interfaces() -> dict[str, str | None]:
-    """This host's interfaces and their IPv4 addresses; None for one without."""
-    found: dict[str, str | None] = {}
-    for name, addresses in psutil.net_if_addrs().items():
-        own = [address.address for address in addresses if address.family == socket.AF_INET]
-        found[name] = own[0] if own else None
-    return found
+    """This host's interfaces and their first IPv4 address."""
+    return {
+        name: next((entry.address for entry in addresses if entry.family == socket.AF_INET), None)
+        for name, addresses in psutil.net_if_addrs().items()
+    }
 
 
 def interface_of(address: str) -> str | None:
     """The interface that has this IPv4 address."""
     return next((name for name, own in interfaces().items() if own == address), None)
-
-
-def address_towards(host: str) -> str:
-    """This host's address on the way to another one; the routing table says which. Nothing is sent.
-
-    Raises:
-        OSError: there is no route.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        return str(probe.getsockname()[0])
 
 
 def loopback() -> str:
@@ -80,28 +62,15 @@ def choose_interface(
 ) -> tuple[str, str]:
     """Settle which interface the tensors take, and tell torch's libraries; its name and IPv4 address.
 
-    Args:
-        wanted: ``runtime.interface``; empty leaves the choice to the environment's variables, and without them to
-            the routing table: the interface that leads to the coordinator.
-        coordinator: address of the coordinator.
-        alone: whether all stages are on this host.
-        environment: where `VARIABLES` are read and set.
-
-    Raises:
-        ValueError: no such interface, it has no address, or it cannot reach other hosts.
+    If ``runtime.interface`` is empty the environment's `VARIABLES` choose, and without them the routing table: the
+    interface that leads to the coordinator's address. Only with all stages on this host (`alone`) it may be loopback.
     """
-    key, name = _wanted(wanted, environment)
-    if not name:
-        key = "runtime.interface"
-        try:
-            own = address_towards(coordinator)
-        except OSError as error:
-            raise ValueError(
-                f"control.host = {coordinator!r}: {socket.gethostname()} has no route to it ({error.strerror}); "
-                "check the address and the network"
-            ) from None
-        name = interface_of(own) or (loopback() if is_loopback(own) else "")
+    choices = {"runtime.interface": wanted} | {key: environment.get(key, "") for key in VARIABLES}
+    key, name = next((choice for choice in choices.items() if choice[1]), ("runtime.interface", ""))
     there = interfaces()
+    if not name:
+        own = _address_towards(coordinator)
+        name = interface_of(own) or (loopback() if is_loopback(own) else "")
     address = there.get(name)
     if address is None:
         has = ", ".join(f"{other} ({found or 'no address'})" for other, found in there.items())
@@ -113,12 +82,19 @@ def choose_interface(
             f"{key} = {name!r}: this interface reaches {socket.gethostname()} only, and the run has stages on other "
             f"hosts; choose the interface that leads to them (launch/interface.sh {coordinator} prints it)"
         )
-    for variable in VARIABLES:
-        environment[variable] = name
+    environment.update(dict.fromkeys(VARIABLES, name))
     return name, address
 
 
-def _wanted(wanted: str, environment: Mapping[str, str]) -> tuple[str, str]:
-    if wanted:
-        return "runtime.interface", wanted
-    return next(((key, environment[key]) for key in VARIABLES if environment.get(key)), ("", ""))
+def _address_towards(host: str) -> str:
+    """This host's address on the way to another one; the routing table says which. Nothing is sent."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ValueError(
+            f"control.host = {host!r}: {socket.gethostname()} has no route to it ({error.strerror}); "
+            "check the address and the network"
+        ) from None

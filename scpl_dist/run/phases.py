@@ -23,15 +23,11 @@ class Phase(StrEnum):
     IDLE = "idle"
 
 
-WAITING = frozenset({Phase.RECEIVE, Phase.SYNC})
-"""For input, or for the other replicas."""
-BLOCKED = Phase.ROOM
-"""By a neighbour that has no room."""
-TRAINING = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
-"""What the training of a block costs."""
-OUTSIDE = frozenset({Phase.STARTING, Phase.IDLE})
-"""Before and after the items: no time of the pipeline."""
+WAITING = frozenset({Phase.RECEIVE, Phase.SYNC})  # for input, or for the other replicas
+BLOCKED = Phase.ROOM  # by a neighbour that has no room
+TRAINING = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})  # what a block costs
+OUTSIDE = frozenset({Phase.STARTING, Phase.IDLE})  # before and after the items: no time of the pipeline
+# Who stands still in one of these waits for somebody else; in all others a worker is busy.
 BLAMELESS = WAITING | {BLOCKED, Phase.IDLE}
-"""Who stands still in one of these waits for somebody else; in all others a worker is busy."""
+# Not every training step has these: their time is shown once there is some.
 OCCASIONAL = frozenset({Phase.SYNC, Phase.EVALUATE, Phase.CHECKPOINT})
-"""Phases that not every training step has: their time is shown once there is some."""

@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for, never on who draws them or when.
 
-Every draw has a *purpose* and a position (block, epoch, sample, step). The position is hashed into a seed, so a
-replayed step, another number of stages or another number of loader threads draw the same numbers.
+Every draw has a *purpose*, such as "order" or "weights", and a position (block, epoch, sample, step). The position is
+hashed into a seed, so a replayed step, another number of stages or another number of loader threads draw the same.
 """
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ import hashlib
 
 
 def derive(seed: int, purpose: str, *position: int) -> int:
-    """A 63-bit seed, which fits torch's ``int64``: the start of the BLAKE2b digest of the arguments.
-
-    Args:
-        seed: ``run.seed``.
-        purpose: what the numbers are for, such as "order", "augmentation", "weights" or "dropout".
-        position: block, epoch, sample or step, in a fixed order for each purpose.
-    """
+    """A 63-bit seed, which fits torch's ``int64``: the start of the BLAKE2b digest of the arguments."""
     text = ":".join([str(seed), purpose, *map(str, position)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -105,7 +105,7 @@ def test_example_has_two_samples() -> None:
 
 def test_unknown_name_and_useless_args_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"data\.name = 'mnist': unknown; use one of digits, .*csv, .*cifar10"
+        ValueError, match=r"data\.name = 'mnist': unknown; use one of digits, .*cifar10, .*csv"
     ):
         data.resolve(config.load(values={"data.name": "mnist"}))
     with pytest.raises(ValueError, match=r"data\.args = \{'size': 3\}"):

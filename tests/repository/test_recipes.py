@@ -14,6 +14,7 @@ from recipes.make import TEXT, VISION, recipes
 from scpl_dist import data, models
 from scpl_dist.launch.preflight import preflight
 from scpl_dist.run.config import load
+from scpl_dist.run.imports import load_object
 from tests.support.programs import ROOT
 
 FOLDER = ROOT / "recipes"
@@ -70,10 +71,12 @@ def test_every_entry_point_is_found_by_its_name() -> None:
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     for registry in (models.MODELS, data.DATA):
         for name, target in points[f"scpl_dist.{registry.kind}"].items():
-            module, attribute = target.split(":")
-            found = registry.find(name)
-            assert getattr(__import__(module, fromlist=[attribute]), attribute) is found
-        assert set(points[f"scpl_dist.{registry.kind}"]) <= set(registry.names())
+            found = load_object(target, name)
+            if name.endswith(":"):
+                assert f"{name}NAME" in registry.names()
+            else:
+                assert registry.find(name) is found
+                assert name in registry.names()
 
 
 def test_recipes_use_public_names_only() -> None:
@@ -81,5 +84,5 @@ def test_recipes_use_public_names_only() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("scpl_dist") for alias in node.names), path
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("scpl_dist"):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "scpl_dist":
                 assert {alias.name for alias in node.names} <= set(PUBLIC[str(node.module)]), path

@@ -137,10 +137,10 @@ def test_arguments_that_a_function_does_not_take_are_refused_with_those_that_it_
     def net(classes: int, width: int = 8) -> tuple[int, int]:
         return classes, width
 
-    assert bind(net, "model.args", {"width": 3}, 0)(10) == (10, 3)
+    assert bind(net, "model.args", {"width": 3}, 0, name="net")(10) == (10, 3)
     with pytest.raises(
         ValueError, match=r"model\.args = {'depth': 3}: net cannot .* 'depth'; net takes width$"
     ):
-        bind(net, "model.args", {"depth": 3}, 0)
+        bind(net, "model.args", {"depth": 3}, 0, name="net")
     with pytest.raises(ValueError, match=r"mine cannot be called .*; mine takes no arguments$"):
         bind(lambda features, labels: None, "loss.args", {"depth": 3}, None, None, name="mine")

@@ -8,12 +8,7 @@ import pytest
 
 from scpl_dist.run.registry import Registry
 
-SHAPES = Registry(
-    "shapes",
-    "shape.name",
-    {"dumps": "json:dumps", "loads": "json:loads"},
-    families={"getter": "operator:attrgetter"},
-)
+SHAPES = Registry("shapes", "shape.name", {"dumps": "json:dumps", "loads": "json:loads"})
 
 
 @pytest.fixture
@@ -23,8 +18,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = tmp_path / "their_shapes-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their_shapes\nVersion: 1.0\n")
-    points = "[scpl_dist.shapes]\ncircle = their_shapes:circle\ndumps = their_shapes:circle\n"
-    (metadata / "entry_points.txt").write_text(points)
+    points = ["circle = their_shapes:circle", "dumps = their_shapes:circle", "getter: = operator:attrgetter"]
+    (metadata / "entry_points.txt").write_text("\n".join(["[scpl_dist.shapes]", *points]))
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -39,7 +34,7 @@ def test_an_entry_point_of_an_installed_package_is_a_name(installed: None) -> No
     assert SHAPES.names() == ["dumps", "loads", "getter:NAME", "circle"]
 
 
-def test_a_family_makes_what_follows_the_colon() -> None:
+def test_an_entry_point_with_a_colon_makes_what_follows_it(installed: None) -> None:
     assert SHAPES.find("getter:real")(3) == 3
 
 

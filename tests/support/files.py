@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from scpl_dist import data
-from scpl_dist.data import DataSource, TextSource
-from scpl_dist.data.source import Split
+from scpl_dist.data import DataSource, Split
 from scpl_dist.run import config
+from scpl_dist_recipes.text import TextSource
 
 
 def resolve(name: str, root: Path, **values: Any) -> DataSource:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from scpl_dist.data.stopwords import STOP_WORDS
+from scpl_dist_recipes.stopwords import STOP_WORDS
 
 PADDING, UNKNOWN = 0, 1
 """Numbers of the padding and of words that the vocabulary does not have."""

@@ -6,6 +6,7 @@ the training part alone.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +14,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from scpl_dist import models
-from scpl_dist.data.source import DataSource, Split
-from scpl_dist.data.splits import complete
-from scpl_dist.data.words import PADDING, clean, encode, number_words, read_vectors
+from scpl_dist.data import DataSource, Split, complete
+from scpl_dist.models import resolve
 from scpl_dist.run.config import Config
+from scpl_dist_recipes.words import PADDING, clean, encode, number_words, read_vectors
 
 Row = tuple[str, str]
 """Text and label."""
@@ -123,7 +123,8 @@ def _check_arguments(config: Config, length: int, vectors: str | None) -> None:
 
 
 def _limit(config: Config, vocabulary: int | None) -> int:
-    taken = models.argument(config.model.name, config.model.args, "vocabulary")
+    parameter = inspect.signature(resolve(config.model.name, config.model.args)).parameters.get("vocabulary")
+    taken = None if parameter is None else parameter.default
     if vocabulary is None:
         return taken if isinstance(taken, int) else 30000
     if vocabulary < 3:

@@ -11,7 +11,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from scpl_dist.data import tables
+from scpl_dist_recipes import tables
 
 ROWS = [
     ("a plain text", "good"),

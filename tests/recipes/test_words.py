@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scpl_dist.data.stopwords import STOP_WORDS
-from scpl_dist.data.words import PADDING, UNKNOWN, clean, encode, number_words, read_vectors
+from scpl_dist_recipes.stopwords import STOP_WORDS
+from scpl_dist_recipes.words import PADDING, UNKNOWN, clean, encode, number_words, read_vectors
 
 
 @pytest.mark.parametrize(

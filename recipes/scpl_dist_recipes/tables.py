@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from scpl_dist.data.text import Row, TextSource
 from scpl_dist.run.config import Config
+from scpl_dist_recipes.text import Row, TextSource
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Kinds of tables, by their file's extension."""

@@ -11,7 +11,7 @@ from torchvision import models as zoo
 
 from scpl_dist import models
 from scpl_dist.methods.heads import Predictor, Projector, feature
-from scpl_dist.models.torchvision import blocks_of
+from scpl_dist_recipes.torchvision import blocks_of
 
 
 def vit() -> nn.Module:
