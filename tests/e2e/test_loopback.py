@@ -13,7 +13,7 @@ from tests.support.conduct import Running
 @pytest.mark.parametrize("transport", ["rpc", "gloo"])
 def test_all_processes_listen_on_loopback_only(transport: str, tmp_path: Path) -> None:
     with Running(tmp_path / "run", "run.epochs=1000", f"pipeline.transport={transport}") as running:
-        running.wait_for("train", 4)
+        running.wait_for_rows("train", 4)
         launcher = psutil.Process(running.process.pid)
         processes = [launcher, *launcher.children(recursive=True)]
         assert len(processes) == 4  # launcher, coordinator, two stages
