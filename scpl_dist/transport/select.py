@@ -13,11 +13,7 @@ from scpl_dist.transport import Transport
 
 
 def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
-    """Its name: "auto" takes nccl between GPUs, if every worker has one of its own, and rpc otherwise.
-
-    Raises:
-        SetupError: nccl is wanted and a worker has no GPU of its own.
-    """
+    """Its name: "auto" takes nccl if every worker has a GPU of its own, which "nccl" demands, and rpc otherwise."""
     places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
     problem = None
     if any(not device.startswith("cuda") for _, device in places):
@@ -34,7 +30,7 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
 def connectable(
     config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
 ) -> Transport:
-    """The transport of a worker, not yet connected; endpoints are those of all workers, by rank."""
+    """The transport of a worker, not yet connected."""
     name = choose(config.pipeline.transport, endpoints)
     common: dict[str, Any] = {
         "rank": rank,
