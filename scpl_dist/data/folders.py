@@ -20,15 +20,6 @@ from scpl_dist.run.config import Config
 CACHE_BYTES = 4 * 2**30  # decoded images of one part are kept in memory up to this size
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-# Name of a folder -> the part that it holds; of several for one part the last.
-_PARTS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-
 
 def image_folder(
     config: Config,
@@ -47,7 +38,8 @@ def image_folder(
     root = Path(config.data.root)
     if not root.is_dir():
         raise ValueError(f"data.root = {config.data.root!r}: there is no such folder; put the images there")
-    folders = {part: root / name for name, part in _PARTS.items() if (root / name).is_dir()}
+    names = [name for name in ("train", "val", "valid", "validation", "test") if (root / name).is_dir()]
+    folders = {"validation" if name.startswith("val") else name: root / name for name in names}
     if "train" not in folders:
         folders = {"train": root}
     if "test" not in folders and "validation" in folders:

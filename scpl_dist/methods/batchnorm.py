@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+# Makes of statistics (1, W) those of all (replicas, W), differentiably: it adds up the gradients of all replicas.
 Gather = Callable[[Tensor], Tensor]
-"""Makes of statistics (1, W) those of all (replicas, W), differentiably: it adds up the gradients of all replicas."""
 
 
 class _Exchanged(_BatchNorm):
@@ -40,15 +40,12 @@ class _Exchanged(_BatchNorm):
 
 
 class DeferredBatchNorm(_Exchanged):
-    """See the module."""
-
     # Sums over the present batch: buffers that no checkpoint keeps, as they are empty between batches.
     total: Tensor
     squares: Tensor
     count: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``(N, C, ...)``; in training by the statistics of this micro-batch."""
         if not self.training or self.running_mean is None:
             return super().forward(input)
         self._check_input_dim(input)
@@ -71,12 +68,9 @@ class DeferredBatchNorm(_Exchanged):
 
 
 class SharedBatchNorm(_Exchanged):
-    """See the module."""
-
     gather: Gather
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``(N, C, ...)``; in training by the statistics of all replicas' samples."""
         if not self.training and self.running_mean is not None:
             return super().forward(input)
         self._check_input_dim(input)

@@ -40,13 +40,12 @@ class LocalUnit(TrainableBlock):
     def embed(self, before: Carry, after: Carry) -> dict[str, Tensor]:
         """What each head makes of the feature."""
         features = feature(self.block, after)
-        return {
-            name: head(features.detach() if name == "predictor" else features)
-            for name, head in self.heads.items()
-        }
+        seen = {name: head(features) for name, head in self.heads.items() if name != "predictor"}
+        if "predictor" in self.heads:
+            seen["predictor"] = self.heads["predictor"](features.detach())
+        return seen
 
     def loss_terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the objective, and ``classifier`` where there is a predictor."""
         terms = self.objective.loss_terms(seen, labels)
         if "predictor" in seen:
             terms["classifier"] = self.task.loss(seen["predictor"], labels)

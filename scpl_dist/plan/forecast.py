@@ -23,12 +23,9 @@ class Cut:
     """One way to cut the model."""
 
     counts: list[int]
-    seconds: float
-    """A step of the slowest stage, its replicas considered: the stream's seconds a step."""
-    speedup: float
-    """Against the same blocks in one process."""
-    bytes: int
-    """The most that a step sends from one stage to the next; 0 with one stage."""
+    seconds: float  # a step of the slowest stage, its replicas considered: the stream's seconds a step
+    speedup: float  # against the same blocks in one process
+    bytes: int  # the most that a step sends from one stage to the next; 0 with one stage
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,10 @@ class Forecast:
     """Costs by block, and cuts."""
 
     plan: Plan
-    seconds: list[float]
-    """A training step of each block: forward, loss, backward, update."""
-    sent: list[int]
-    """Bytes of each block's output for one batch."""
-    cuts: list[Cut]
-    """The best one for each number of stages, from 1."""
-    present: Cut
-    """The one of the configuration."""
+    seconds: list[float]  # a training step of each block: forward, loss, backward, update
+    sent: list[int]  # bytes of each block's output for one batch
+    cuts: list[Cut]  # the best one for each number of stages, from 1
+    present: Cut  # the one of the configuration
 
     def text(self) -> str:
         """Two tables."""
@@ -73,10 +66,7 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
     """Measure the blocks of a run by ``measure``, which gives the seconds of a training step of each, and cut them.
 
     Times hold for this machine, one process, ``runtime.threads`` threads. What the links cost is not in them: a stage
-    sends while it computes.
-
-    Raises:
-        ValueError: the stages of this method wait for each other.
+    sends while it computes. ValueError if the stages of this method wait for each other.
     """
     if not plan.method.local:
         raise ValueError(
