@@ -45,9 +45,8 @@ def image_folder(
     if "test" not in folders and "validation" in folders:
         folders["test"] = folders.pop("validation")
     classes = class_names(folders["train"])
-    parts = {
-        part: image_part(find_images(folder, classes), size, channels) for part, folder in folders.items()
-    }
+    files = {part: find_images(folder, classes) for part, folder in folders.items()}
+    parts = {part: image_part(found, size, channels) for part, found in files.items()}
     return ImageSource(
         config, parts, len(classes), _each(mean, channels), _each(std, channels), flip, validation
     )
@@ -65,10 +64,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def find_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """Image files at any depth in the folders of classes, each with its label.
-
-    ValueError for a folder that is no class or has no images, or no folder at all.
-    """
+    """Image files at any depth in folders of classes, with labels; ValueError if one has none or is no class."""
     samples: list[tuple[Path, int]] = []
     for entry in sorted(path for path in folder.iterdir() if path.is_dir()):
         if entry.name not in classes:

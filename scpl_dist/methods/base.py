@@ -24,7 +24,7 @@ class Method(ABC):
     name: ClassVar[str]
     local: ClassVar[bool]  # gradients end at every block; if False, they are handed on from block to block
     schedules: ClassVar[bool] = False  # the pipeline's keys that shape the schedule mean something here
-    Settings: ClassVar[type[Section]] = Section  # what run.args may hold: fields with types and defaults
+    Settings: ClassVar[type[Section]] = Section  # what run.args may hold, with defaults; see `settings`
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
         self.config = config

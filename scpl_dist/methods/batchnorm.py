@@ -25,8 +25,7 @@ Gather = Callable[[Tensor], Tensor]
 
 class _Exchanged(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"BatchNorm needs (batch, channels, ...), got {tuple(input.shape)}")
+        """Nothing: the module has been traced as what it was, and that checks."""
 
     def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running averages by the statistics of so many numbers, as BatchNorm does."""
@@ -48,7 +47,6 @@ class DeferredBatchNorm(_Exchanged):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.running_mean is None:
             return super().forward(input)
-        self._check_input_dim(input)
         others = [dim for dim in range(input.dim()) if dim != 1]
         with torch.no_grad():
             self.total += input.sum(others)
@@ -73,7 +71,6 @@ class SharedBatchNorm(_Exchanged):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None:
             return super().forward(input)
-        self._check_input_dim(input)
         values = input if input.dtype is torch.float64 else input.float()
         width = input.shape[1]
         others = [dim for dim in range(input.dim()) if dim != 1]

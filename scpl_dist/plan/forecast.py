@@ -30,8 +30,6 @@ class Cut:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Costs by block, and cuts."""
-
     plan: Plan
     seconds: list[float]  # a training step of each block: forward, loss, backward, update
     sent: list[int]  # bytes of each block's output for one batch
@@ -39,17 +37,14 @@ class Forecast:
     present: Cut  # the one of the configuration
 
     def text(self) -> str:
-        """Two tables."""
         plan = self.plan
         rows = ["block   ms a step   share  parameters  with heads  MB a step sent on"]
         for block, seconds in enumerate(self.seconds):
             own, heads = plan.parameters[block], plan.head_parameters[block]
             share = 100 * seconds / sum(self.seconds)
             sent = f"{self.sent[block] / 1e6:.3f}" if block < len(self.seconds) - 1 else ""
-            row = (
-                f"{block:5}  {1000 * seconds:10.2f}  {share:4.0f} %  {own:10,}  {own + heads:10,}  {sent:>17}"
-            )
-            rows.append(row.rstrip())
+            cost = f"{1000 * seconds:10.2f}  {share:4.0f} %"
+            rows.append(f"{block:5}  {cost}  {own:10,}  {own + heads:10,}  {sent:>17}".rstrip())
         rows += ["", "stages  speed-up  samples/s  ms a step  MB/s on a link  pipeline.partition"]
         rows += [self._row(cut) for cut in self.cuts]
         replicas = plan.config.pipeline.replicas
@@ -77,10 +72,8 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
     batch = min(plan.config.data.batch_size, source.sizes["train"])
     views = len(source.batch("train", 0, torch.arange(2))[1]) // 2
     sent = [_bytes_of_two(plan, shape) * batch * views // 2 for shape in plan.shapes[1:]]
-    cuts = [
-        _cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent)
-        for stages in range(1, len(seconds) + 1)
-    ]
+    numbers = range(1, len(seconds) + 1)
+    cuts = [_cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent) for stages in numbers]
     present = [len(spec.blocks) for spec in plan.specs]
     return Forecast(plan, seconds, sent, cuts, _cut(present, plan.config.layout.replicas, seconds, sent))
 
@@ -96,9 +89,7 @@ def _bytes_of_two(plan: Plan, output: Any) -> int:
 
 def _cut(counts: list[int], replicas: Sequence[int], seconds: list[float], sent: list[int]) -> Cut:
     ranges = partition.split(counts)
-    stages = [
-        sum(seconds[block] for block in blocks) / number
-        for blocks, number in zip(ranges, replicas, strict=True)
-    ]
+    held = zip(ranges, replicas, strict=True)
+    stages = [sum(seconds[block] for block in blocks) / number for blocks, number in held]
     links = [sent[blocks[-1]] for blocks in ranges[:-1]]
     return Cut(counts, max(stages), sum(seconds) / max(stages), max(links, default=0))

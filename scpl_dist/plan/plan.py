@@ -103,17 +103,17 @@ class Plan:
 
 def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
     stages, rule = config.pipeline.stages, config.pipeline.partition
-    blocks = len(parameters)
-    if stages > blocks:
+    number = len(parameters)
+    if stages > number:
         raise ValueError(
-            f"pipeline.stages = {stages}: the model {config.model.name!r} has {blocks} blocks and a stage needs at "
-            f"least one; use at most {blocks} stages or a model with more blocks"
+            f"pipeline.stages = {stages}: the model {config.model.name!r} has {number} blocks and a stage needs at "
+            f"least one; use at most {number} stages or a model with more blocks"
         )
     if isinstance(rule, list):
-        if sum(rule) != blocks:
+        if sum(rule) != number:
             raise ValueError(
                 f"pipeline.partition = {rule}: {sum(rule)} blocks in all, but the model {config.model.name!r} has "
-                f"{blocks}; the counts must add up to {blocks}"
+                f"{number}; the counts must add up to {number}"
             )
         counts = rule
     elif rule == "measured":
@@ -122,9 +122,6 @@ def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
             "scpl-dist train does, and for other launchers scpl-dist train CONFIG --dry-run prints them to be set"
         )
     else:
-        costs = {"uniform": [1.0] * blocks, "parameters": [float(count) for count in parameters]}
-        counts = partition.balanced(costs[rule], stages)
-    replicas = config.layout.replicas
-    return [
-        StageSpec(stage, stages, held, replicas[stage]) for stage, held in enumerate(partition.split(counts))
-    ]
+        counts = partition.balanced(parameters if rule == "parameters" else [1.0] * number, stages)
+    held = enumerate(zip(partition.split(counts), config.layout.replicas, strict=True))
+    return [StageSpec(stage, stages, blocks, replicas) for stage, (blocks, replicas) in held]

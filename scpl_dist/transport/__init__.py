@@ -92,7 +92,6 @@ class Transport(ABC):
             self._wait(lambda: self._untaken[target] < self.max_in_flight)
 
     def receive(self, source: int) -> Envelope:
-        """Take the next message of a neighbour."""
         with self._changed:
             number = self._taken[source]
             lane = self._lanes.setdefault(source, {})
@@ -132,7 +131,6 @@ class Transport(ABC):
             self._changed.notify_all()
 
     def _credit(self, target: int) -> None:
-        """The neighbour took a message."""
         with self._changed:
             self._untaken[target] -= 1
             self._changed.notify_all()

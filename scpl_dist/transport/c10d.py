@@ -30,23 +30,19 @@ from scpl_dist.run.errors import PeerLost
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.parcel import pack, unpack
 
-_PREAMBLE = (
-    256  # bytes of the first frame: length of the header, and the header if it fits, as it nearly always does
-)
+# Bytes of the first frame: length of the header, and the header if it fits, as it nearly always does.
+_PREAMBLE = 256
 _LENGTH = 4
 # The control plane ends a wait (Transport.abort, then the process), not a time-out in here: an idle lane is no error.
 _FOREVER = timedelta(days=365)
 _TAKEN = b""  # header of the message that gives a credit back
 _FIRST_TAG = 2
-_Parcel = tuple[
-    bytes, list[Tensor], Any
-]  # header, tensors, and on a GPU the event after which they are there
+# Header, tensors, and on a GPU the event after which they are there.
+_Parcel = tuple[bytes, list[Tensor], Any]
 
 
 @dataclass(kw_only=True, eq=False)
 class C10dTransport(Transport):
-    """See the module."""
-
     backend: str  # "gloo" or "nccl"
     links: Sequence[tuple[int, int]]  # ranks of all workers that send each other something
     _outboxes: dict[int, queue.SimpleQueue[_Parcel]] = field(default_factory=dict, init=False)

@@ -19,13 +19,9 @@ from scpl_dist.transport import Store
 def join(
     listener: socket.socket, rank: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float
 ) -> Store:
-    """The store of all workers: rank 0 serves it on its listener, the others connect to that.
-
-    ``timeout_s`` is the limit for this and for every wait in the store.
-    """
-    descriptor = listener.detach()  # the store owns it from here on
-    if rank != 0:
-        socket.close(descriptor)
+    """The store of all workers, served by rank 0 on its listener; ``timeout_s`` limits every wait in it, too."""
+    descriptor = listener.detach() if rank == 0 else None  # the store owns it from here on
+    listener.close()
     return dist.TCPStore(  # type: ignore[attr-defined]
         str(endpoints[0]["address"]),
         int(endpoints[0]["store"]),
@@ -33,5 +29,5 @@ def join(
         is_master=rank == 0,
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
-        master_listen_fd=descriptor if rank == 0 else None,
+        master_listen_fd=descriptor,
     )

@@ -56,8 +56,6 @@ def _deliver(generation: str, source: int, number: int, message: Envelope) -> Fu
 
 @dataclass(kw_only=True, eq=False)
 class RpcTransport(Transport):
-    """See the module."""
-
     generation: str  # identifier of this launch; messages of another one are refused
     devices: Sequence[torch.device] = ()  # where each worker computes, by rank; not needed if all do on CPUs
     store: Store = field(default=None, init=False)

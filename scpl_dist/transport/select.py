@@ -14,17 +14,18 @@ from scpl_dist.transport import Transport
 
 def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
     """Its name: "auto" takes nccl if every worker has a GPU of its own, which "nccl" demands, and rpc otherwise."""
+    if wanted not in ("auto", "nccl"):
+        return wanted
     places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
-    problem = None
     if any(not device.startswith("cuda") for _, device in places):
         problem = "not every worker is on a GPU"
     elif len(set(places)) < len(places):
         problem = "some workers share a GPU, which NCCL does not support"
-    if wanted == "nccl" and problem is not None:
+    else:
+        return "nccl"
+    if wanted == "nccl":
         raise SetupError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
-    if wanted != "auto":
-        return wanted
-    return "nccl" if problem is None else "rpc"
+    return "rpc"
 
 
 def connectable(
