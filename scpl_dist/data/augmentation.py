@@ -59,8 +59,7 @@ def shift_and_flip(images: torch.Tensor, numbers: torch.Tensor, shift: int, flip
 def jitter(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Colour changes of SCPL's second view: ColorJitter(.4, .4, .4, .1) with p = .8, then grey with p = .2.
 
-    `numbers` are apply, brightness, contrast, saturation, hue, order and grey. With one channel only brightness and
-    contrast change anything.
+    `numbers` are apply, brightness, contrast, saturation, hue, order and grey.
     """
     images = images.clone()
     chosen = numbers[:, 0] < 0.8

@@ -20,15 +20,6 @@ from scpl_dist.run.config import Config
 CACHE_BYTES = 4 * 2**30  # decoded images of one part are kept in memory up to this size
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-# Name of a folder -> the part that it holds; of several for one part the last.
-_PARTS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-
 
 def image_folder(
     config: Config,
@@ -47,15 +38,15 @@ def image_folder(
     root = Path(config.data.root)
     if not root.is_dir():
         raise ValueError(f"data.root = {config.data.root!r}: there is no such folder; put the images there")
-    folders = {part: root / name for name, part in _PARTS.items() if (root / name).is_dir()}
+    names = [name for name in ("train", "val", "valid", "validation", "test") if (root / name).is_dir()]
+    folders = {"validation" if name.startswith("val") else name: root / name for name in names}
     if "train" not in folders:
         folders = {"train": root}
     if "test" not in folders and "validation" in folders:
         folders["test"] = folders.pop("validation")
     classes = class_names(folders["train"])
-    parts = {
-        part: image_part(find_images(folder, classes), size, channels) for part, folder in folders.items()
-    }
+    files = {part: find_images(folder, classes) for part, folder in folders.items()}
+    parts = {part: image_part(found, size, channels) for part, found in files.items()}
     return ImageSource(
         config, parts, len(classes), _each(mean, channels), _each(std, channels), flip, validation
     )
@@ -73,10 +64,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def find_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """Image files at any depth in the folders of classes, each with its label.
-
-    ValueError for a folder that is no class or has no images, or no folder at all.
-    """
+    """Image files at any depth in folders of classes, with labels; ValueError if one has none or is no class."""
     samples: list[tuple[Path, int]] = []
     for entry in sorted(path for path in folder.iterdir() if path.is_dir()):
         if entry.name not in classes:

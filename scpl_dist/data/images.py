@@ -17,13 +17,10 @@ class ImageSource(DataSource):
     """Images for classification.
 
     Args:
-        config: the run.
         parts: images ``(N, C, H, W)``, uint8 or float32 in [0, 1], and labels ``(N,)`` int64 of "train" and perhaps of
             "validation" and "test"; missing parts are held out of the training part. The images are a tensor, or
             something with its shape that is indexed by positions ``(B,)``, such as files.
-        classes: number of classes.
-        mean: mean of each channel in units of the full range, subtracted last.
-        std: standard deviation of each channel, divided by last.
+        mean, std: of each channel in units of the full range; a batch becomes ``(images - mean) / std``.
         flip: whether mirrored images keep their class.
         validation: share of the training part that becomes the validation part, if there is none.
 

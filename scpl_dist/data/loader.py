@@ -22,6 +22,7 @@ from scpl_dist.run.seeds import derive
 
 Batch = tuple[Any, Tensor]
 Item = TypeVar("Item")
+_Making = Callable[[], Batch]  # makes a batch, or waits until it is made
 
 
 class Loader(Generic[Item]):
@@ -38,9 +39,7 @@ class Loader(Generic[Item]):
         self._seed = seed
         self._replica, self._replicas = replica, replicas
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
-        self._items: queue.SimpleQueue[tuple[Item, list[Callable[[], Batch]]] | Exception] = (
-            queue.SimpleQueue()
-        )
+        self._items: queue.SimpleQueue[tuple[Item, Sequence[_Making]] | Exception] = queue.SimpleQueue()
         self._order = lru_cache(maxsize=1)(permutation)
 
     def put(
@@ -55,7 +54,13 @@ class Loader(Generic[Item]):
 
         `parts` are the first position and the one after the last of each; if `shuffled`, in the epoch's order.
         """
-        self._items.put((item, [self._prepare(split, epoch, part, shuffled) for part in parts]))
+        batches: list[_Making] = [partial(self._batch, split, epoch, part, shuffled) for part in parts]
+        if self._pool is not None:
+            try:
+                batches = [self._pool.submit(make).result for make in batches]
+            except RuntimeError:  # shut down by abort()
+                raise Aborted("the run ended") from None
+        self._items.put((item, batches))
 
     def abort(self, error: Exception) -> None:
         """End the training thread's wait in `next`."""
@@ -72,19 +77,7 @@ class Loader(Generic[Item]):
         return item, (batch() for batch in batches)
 
     def queued(self) -> int:
-        """Items that wait."""
         return self._items.qsize()
-
-    def _prepare(
-        self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool
-    ) -> Callable[[], Batch]:
-        make = partial(self._batch, split, epoch, part, shuffled)
-        if self._pool is None:
-            return make
-        try:
-            return self._pool.submit(make).result
-        except RuntimeError:  # shut down by abort()
-            raise Aborted("the run ended") from None
 
     def _batch(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Batch:
         begin, end = part

@@ -17,8 +17,6 @@ from scpl_dist.run.seeds import derive
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of one part."""
-
     stored: Split  # the part that the data set has them in; "train" for those that were held out
     positions: torch.Tensor  # where in it they are, (N,) int64
     labels: torch.Tensor  # their classes, (N,) int64

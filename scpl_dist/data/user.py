@@ -23,7 +23,6 @@ from scpl_dist.run.imports import bind
 
 
 def load(config: Config, function: Callable[..., Any]) -> ItemSource:
-    """Call the function that ``data.name`` means and wrap what it returns."""
     name, root = config.data.name, config.data.root
     if config.data.augmentation == "strong":
         raise ValueError(
@@ -72,7 +71,15 @@ class ItemSource(DataSource):
             samples = [(position, dataset[position]) for position in positions]
         labels = torch.tensor([_label(item[1], where, position) for position, item in samples])
         check_labels(labels, self.classes, f"{where}, in the batch of {positions[:3]}...")
-        return _collate([item[0] for item in _alike(samples, where)], where), labels
+        inputs = [item[0] for item in _alike(samples, where)]
+        try:
+            collated = default_collate(inputs)
+        except TypeError:
+            raise ValueError(
+                f"{where}: inputs are {type(inputs[0]).__name__}; "
+                "return tensors, arrays, numbers, or dicts, lists or tuples of them"
+            ) from None
+        return pytree.tree_map_only(torch.Tensor, _single_precision, collated), labels
 
 
 def _labels(dataset: Any, where: str) -> list[int]:
@@ -118,17 +125,6 @@ def _label(value: Any, where: str, index: int) -> int:
             f"{where}: sample {index} has label {value!r} of type {type(value).__name__}; "
             "labels are integers from 0"
         ) from None
-
-
-def _collate(inputs: list[Any], where: str) -> Any:
-    try:
-        collated = default_collate(inputs)
-    except TypeError:
-        raise ValueError(
-            f"{where}: inputs are {type(inputs[0]).__name__}; "
-            "return tensors, arrays, numbers, or dicts, lists or tuples of them"
-        ) from None
-    return pytree.tree_map_only(torch.Tensor, _single_precision, collated)
 
 
 def _single_precision(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,23 +18,27 @@ from scpl_dist.run.config import Config, Section
 class Method(ABC):
     """A training method, made for a run, the number of blocks of its model, and what that is trained for.
 
-    Raises:
-        ValueError: the configuration asks for something that the method cannot do.
+    ValueError if the configuration asks for something that the method cannot do.
     """
 
     name: ClassVar[str]
-    local: ClassVar[bool]
-    """Gradients end at every block; if False, they are handed on from block to block."""
-    schedules: ClassVar[bool] = False
-    """Whether the pipeline's keys that shape the schedule of micro-batches mean something here."""
-    Settings: ClassVar[type[Section]] = Section
-    """What ``run.args`` may hold, fields with types and defaults; `settings` has the values."""
+    local: ClassVar[bool]  # gradients end at every block; if False, they are handed on from block to block
+    schedules: ClassVar[bool] = False  # the pipeline's keys that shape the schedule mean something here
+    Settings: ClassVar[type[Section]] = Section  # what run.args may hold, with defaults; see `settings`
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
         self.config = config
         self.num_blocks = num_blocks
         self.task = task
-        self.settings = self._settings(config.run.args)
+        try:
+            self.settings = self.Settings.model_validate(config.run.args)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(["run.args", *map(str, problem["loc"])])
+            known = ", ".join(self.Settings.model_fields) or "no arguments"
+            raise ValueError(
+                f"{key} = {problem['input']!r}: {problem['msg'].lower()}; {self.name} takes {known}"
+            ) from None
         parts = config.pipeline.micro_batches
         if parts != 1 and self.whole:
             raise ValueError(
@@ -46,17 +50,6 @@ class Method(ABC):
                 raise ValueError(
                     f"pipeline.{key} = {value!r}: only run.method = 'gpipe' has it, this is {self.name!r}; leave it out"
                 )
-
-    def _settings(self, args: dict[str, Any]) -> Section:
-        try:
-            return self.Settings.model_validate(args)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(["run.args", *map(str, problem["loc"])])
-            known = ", ".join(self.Settings.model_fields) or "no arguments"
-            raise ValueError(
-                f"{key} = {problem['input']!r}: {problem['msg'].lower()}; {self.name} takes {known}"
-            ) from None
 
     @property
     def whole(self) -> str:

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+# Makes of statistics (1, W) those of all (replicas, W), differentiably: it adds up the gradients of all replicas.
 Gather = Callable[[Tensor], Tensor]
-"""Makes of statistics (1, W) those of all (replicas, W), differentiably: it adds up the gradients of all replicas."""
 
 
 class _Exchanged(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"BatchNorm needs (batch, channels, ...), got {tuple(input.shape)}")
+        """Nothing: the module has been traced as what it was, and that checks."""
 
     def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running averages by the statistics of so many numbers, as BatchNorm does."""
@@ -40,18 +39,14 @@ class _Exchanged(_BatchNorm):
 
 
 class DeferredBatchNorm(_Exchanged):
-    """See the module."""
-
     # Sums over the present batch: buffers that no checkpoint keeps, as they are empty between batches.
     total: Tensor
     squares: Tensor
     count: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``(N, C, ...)``; in training by the statistics of this micro-batch."""
         if not self.training or self.running_mean is None:
             return super().forward(input)
-        self._check_input_dim(input)
         others = [dim for dim in range(input.dim()) if dim != 1]
         with torch.no_grad():
             self.total += input.sum(others)
@@ -71,15 +66,11 @@ class DeferredBatchNorm(_Exchanged):
 
 
 class SharedBatchNorm(_Exchanged):
-    """See the module."""
-
     gather: Gather
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``(N, C, ...)``; in training by the statistics of all replicas' samples."""
         if not self.training and self.running_mean is not None:
             return super().forward(input)
-        self._check_input_dim(input)
         values = input if input.dtype is torch.float64 else input.float()
         width = input.shape[1]
         others = [dim for dim in range(input.dim()) if dim != 1]

@@ -16,8 +16,7 @@ from torch.utils import _pytree as pytree
 from scpl_dist.methods.heads import feature
 from scpl_dist.run import seeds
 
-Carry = Any
-"""A pytree of tensors, batch dimension first."""
+Carry = Any  # a pytree of tensors, batch dimension first
 
 
 class TrainableBlock(nn.Module):
@@ -68,10 +67,7 @@ class TrainableBlock(nn.Module):
         """Called after each update, with all micro-batches of the step behind."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: one optimizer is made for each that is not empty.
-
-        ``params`` holds the parameters; ``lr_scale`` may hold a factor on the learning rate.
-        """
+        """One optimizer is made for each that has ``params``; ``lr_scale`` may be a factor on its learning rate."""
         return [{"params": list(self.parameters())}]
 
 
@@ -82,9 +78,8 @@ def detached(carry: Carry) -> Carry:
 
 def floating(carry: Carry) -> list[Tensor]:
     """The floating-point tensors of a carry in order: those that gradients belong to."""
-    return [
-        leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+    tensors = (leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor))
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def seed_operators(seed: int, block: int, step: int, micro_batch: int, replica: int = 0) -> None:

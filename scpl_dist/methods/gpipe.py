@@ -49,7 +49,6 @@ class GPipe(BackPropagation):
 
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         """Backward passes in reverse order, or each as soon as the stage behind can have sent it."""
-        # m      micro-batch that goes forward
         # ahead  micro-batches that go forward before the first one comes back
         # order  in which they come back
         #

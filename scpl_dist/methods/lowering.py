@@ -16,7 +16,6 @@ from scpl_dist.methods.schedule import Action, Kind, StageSpec
 
 
 def lower(program: Iterable[Action], spec: StageSpec) -> tuple[Action, ...]:
-    """Everything that a worker of a stage does for an item, from what its method says."""
     program = room(program, spec)
     if spec.replicas > 1:
         program = sums(gathers(program))

@@ -30,9 +30,7 @@ LOSSES = Registry(
     "loss.name",
     {name: f"scpl_dist.methods.objectives:{name}" for name in ("supcon", "ce", "predsim", "deinforeg")},
 )
-SIMILARITY_SHARE = 0.99
-"""Weight of similarity matching in "predsim"; the task's loss has the rest."""
-
+SIMILARITY_SHARE = 0.99  # weight of similarity matching in "predsim"; the task's loss has the rest
 
 Terms = dict[str, Tensor]
 
@@ -42,16 +40,12 @@ class Objective:
     """What a block learns from: heads on its feature, by name, and the loss of what they make of it."""
 
     heads: dict[str, nn.Module]
+    # (What each head gives of all samples, labels (N,)) to scalars by name; their sum is minimised.
     loss_terms: Callable[[Mapping[str, Tensor], Tensor], Terms]
-    """(what each head gives of all samples, labels (N,)) to scalars by name; their sum is minimised."""
 
 
 def make(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    """The objective ``loss.name`` of one block, of whose output only shapes are read.
-
-    Raises:
-        ValueError: unknown name, or settings that do not fit.
-    """
+    """The objective ``loss.name`` of one block, of whose output only shapes are read."""
     found = LOSSES.find(settings.name)
     if settings.name in LOSSES.builtin:
         objective: Objective = found(settings, block, output, task)

@@ -40,8 +40,7 @@ class Action:
     """One thing that a stage does, such as ``F2.0``: the forward of block 2 for micro-batch 0 of the item."""
 
     kind: Kind
-    block: int = -1
-    """-1: it is of no block; likewise for micro-batches."""
+    block: int = -1  # -1: it is of no block; likewise for micro-batches
     micro_batch: int = -1
 
     def __str__(self) -> str:
@@ -92,14 +91,7 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
 
     A stage waits in ROOM while ``capacity`` (``pipeline.max_in_flight``) messages are not yet received, and in RECV for
     its message: nowhere else. The replicas of a stage have one program, so those that add up or gather meet in the same
-    order.
-
-    Returns:
-        For every stage its actions as (start, end, action) in units of `COST`.
-
-    Raises:
-        ScheduleError: the stages wait for each other, or a message is sent without room, never received, or received
-            in another order.
+    order. Returns for every stage its actions as (start, end, action) in units of `COST`.
     """
     queues = [deque(program) for program in programs]
     clock = [0] * len(queues)

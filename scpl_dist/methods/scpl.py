@@ -27,26 +27,19 @@ from scpl_dist.run.config import Config
 class LocalUnit(TrainableBlock):
     """A block with a local objective and perhaps a predictor, which learns beside it and does not change it."""
 
-    def __init__(
-        self, block: nn.Module, objective: Objective, task: Task, predictor: nn.Module | None = None
-    ) -> None:
-        heads = dict(objective.heads)
-        if predictor is not None:
-            heads["predictor"] = predictor
-        super().__init__(block, heads)
+    def __init__(self, block: nn.Module, objective: Objective, task: Task) -> None:
+        super().__init__(block, objective.heads)
         self.objective = objective
         self.task = task
 
     def embed(self, before: Carry, after: Carry) -> dict[str, Tensor]:
-        """What each head makes of the feature."""
         features = feature(self.block, after)
-        return {
-            name: head(features.detach() if name == "predictor" else features)
-            for name, head in self.heads.items()
-        }
+        seen = {name: head(features) for name, head in self.heads.items() if name != "predictor"}
+        if "predictor" in self.heads:
+            seen["predictor"] = self.heads["predictor"](features.detach())
+        return seen
 
     def loss_terms(self, seen: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the objective, and ``classifier`` where there is a predictor."""
         terms = self.objective.loss_terms(seen, labels)
         if "predictor" in seen:
             terms["classifier"] = self.task.loss(seen["predictor"], labels)
@@ -74,12 +67,11 @@ class Scpl(LocalMethod):
         """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""
         settings = self.config.loss
         objective = objectives.make(settings, block, after, self.task)
-        predictor: nn.Module | None = None
         if index == self.num_blocks - 1:
-            predictor = self.task.head(block, after)
+            objective.heads["predictor"] = self.task.head(block, after)
         elif settings.local_predictors:
-            predictor = objectives.classifier(settings, block, after, self.task)
-        return LocalUnit(block, objective, self.task, predictor)
+            objective.heads["predictor"] = objectives.classifier(settings, block, after, self.task)
+        return LocalUnit(block, objective, self.task)
 
 
 class EarlyExit(Scpl):

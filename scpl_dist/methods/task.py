@@ -17,8 +17,7 @@ from scpl_dist.methods.heads import Predictor
 class Task(ABC):
     """A task whose scores tell ``classes`` classes apart."""
 
-    label_shape: ClassVar[tuple[int, ...]]
-    """Shape of the labels of one sample; labels are int64, sample first."""
+    label_shape: ClassVar[tuple[int, ...]]  # of the labels of one sample; labels are int64, sample first
 
     def __init__(self, classes: int) -> None:
         self.classes = classes

@@ -26,10 +26,8 @@ def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
     """What consecutive blocks return for one input: for each a pytree of tensors without storage.
 
     The blocks may be on the CPU or on "meta"; their parameters and buffers are not changed. Of the input only shapes
-    and dtypes are read; it has at least 2 samples, or a block that loses the batch dimension would not be noticed.
-
-    Raises:
-        ValueError: a block cannot take what the block before it returns, or loses the batch dimension.
+    and dtypes are read; it has at least 2 samples. ValueError if a block cannot take what the block before it returns,
+    or loses the batch dimension.
     """
     specs = [spec(example)]
     samples = int(pytree.tree_leaves(specs[0])[0].shape[0])
@@ -64,12 +62,10 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
 
 def _call(block: nn.Module, entered: Any, device: str) -> Any:
     """Run `block` in evaluation mode on copies of its state, so that running averages stay as they are."""
-    state = {
-        name: tensor.detach().clone()
-        if tensor.device.type == device
-        else torch.empty_like(tensor, device=device)
-        for name, tensor in [*block.named_parameters(), *block.named_buffers()]
-    }
+    state = {}
+    for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        here = tensor.device.type == device
+        state[name] = tensor.detach().clone() if here else torch.empty_like(tensor, device=device)
     modes = {module: module.training for module in block.modules()}
     block.eval()
     try:

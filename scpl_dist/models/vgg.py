@@ -33,11 +33,8 @@ class _ConvBlock(nn.Sequential):
             if isinstance(layer, str):
                 modules.append(nn.MaxPool2d(2))
                 continue
-            modules += [
-                nn.Conv2d(channels, layer, 3, padding=1, bias=False),
-                nn.BatchNorm2d(layer),
-                nn.ReLU(inplace=True),
-            ]
+            convolution = nn.Conv2d(channels, layer, 3, padding=1, bias=False)
+            modules += [convolution, nn.BatchNorm2d(layer), nn.ReLU(inplace=True)]
             channels = layer
         super().__init__(*modules)
         self.projector_widths = widths

@@ -23,40 +23,28 @@ class Cut:
     """One way to cut the model."""
 
     counts: list[int]
-    seconds: float
-    """A step of the slowest stage, its replicas considered: the stream's seconds a step."""
-    speedup: float
-    """Against the same blocks in one process."""
-    bytes: int
-    """The most that a step sends from one stage to the next; 0 with one stage."""
+    seconds: float  # a step of the slowest stage, its replicas considered: the stream's seconds a step
+    speedup: float  # against the same blocks in one process
+    bytes: int  # the most that a step sends from one stage to the next; 0 with one stage
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Costs by block, and cuts."""
-
     plan: Plan
-    seconds: list[float]
-    """A training step of each block: forward, loss, backward, update."""
-    sent: list[int]
-    """Bytes of each block's output for one batch."""
-    cuts: list[Cut]
-    """The best one for each number of stages, from 1."""
-    present: Cut
-    """The one of the configuration."""
+    seconds: list[float]  # a training step of each block: forward, loss, backward, update
+    sent: list[int]  # bytes of each block's output for one batch
+    cuts: list[Cut]  # the best one for each number of stages, from 1
+    present: Cut  # the one of the configuration
 
     def text(self) -> str:
-        """Two tables."""
         plan = self.plan
         rows = ["block   ms a step   share  parameters  with heads  MB a step sent on"]
         for block, seconds in enumerate(self.seconds):
             own, heads = plan.parameters[block], plan.head_parameters[block]
             share = 100 * seconds / sum(self.seconds)
             sent = f"{self.sent[block] / 1e6:.3f}" if block < len(self.seconds) - 1 else ""
-            row = (
-                f"{block:5}  {1000 * seconds:10.2f}  {share:4.0f} %  {own:10,}  {own + heads:10,}  {sent:>17}"
-            )
-            rows.append(row.rstrip())
+            cost = f"{1000 * seconds:10.2f}  {share:4.0f} %"
+            rows.append(f"{block:5}  {cost}  {own:10,}  {own + heads:10,}  {sent:>17}".rstrip())
         rows += ["", "stages  speed-up  samples/s  ms a step  MB/s on a link  pipeline.partition"]
         rows += [self._row(cut) for cut in self.cuts]
         replicas = plan.config.pipeline.replicas
@@ -73,10 +61,7 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
     """Measure the blocks of a run by ``measure``, which gives the seconds of a training step of each, and cut them.
 
     Times hold for this machine, one process, ``runtime.threads`` threads. What the links cost is not in them: a stage
-    sends while it computes.
-
-    Raises:
-        ValueError: the stages of this method wait for each other.
+    sends while it computes. ValueError if the stages of this method wait for each other.
     """
     if not plan.method.local:
         raise ValueError(
@@ -87,10 +72,8 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
     batch = min(plan.config.data.batch_size, source.sizes["train"])
     views = len(source.batch("train", 0, torch.arange(2))[1]) // 2
     sent = [_bytes_of_two(plan, shape) * batch * views // 2 for shape in plan.shapes[1:]]
-    cuts = [
-        _cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent)
-        for stages in range(1, len(seconds) + 1)
-    ]
+    numbers = range(1, len(seconds) + 1)
+    cuts = [_cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent) for stages in numbers]
     present = [len(spec.blocks) for spec in plan.specs]
     return Forecast(plan, seconds, sent, cuts, _cut(present, plan.config.layout.replicas, seconds, sent))
 
@@ -106,9 +89,7 @@ def _bytes_of_two(plan: Plan, output: Any) -> int:
 
 def _cut(counts: list[int], replicas: Sequence[int], seconds: list[float], sent: list[int]) -> Cut:
     ranges = partition.split(counts)
-    stages = [
-        sum(seconds[block] for block in blocks) / number
-        for blocks, number in zip(ranges, replicas, strict=True)
-    ]
+    held = zip(ranges, replicas, strict=True)
+    stages = [sum(seconds[block] for block in blocks) / number for blocks, number in held]
     links = [sent[blocks[-1]] for blocks in ranges[:-1]]
     return Cut(counts, max(stages), sum(seconds) / max(stages), max(links, default=0))

@@ -17,12 +17,8 @@ def split(counts: Sequence[int]) -> list[range]:
 def balanced(costs: Sequence[float], stages: int, workers: Sequence[int] | None = None) -> list[int]:
     """Block counts that make the slowest stage as fast as possible; ties favour even counts.
 
-    Exact: dynamic programming over all cuts. Every stage has at least one block.
-
-    Args:
-        costs: cost of each block, any unit, not negative.
-        stages: number of stages, at most ``len(costs)``.
-        workers: of each stage, which share its cost; None is one each.
+    Exact: dynamic programming over all cuts. Every stage has at least one block; the `workers` of a stage, one each
+    without numbers, share its cost.
     """
     workers = workers or [1] * stages
     total = list(itertools.accumulate(costs, initial=0.0))

@@ -27,28 +27,18 @@ from scpl_dist.run.config import Config
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole model as a plan.
-
-    Attributes:
-        shapes: input of block 0, then the output of every block: pytrees of meta tensors, batch 2.
-        parameters: number of parameters of each block, without heads.
-        specs: what each stage holds.
-    """
+    """The whole model as a plan. What cannot be is a ValueError with the key and the fix."""
 
     config: Config
     classes: int
-    shapes: list[Any]
-    parameters: list[int]
+    shapes: list[Any]  # input of block 0, then the output of every block: pytrees of meta tensors, batch 2
+    parameters: list[int]  # number of parameters of each block, without heads
     specs: list[StageSpec]
     method: methods.Method
 
     @classmethod
     def plan(cls, config: Config, classes: int, example: Any) -> Plan:
-        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used.
-
-        Raises:
-            ValueError: model, method, partition or shapes do not fit; the message has the key and the fix.
-        """
+        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used."""
         method_type = methods.resolve(config.run.method)
         blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
@@ -57,11 +47,7 @@ class Plan:
         return cls(config, classes, [example, *outputs], parameters, specs, method)
 
     def check(self) -> None:
-        """Find what only building the heads and running the schedule can tell.
-
-        Raises:
-            ValueError: heads or schedule do not fit; the message has the key and the fix.
-        """
+        """Find what only building the heads and running the schedule can tell."""
         assert len(self.head_parameters) == len(self.parameters)
         pipeline = self.config.pipeline
         for program, parts in ((self.method.train, pipeline.micro_batches), (self.method.evaluate, 1)):
@@ -74,7 +60,6 @@ class Plan:
 
     @cached_property
     def head_parameters(self) -> list[int]:
-        """Number of parameters of each block's heads."""
         config = self.config
         blocks, _ = models.outline(config.model.name, config.model.args, self.classes, self.shapes[0])
         return [self._count_heads(index, block) for index, block in enumerate(blocks)]
@@ -83,8 +68,6 @@ class Plan:
         try:
             with torch.device("meta"):
                 made = self._trainable(index, block)
-        except ValueError:
-            raise
         except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
             made = self._trainable(index, block)
         return sum(parameter.numel() for parameter in made.heads.parameters())
@@ -95,11 +78,11 @@ class Plan:
     def trainables(self, blocks: Iterable[int]) -> dict[int, TrainableBlock]:
         """Build blocks with their heads; weights are drawn from (seed, block)."""
         wanted = list(blocks)
-        config = self.config
-        modules = models.build(config.model.name, config.model.args, self.classes, config.run.seed, wanted)
+        model, seed = self.config.model, self.config.run.seed
+        modules = models.build(model.name, model.args, self.classes, seed, wanted)
         trainables: dict[int, TrainableBlock] = {}
         for index, module in zip(wanted, modules, strict=True):
-            with seeded(config.run.seed, "heads", index):
+            with seeded(seed, "heads", index):
                 trainables[index] = self._trainable(index, module)
         return trainables
 
@@ -120,17 +103,17 @@ class Plan:
 
 def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
     stages, rule = config.pipeline.stages, config.pipeline.partition
-    blocks = len(parameters)
-    if stages > blocks:
+    number = len(parameters)
+    if stages > number:
         raise ValueError(
-            f"pipeline.stages = {stages}: the model {config.model.name!r} has {blocks} blocks and a stage needs at "
-            f"least one; use at most {blocks} stages or a model with more blocks"
+            f"pipeline.stages = {stages}: the model {config.model.name!r} has {number} blocks and a stage needs at "
+            f"least one; use at most {number} stages or a model with more blocks"
         )
     if isinstance(rule, list):
-        if sum(rule) != blocks:
+        if sum(rule) != number:
             raise ValueError(
                 f"pipeline.partition = {rule}: {sum(rule)} blocks in all, but the model {config.model.name!r} has "
-                f"{blocks}; the counts must add up to {blocks}"
+                f"{number}; the counts must add up to {number}"
             )
         counts = rule
     elif rule == "measured":
@@ -139,9 +122,6 @@ def _places(config: Config, parameters: list[int]) -> list[StageSpec]:
             "scpl-dist train does, and for other launchers scpl-dist train CONFIG --dry-run prints them to be set"
         )
     else:
-        costs = {"uniform": [1.0] * blocks, "parameters": [float(count) for count in parameters]}
-        counts = partition.balanced(costs[rule], stages)
-    replicas = config.layout.replicas
-    return [
-        StageSpec(stage, stages, held, replicas[stage]) for stage, held in enumerate(partition.split(counts))
-    ]
+        counts = partition.balanced(parameters if rule == "parameters" else [1.0] * number, stages)
+    held = enumerate(zip(partition.split(counts), config.layout.replicas, strict=True))
+    return [StageSpec(stage, stages, blocks, replicas) for stage, (blocks, replicas) in held]

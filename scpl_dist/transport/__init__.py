@@ -28,8 +28,7 @@ from scpl_dist.transport.tensors import Wide, adopt, narrow, nbytes, to_device, 
 
 __all__ = ["Envelope", "Store", "Transport"]
 
-Store = Any
-"""A `torch.distributed.Store`, which torch exports without a type."""
+Store = Any  # a `torch.distributed.Store`, which torch exports without a type
 
 
 @dataclass(slots=True)
@@ -38,10 +37,8 @@ class Envelope:
 
     item: dict[str, Any]
     micro_batch: int = 0
-    payload: Any = None
-    """Pytree of tensors; None for a marker."""
-    wide: Wide = field(default_factory=list)
-    """Of the payload's leaves on their way, see `scpl_dist.transport.tensors.narrow`."""
+    payload: Any = None  # pytree of tensors; None for a marker
+    wide: Wide = field(default_factory=list)  # what `narrow` made smaller for the way
 
 
 _Arrived = tuple[Envelope, Any, Callable[[], None]]
@@ -59,19 +56,15 @@ class Transport(ABC):
     rank: int
     world: int
     max_in_flight: int
-    device: torch.device
-    """Where received tensors shall be."""
-    timeout_s: float = 60.0
-    """Limit of `connect`."""
-    wire_dtype: torch.dtype = torch.float32
-    """Type in which float32 tensors travel."""
+    device: torch.device  # where received tensors shall be
+    timeout_s: float = 60.0  # limit of `connect`
+    wire_dtype: torch.dtype = torch.float32  # in which float32 tensors travel
     bytes_sent: int = field(default=0, init=False)
     bytes_received: int = field(default=0, init=False)
+    # What has arrived and was not taken yet, by neighbour and number in its lane.
     _lanes: dict[int, dict[int, _Arrived]] = field(default_factory=dict, init=False)
-    """What was not taken yet, by neighbour and number in its lane."""
     _taken: Counter[int] = field(default_factory=Counter, init=False)
-    _untaken: Counter[int] = field(default_factory=Counter, init=False)
-    """Posted, and not taken by the neighbour."""
+    _untaken: Counter[int] = field(default_factory=Counter, init=False)  # posted, not taken by the neighbour
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _ended: Exception | None = field(default=None, init=False)
 
@@ -99,7 +92,6 @@ class Transport(ABC):
             self._wait(lambda: self._untaken[target] < self.max_in_flight)
 
     def receive(self, source: int) -> Envelope:
-        """Take the next message of a neighbour."""
         with self._changed:
             number = self._taken[source]
             lane = self._lanes.setdefault(source, {})
@@ -114,7 +106,6 @@ class Transport(ABC):
         return Envelope(message.item, message.micro_batch, widen(payload, message.wide))
 
     def queued(self) -> int:
-        """Messages that have arrived and were not taken."""
         return sum(map(len, self._lanes.values()))
 
     def close(self) -> None:
@@ -140,14 +131,12 @@ class Transport(ABC):
             self._changed.notify_all()
 
     def _credit(self, target: int) -> None:
-        """The neighbour took a message."""
         with self._changed:
             self._untaken[target] -= 1
             self._changed.notify_all()
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Wait until ``ready()`` holds; the caller holds the condition."""
-        while not ready():
-            if self._ended is not None:
-                raise self._ended
-            self._changed.wait()
+        self._changed.wait_for(lambda: ready() or self._ended is not None)
+        if self._ended is not None and not ready():
+            raise self._ended

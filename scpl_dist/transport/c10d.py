@@ -30,26 +30,21 @@ from scpl_dist.run.errors import PeerLost
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.parcel import pack, unpack
 
+# Bytes of the first frame: length of the header, and the header if it fits, as it nearly always does.
 _PREAMBLE = 256
-"""Bytes of the first frame: length of the header, and the header if it fits; it nearly always does."""
 _LENGTH = 4
 # The control plane ends a wait (Transport.abort, then the process), not a time-out in here: an idle lane is no error.
 _FOREVER = timedelta(days=365)
-_TAKEN = b""
-"""Header of the message that gives a credit back."""
+_TAKEN = b""  # header of the message that gives a credit back
 _FIRST_TAG = 2
+# Header, tensors, and on a GPU the event after which they are there.
 _Parcel = tuple[bytes, list[Tensor], Any]
-"""Header, tensors, and on a GPU the event after which they are there."""
 
 
 @dataclass(kw_only=True, eq=False)
 class C10dTransport(Transport):
-    """See the module."""
-
-    backend: str
-    """"gloo" or "nccl"."""
-    links: Sequence[tuple[int, int]]
-    """Ranks of all workers that send each other something."""
+    backend: str  # "gloo" or "nccl"
+    links: Sequence[tuple[int, int]]  # ranks of all workers that send each other something
     _outboxes: dict[int, queue.SimpleQueue[_Parcel]] = field(default_factory=dict, init=False)
 
     @property
@@ -67,14 +62,9 @@ class C10dTransport(Transport):
         for peer in {rank for link in self.links if self.rank in link for rank in link} - {self.rank}:
             self._outboxes[peer] = queue.SimpleQueue()
             # They end with the process, as they may be waiting for a dead peer.
-            for name, work, pair in (
-                ("send", self._send_all, (self.rank, peer)),
-                ("receive", self._receive_all, (peer, self.rank)),
-            ):
+            for work, pair in ((self._send_all, (self.rank, peer)), (self._receive_all, (peer, self.rank))):
                 arguments = (work, peer, groups.get(pair))
-                threading.Thread(
-                    target=self._serve, args=arguments, name=f"{name}-{peer}", daemon=True
-                ).start()
+                threading.Thread(target=self._serve, args=arguments, name=f"lane {pair}", daemon=True).start()
 
     def _send(self, target: int, message: Envelope) -> None:
         header, tensors = pack(message)
@@ -121,11 +111,8 @@ class C10dTransport(Transport):
                 self._credit(peer)
                 continue
             message, tensors = unpack(header, self._wire_device)
-            works = [
-                dist.irecv(tensor, peer, group=group, tag=tag)
-                for tag, tensor in enumerate(tensors, _FIRST_TAG)
-            ]
-            for work in works:
+            tagged = enumerate(tensors, _FIRST_TAG)
+            for work in [dist.irecv(tensor, peer, group=group, tag=tag) for tag, tensor in tagged]:
                 _wait(work)
             self.arrive(peer, number, message, lambda: self._outboxes[peer].put((_TAKEN, [], None)))
             number += 1

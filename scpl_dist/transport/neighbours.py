@@ -53,15 +53,11 @@ class Neighbours:
             self.transport.wait_for_room(rank)
 
     def pass_on(self, marker: dict[str, Any]) -> None:
-        """Send a marker to the next stage."""
         for rank in self._led:
             self.transport.post(rank, Envelope(marker))
 
     def post(self, stage: int, item: dict[str, Any], micro_batch: int, size: int, payload: Any) -> None:
-        """Send this worker's part of a micro-batch of `size` to a neighbouring stage; returns at once.
-
-        The payload is a pytree of tensors, sample first; they must not be changed afterwards.
-        """
+        """Send this worker's part of a micro-batch of `size` to a stage, sample first; see `Transport.post`."""
         routes = self._routes(self._worker_id.stage, stage, size)
         mine = [route for route in routes if route.sender == self._worker_id.rank]
         start, end = share(size, self._worker_id.replicas, self._worker_id.replica)

@@ -18,11 +18,7 @@ from scpl_dist.transport.tensors import describe, imagine
 
 
 def pack(message: Envelope) -> tuple[bytes, list[Tensor]]:
-    """Header and tensors of a message: one-dimensional, uint8, none of them empty.
-
-    Raises:
-        ValueError: the payload has something else than tensors in tuples, lists and dicts.
-    """
+    """Header and tensors of a message: one-dimensional, uint8, none of them empty; raises as `describe` does."""
     payload = pytree.tree_map_only(Tensor, _without_gaps, message.payload)
     header: bytes = msgpack.packb([message.item, message.micro_batch, describe(payload), message.wide])
     return header, _bytes(payload)

@@ -46,11 +46,7 @@ class ReachabilityCheck:
         threading.Thread(target=self._answer, name="door", daemon=True).start()
 
     def visit(self, rank: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float) -> None:
-        """Ring at every other worker's door; endpoints are those of all workers, by rank.
-
-        Raises:
-            Unreached: one of them does not answer within ``timeout_s`` seconds, or somebody else does.
-        """
+        """Ring at every other worker's door; `Unreached` if one does not answer in time, or somebody else does."""
         for other, endpoint in enumerate(endpoints):
             if other == rank:
                 continue
@@ -85,9 +81,7 @@ def _ring(endpoint: Mapping[str, Any], timeout_s: float) -> tuple[str, bool]:
     """What is wrong, if anything; and whether the process may be gone."""
     try:
         with socket.create_connection((endpoint["address"], endpoint["port"]), timeout_s) as connection:
-            token = b""
-            while len(token) < _TOKEN_BYTES and (part := connection.recv(_TOKEN_BYTES)):
-                token += part
+            token = connection.makefile("rb").read(_TOKEN_BYTES)
     except TimeoutError:
         return f"no answer within {timeout_s:g} s", False
     except OSError as error:

@@ -14,23 +14,34 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed.rpc as rpc
+from torch.distributed.rendezvous import register_rendezvous_handler
 from torch.futures import Future
 from torch.utils import _pytree as pytree
 
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.transport import Envelope, Store, Transport
-from scpl_dist.transport.rendezvous import offer
 
 # Two neighbours deliver and two answer at a time; more threads only fight for the interpreter lock.
 _SERVER_THREADS = 4
 
+_STORE = "scpl://"  # the address that `init_rpc` is given, as it takes no store
+# The transport of this process: RPC reaches functions by name, so the receiver has to be found by name.
 _transport: RpcTransport | None = None
-"""The transport of this process: RPC reaches functions by name, so the receiver has to be found by name."""
+
+
+def _find_store(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
+    """A rendezvous for torch: with it, rank and number of workers."""
+    assert _transport is not None
+    yield _transport.store, _transport.rank, _transport.world
+
+
+register_rendezvous_handler("scpl", _find_store)  # type: ignore[no-untyped-call]
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]  # torch has no types here
@@ -45,32 +56,28 @@ def _deliver(generation: str, source: int, number: int, message: Envelope) -> Fu
 
 @dataclass(kw_only=True, eq=False)
 class RpcTransport(Transport):
-    """See the module."""
-
-    generation: str
-    """Identifier of this launch; messages of another one are refused."""
-    devices: Sequence[torch.device] = ()
-    """Where each worker computes, by rank; not needed if all do on CPUs."""
+    generation: str  # identifier of this launch; messages of another one are refused
+    devices: Sequence[torch.device] = ()  # where each worker computes, by rank; not needed if all do on CPUs
+    store: Store = field(default=None, init=False)
     _posted: Counter[int] = field(default_factory=Counter, init=False)
 
     def connect(self, store: Store) -> None:
         """Join all workers. Call it only when all of them are known to be alive: `init_rpc` has no deadline."""
         global _transport
         _transport = self
+        self.store = store
         options = rpc.TensorPipeRpcBackendOptions(
             num_worker_threads=_SERVER_THREADS,
             # Not "shm": its thread polls without a pause and takes the processor from the stages of the same host.
             # Large tensors of a host still go from memory to memory, through the channel "cma".
             _transports=["uv"],
-            init_method=offer(store, self.rank, self.world),
+            init_method=_STORE,
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive
         )
         for peer in range(self.world):
             if peer != self.rank and self._mapped(peer):
                 options.set_device_map(_name(peer), {self.device: self.devices[peer]})
-        with warnings.catch_warnings():
-            # torch warns about its own use of a process group inside init_rpc
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # torch warns about its own use of a process group
             rpc.init_rpc(  # type: ignore[no-untyped-call]
                 _name(self.rank),
                 backend=rpc.BackendType.TENSORPIPE,  # type: ignore[attr-defined]  # registered at run time

@@ -13,28 +13,25 @@ from scpl_dist.transport import Transport
 
 
 def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
-    """Its name: "auto" takes nccl between GPUs, if every worker has one of its own, and rpc otherwise.
-
-    Raises:
-        SetupError: nccl is wanted and a worker has no GPU of its own.
-    """
+    """Its name: "auto" takes nccl if every worker has a GPU of its own, which "nccl" demands, and rpc otherwise."""
+    if wanted not in ("auto", "nccl"):
+        return wanted
     places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
-    problem = None
     if any(not device.startswith("cuda") for _, device in places):
         problem = "not every worker is on a GPU"
     elif len(set(places)) < len(places):
         problem = "some workers share a GPU, which NCCL does not support"
-    if wanted == "nccl" and problem is not None:
+    else:
+        return "nccl"
+    if wanted == "nccl":
         raise SetupError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
-    if wanted != "auto":
-        return wanted
-    return "nccl" if problem is None else "rpc"
+    return "rpc"
 
 
 def connectable(
     config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
 ) -> Transport:
-    """The transport of a worker, not yet connected; endpoints are those of all workers, by rank."""
+    """The transport of a worker, not yet connected."""
     name = choose(config.pipeline.transport, endpoints)
     common: dict[str, Any] = {
         "rank": rank,

@@ -9,15 +9,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 _SMALLER = [torch.iinfo(dtype) for dtype in (torch.uint8, torch.int16, torch.int32)]
-Wide = list[tuple[int, str]]
-"""Numbers of leaves that travel in a smaller type, and their own type."""
+Wide = list[tuple[int, str]]  # numbers of leaves that travel in a smaller type, and their own type
 
 
 def describe(value: Any, giver: str = "a block") -> Any:
     """A pytree as plain values: [dtype, shape, strides] in the place of each tensor. `imagine` is the inverse.
 
-    Raises:
-        ValueError: there is something else in it than tensors in tuples, lists and dicts; names who gave it.
+    ValueError, which names who gave it, if it has something else than tensors in tuples, lists and dicts.
     """
     if isinstance(value, Tensor):
         return [str(value.dtype).removeprefix("torch."), list(value.shape), list(value.stride())]
@@ -48,7 +46,6 @@ def imagine(description: Any, device: torch.device | str) -> Any:
 
 
 def nbytes(payload: Any) -> int:
-    """Bytes of all tensors of a pytree."""
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(payload) if isinstance(leaf, Tensor))
 
 
