@@ -94,7 +94,6 @@ class ItemSequence:
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the sequence is, as another one can begin there."""
         return {"epoch": self._epoch, "step": self._step, "batch": self._batch}
 
     def next(self) -> Item | None:

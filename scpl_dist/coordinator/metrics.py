@@ -20,6 +20,8 @@ Row = tuple[str, tuple[str, ...], float | None]
 Source = str | tuple[Callable[[list[Any]], Any], str] | None
 
 STAGE = ("stage",)
+# Help, labels and source of every metric; dashboards and rules may use these and no others. The source is a key of
+# the snapshot, or a key of its workers and how a stage's are put together.
 NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
     "scpl_run_info": ("The run; always 1.", ("method", "version"), None),
     "scpl_stage_info": ("Where a stage runs; always 1.", ("stage", "host", "device"), None),
@@ -60,10 +62,6 @@ NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
     ),
     "scpl_samples_per_second": ("Training samples per second in steady state.", (), "samples_per_second"),
 }
-"""Help, labels and source of every metric; dashboards and rules may use these and no others.
-
-The source is a key of the snapshot, or a key of its workers and how a stage's are put together.
-"""
 
 
 class RunCollector(Collector):
@@ -74,7 +72,6 @@ class RunCollector(Collector):
         self._wall = wall
 
     def collect(self) -> Iterable[Metric]:
-        """The families with the values of this moment."""
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for name, (text, labels, _) in NAMES.items():
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily

@@ -43,13 +43,11 @@ class Results:
         self._steady_samples = 0
         self._steady_seconds = 0.0
         self._previous: float | None = None
-        # Of the evaluations in progress: right answers and samples by stage.
+        # Of what is in progress: right answers and samples of an evaluation by stage, seconds of a step by worker.
         self._counts: dict[tuple[int, Split], dict[int, list[int]]] = {}
-        # Of the steps in progress: busy seconds by worker.
         self._busy: dict[int, dict[tuple[int, int], float]] = {}
 
     def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
-        """Count an item of one worker."""
         if isinstance(item, Train):
             busy = message.stats.busy - member.busy_before
             self._busy.setdefault(item.sequence, {})[member.place] = busy
@@ -131,7 +129,6 @@ class Results:
 
     @property
     def selected_by(self) -> str:
-        """The split that chooses the best epoch."""
         return "validation" if any("validation" in found for found in self.accuracies.values()) else "test"
 
     @property
@@ -140,7 +137,7 @@ class Results:
         return self._steady_samples / self._steady_seconds if self._steady_seconds > 0 else None
 
     def line(self, epoch: int, epochs: int) -> str:
-        """One line about an epoch that is over."""
+        """About an epoch that is over."""
         parts = [f"{name} accuracy {value:.4f}" for name, value in self.accuracies.get(epoch, {}).items()]
         if self.samples_per_second is not None:
             parts.append(f"{self.samples_per_second:.0f} samples/s")

@@ -59,11 +59,7 @@ BURST = 100  # messages that are handled between two looks at the clock: a flood
 
 
 class Service:
-    """Sockets, files and terminal around one `Coordinator`; the arguments are those of `serve`.
-
-    Raises:
-        ValueError: a port is taken, or there is no usable checkpoint.
-    """
+    """Sockets, files and terminal around one `Coordinator`; the arguments are those of `serve`."""
 
     def __init__(
         self,
@@ -86,20 +82,15 @@ class Service:
         self._found: queue.SimpleQueue[Event] = queue.SimpleQueue()  # by signal handlers and by the publisher
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
-        origin = Origin(
-            generation,
-            resume=position,
-            restore=str(chosen[0].resolve()) if chosen else "",
-            folder=str(folder.path.resolve()),
-        )
+        restore = str(chosen[0].resolve()) if chosen else ""
+        origin = Origin(generation, resume=position, restore=restore, folder=str(folder.path.resolve()))
         self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
         self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        allowed = keys.load_server(config.control.keys)
-        self._router, endpoint, self._gate = router(
-            self._context, config.control.host, config.control.port, allowed
-        )
+        control = config.control
+        guards = keys.load_server(control.keys)
+        self._router, endpoint, self._gate = router(self._context, control.host, control.port, guards)
         folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, chosen[0] if chosen else None)
         self._logs = {worker.file: folder.log_size(worker.file) for worker in config.layout.workers}
@@ -256,10 +247,8 @@ class Service:
             # Whoever died before it could report may have left its reason in the log.
             found = replace(found, traceback=self._folder.last_words(name, self._logs[name]))
         _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
-        lines = self._coordinator.log.lines()
-        _try(
-            "log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", "\n".join(lines) + "\n")
-        )
+        events_log = "".join(f"{line}\n" for line in self._coordinator.log.lines())
+        _try("log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", events_log))
         text = failure_text(found, self._folder.log, name)
         if self._may_restart:
             text = text.replace("The run failed.", "This start of the run failed.", 1)
@@ -277,10 +266,7 @@ def _try(what: str, write: Callable[[], object]) -> None:
 def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     """Run the service on its own, without a launcher: the workers come when they come.
 
-    With ``control.port = 0`` the port is the one that workers expect. Returns the exit code of the run.
-
-    Raises:
-        ValueError: the folder cannot be used.
+    With ``control.port = 0`` the port is the one that workers expect. ValueError if the folder cannot be used.
     """
     fixed = config.model_copy(update={"control": config.control.fixed()})
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
@@ -298,13 +284,8 @@ def serve(
 ) -> int:
     """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration; returns the exit code.
 
-    Args:
-        run_dir: the run's folder.
-        generation: unique name of this start of the run.
-        resume: "never", "auto" or the folder of a checkpoint or run.
-        restarted: what ended each earlier start of this run.
-        launched: whether a launcher is at the other end of standard input.
-        may_restart: whether the launcher may start the run again after a failure.
+    `generation` is a unique name of this start, and `restarted` what ended each earlier one. If it is `launched`, a
+    launcher is at the other end of standard input, which `may_restart` the run after a failure.
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))

@@ -26,6 +26,7 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
     flow = coordinator.flow
     results = flow.results if flow else None
     last = coordinator.members.get(config.pipeline.stages - 1)
+    workers = sorted(coordinator.layout.workers, key=lambda worker: (worker.stage, worker.replica))
     status: Status = {
         "state": coordinator.state,
         "generation": coordinator.origin.generation,
@@ -49,18 +50,11 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
         "nonfinite_losses": coordinator.nonfinite_losses,
         "rejected": dict(coordinator.rejected),
         "restarts": dict(restarts or {}),
-        "workers": [
-            _worker(coordinator, worker, now)
-            for worker in sorted(
-                coordinator.layout.workers, key=lambda worker: (worker.stage, worker.replica)
-            )
-        ],
+        "workers": [_worker(coordinator, worker, now) for worker in workers],
     }
     if coordinator.last_commit is not None:
         commit, since = coordinator.last_commit
-        status["last_checkpoint"] = asdict(commit) | {
-            "age": now - since
-        }  # right when the wall clock jumps, too
+        status["last_checkpoint"] = asdict(commit) | {"age": now - since}  # right when the clock jumps, too
     return status
 
 
