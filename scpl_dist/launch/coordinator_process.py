@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -22,11 +23,7 @@ _START_S = 60.0
 
 
 class CoordinatorProcess:
-    """A coordinator that starts, and the way to tell it something.
-
-    `start` starts its process, `resume` is "never", "auto" or the folder of a checkpoint, and `restarted` what ended
-    each earlier start of this run.
-    """
+    """A coordinator that `start` starts, and the way to tell it something; `restarted` is what ended earlier starts."""
 
     def __init__(
         self,
@@ -68,11 +65,8 @@ class CoordinatorProcess:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Send one event; returns at once."""
-        try:
+        with suppress(OSError):  # it has ended, which is an event of its own
             self._socket.sendall(json.dumps(event).encode() + b"\n")
-        except OSError:
-            pass  # it has ended, which is an event of its own
 
     def close(self) -> None:
-        """Say nothing more."""
         self._socket.close()

@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 
 
 def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
-    """Find the user's mistakes, and decide what is decided once for all processes.
+    """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
-    then. None makes that an error.
-
-    Returns:
-        The plan of the run. Its configuration is the one to run: the counts of a measured partition are in it.
-
-    Raises:
-        ValueError: with the key, the value and the fix.
+    then. None makes that a ValueError, as is any other mistake.
     """
     from scpl_dist import data
     from scpl_dist.plan.plan import Plan
@@ -66,7 +60,6 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(config: Config, source: DataSource) -> Config:
-    """The configuration with the block counts that measuring gives."""
     from scpl_dist.plan.plan import Plan
     from scpl_dist.worker import costs
 

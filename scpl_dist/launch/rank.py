@@ -25,15 +25,13 @@ from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
 
-# Seconds that the coordinator may take to end after rank 0 has.
-_COORDINATOR_END_S = 10.0
+_COORDINATOR_END_S = 10.0  # that it may take to end after rank 0 has
 
 
 def local(run_dir: str, control: str) -> int:
-    """Be the worker of this rank in a run of the local launcher; returns the exit code."""
+    """Be a worker of the local launcher; returns the exit code."""
     config = configuration.load(Path(run_dir, "config.toml"))
-    code, _ = _work(config, Path(run_dir), control, _ranks(config)[0])
-    return code
+    return _work(config, Path(run_dir), control, _ranks(config)[0])[0]
 
 
 def main(config: Config, run_dir: Path | None, control: str | None, companion: bool, resume: str) -> int:
@@ -41,9 +39,6 @@ def main(config: Config, run_dir: Path | None, control: str | None, companion: b
 
     `run_dir` None is the coordinator's; `control` is the address of the coordinator, None for control.host and
     control.port; with `companion` rank 0 starts the coordinator, and tells it what to `resume`. Returns the exit code.
-
-    Raises:
-        ValueError: the launch does not fit the configuration.
     """
     die_with_parent()
     fixed = config.model_copy(update={"control": config.control.fixed()})

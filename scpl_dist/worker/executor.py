@@ -50,19 +50,14 @@ class Executor:
 
     spec: StageSpec
     method: Method
-    updaters: dict[int, Updater]
-    """Of the stage's blocks, by block number, on the device."""
-    neighbours: Neighbours
-    """Connected; not used with one stage."""
+    updaters: dict[int, Updater]  # by block, on the device
+    neighbours: Neighbours  # connected; not used with one stage
     device: torch.device
     timer: PhaseTimer
-    report: Callable[[Done], None]
-    """Called after every item."""
+    report: Callable[[Done], None]  # called after every item
     run_dir: Path
-    loader: Loader[Item] | None = None
-    """None on all stages but the first."""
-    writer: CheckpointWriter | None = None
-    """None where no checkpoints are written, and on all replicas of a stage but the first."""
+    loader: Loader[Item] | None = None  # on stage 0
+    writer: CheckpointWriter | None = None  # on the first replica of a stage, where checkpoints are written
     replicas: Replicas | None = None
 
     def __post_init__(self) -> None:
@@ -93,13 +88,7 @@ class Executor:
         }
 
     def run(self) -> None:
-        """Handle items until the stop marker.
-
-        Raises:
-            NonFiniteLoss: a loss is NaN or infinite.
-            Aborted: the run was ended from outside.
-            PeerLost: a neighbour is gone.
-        """
+        """Handle items until the stop marker; raises NonFiniteLoss, PeerLost, or Aborted from outside."""
         while True:
             item, batches, received = self._next()
             self.timer.begin(item)
@@ -119,7 +108,6 @@ class Executor:
                 return
 
     def stats(self) -> Stats:
-        """Cumulative figures of this stage."""
         transport = self.neighbours.transport
         return self.timer.stats(
             queue=transport.queued() if self.loader is None else self.loader.queued(),
@@ -265,17 +253,15 @@ class Executor:
             return
         flow.carry = None  # it shares memory with the outputs, which are not needed any more
         if block > 0:
-            flow.back = [
-                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in floating(before)
-            ]
+            leaves = floating(before)
+            flow.back = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
     def _send_backward(self, work: ItemInProgress, block: int, m: int) -> None:
         back = work.flows.pop(m).back  # the last that is done with it
         self.neighbours.post(self.spec.stage - 1, work.plain, m, work.sizes[m], back)
 
     def _receive_backward(self, work: ItemInProgress, block: int, m: int) -> None:
-        back = self.neighbours.receive(self.spec.stage + 1, work.plain, m, work.sizes[m])
-        work.flows[m].back = back
+        work.flows[m].back = self.neighbours.receive(self.spec.stage + 1, work.plain, m, work.sizes[m])
 
     def _sum(self, work: ItemInProgress, block: int, m: int) -> None:
         assert self.replicas is not None

@@ -30,10 +30,8 @@ from scpl_dist.run.phases import Phase
 from scpl_dist.transport import Store
 from scpl_dist.worker.timer import PhaseTimer
 
-# The control plane ends a wait, by ending the process; a slow replica is no error.
-_FOREVER = timedelta(days=365)
-_LARGE = 1 << 16
-"""Numbers in a gradient above which a message of its own costs less than a copy."""
+_FOREVER = timedelta(days=365)  # a slow replica is no error; the control plane ends the process and so a wait
+_LARGE = 1 << 16  # numbers in a gradient above which a message of its own costs less than a copy
 
 
 class Replicas:
@@ -67,10 +65,9 @@ class Replicas:
         if layout.world == layout.stages:
             return None
         if not dist.is_initialized():
+            rank = worker_id.rank
             limit = timedelta(seconds=timeout_s)
-            dist.init_process_group(
-                "gloo", store=store, rank=worker_id.rank, world_size=layout.world, timeout=limit
-            )
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=layout.world, timeout=limit)
         own = None
         for stage in range(layout.stages):
             ranks = layout.ranks(stage)
@@ -168,9 +165,8 @@ class Sum:
         exists, *parts = torch.split(self._together, sizes)
         for one, part in zip(self._small, parts, strict=True):
             one.copy_(part.view_as(one))
-        for parameter, gradient, somewhere in zip(
-            self._parameters, self._gradients, exists.tolist(), strict=True
-        ):
+        found = zip(self._parameters, self._gradients, exists.tolist(), strict=True)
+        for parameter, gradient, somewhere in found:
             parameter.grad = gradient if somewhere else None
 
 

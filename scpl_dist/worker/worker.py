@@ -61,12 +61,9 @@ from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
 M = TypeVar("M", bound=Message)
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-"""Errors of the system that come from a disk."""
-# Seconds that the training thread has to notice an abort before the control thread ends the process.
-_ABORT_GRACE_S = 2.0
-# Seconds that a shared file system may take to show a new file on another host.
-_VISIBLE_S = 10.0
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # errors that come from a disk
+_ABORT_GRACE_S = 2.0  # that the training thread has to notice an abort before the process is ended
+_VISIBLE_S = 10.0  # that a shared file system may take to show a new file on another host
 
 
 class Refused(Aborted):
@@ -92,7 +89,7 @@ class Worker:
         self._control = control
         self._keys = keys.load_client(config.control.keys)
         self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
-        self._channel: Channel | None = None
+        self._channel: Channel
         self._stacks: Stacks | None = None
         self._transport: Transport | None = None
         self._loader: Loader[Item] | None = None
@@ -115,7 +112,7 @@ class Worker:
         """Everything from hello to close; returns the exit code: 2 if the coordinator refused this worker."""
         if self._trap is not None:
             self._trap.spring("loading", 0)
-        channel = self._channel = Channel(
+        self._channel = Channel(
             self._control,
             self._hello(),
             heartbeat=self._heartbeat,
@@ -127,26 +124,25 @@ class Worker:
         # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        code = 0
         try:
             self._train()
+            return 0
         except Aborted as error:
             self.reason = f"{self.name}: {error}"
             print(self.reason, file=sys.stderr)
-            code = 2 if isinstance(error, Refused) else 1
-            channel.close(0)  # whatever is queued, nobody waits for it any more
+            self._channel.close(0)  # whatever is queued, nobody waits for it any more
+            return 2 if isinstance(error, Refused) else 1
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
             report = self._failure(error)
             self.reason = f"{self.name}: {report.message}"
-            channel.send(report)
+            self._channel.send(report)
             self._await_verdict()
-            code = 1
+            return 1
         finally:
-            channel.close()
+            self._channel.close()
             if self._transport is not None:
                 self._transport.close()
-        return code
 
     def _train(self) -> None:
         if self._problem is not None:
@@ -164,11 +160,11 @@ class Worker:
         if self._ended is not None:
             raise self._ended
         self.timer.enter(Phase.IDLE)
-        self._send(messages.Ready())
+        self._channel.send(messages.Ready())
         self._expect(messages.Go)
         self._reachability.close()
         self._executor.run()
-        self._send(messages.Left())
+        self._channel.send(messages.Left())
         self._expect(messages.Close)
 
     def _source(self) -> DataSource | None:
@@ -182,7 +178,7 @@ class Worker:
         example = describe(source.example(), "the data set")
         if self.worker_id.first:
             data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
-            self._send(messages.Described(data=data_set))
+            self._channel.send(messages.Described(data=data_set))
         return source
 
     def _build(self, start: messages.Start, run_dir: Path, source: DataSource | None) -> Executor:
@@ -193,20 +189,17 @@ class Worker:
         trainables = plan.trainables(spec.blocks)
         if source is not None and not start.restore:
             source.prepare(trainables[0].block)
-        updaters = {
-            index: Updater(trainable.to(self.device), config) for index, trainable in trainables.items()
-        }
+        updaters = {block: Updater(own.to(self.device), config) for block, own in trainables.items()}
         if start.restore:
-            for index, updater in updaters.items():
-                updater.load_state_dict(read_part(Path(start.restore), index, self.device, verified=True))
+            for block, updater in updaters.items():
+                updater.load_state_dict(read_part(Path(start.restore), block, self.device, verified=True))
         store = rendezvous.join(self._store_listener, rank, start.endpoints, runtime.timeout_s)
         transport = connectable(config, rank, start.generation, self.device, start.endpoints)
         if self.layout.world > 1:
             transport.connect(store)
         self._transport = transport
-        replicas = Replicas.join(
-            self.layout, self.worker_id, start.endpoints, self.timer, store, runtime.first_step_timeout_s
-        )
+        limit = runtime.first_step_timeout_s
+        replicas = Replicas.join(self.layout, self.worker_id, start.endpoints, self.timer, store, limit)
         if replicas is not None:
             for trainable in trainables.values():
                 replicas.share_statistics(trainable)
@@ -223,7 +216,7 @@ class Worker:
             neighbours=Neighbours(transport, self.layout, self.worker_id),
             device=self.device,
             timer=self.timer,
-            report=self._send,
+            report=self._channel.send,
             run_dir=run_dir,
             loader=self._loader,
             writer=self._writer,
@@ -267,13 +260,9 @@ class Worker:
             endpoint=self._reachability.endpoint | {"store": self._store_listener.getsockname()[1]},
         )
 
-    def _send(self, message: Message) -> None:
-        assert self._channel is not None
-        self._channel.send(message)
-
     def _heartbeat(self) -> messages.Heartbeat:
         """Called by the control thread."""
-        if self._stop_signal is not None and self._channel is not None:
+        if self._stop_signal is not None:
             number, self._stop_signal = self._stop_signal, None
             self._channel.send(messages.StopRequested(signal=number))
         timer = self.timer
@@ -336,12 +325,12 @@ class Worker:
     def _written(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
         """A part of a checkpoint is on disk. Runs in the writer's thread."""
         parts = [messages.File(**file) for file in files]
-        self._send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
+        self._channel.send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
 
     def _write_failed(self, error: Exception, step: int) -> None:
         """A checkpoint could not be written. Runs in the writer's thread."""
         report = replace(self._failure(error), phase=Phase.CHECKPOINT, step=step, micro_batch=None)
-        self._send(replace(report, cause=Cause.DISK) if isinstance(error, OSError) else report)
+        self._channel.send(replace(report, cause=Cause.DISK) if isinstance(error, OSError) else report)
 
     def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
@@ -355,7 +344,6 @@ class Worker:
 
 
 def _cause(error: Exception) -> tuple[Cause, str]:
-    """Kind and text of an error, for a report."""
     text = f"{type(error).__name__}: {error}"
     allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:

@@ -8,7 +8,8 @@ from scpl_dist.coordinator.pending_checkpoints import PendingCheckpoints
 
 
 def check(coordinator: Coordinator) -> None:
-    members, flow = coordinator.members, coordinator.flow
+    members = coordinator.members
+    flow = coordinator.flow
     for rank, member in members.items():
         assert coordinator.layout.rank(*member.place) == rank
     assert len({member.peer for member in members.values()}) == len(members)
