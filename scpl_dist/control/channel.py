@@ -138,7 +138,6 @@ class Lifeline:
         self._refusals = 0
 
     def check(self, now: float) -> str | None:
-        """Why the coordinator counts as lost, or None."""
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

@@ -44,7 +44,6 @@ class ItemFlow:
         return [Record(row | {"step": done, "steps": steps, "generation": self._generation}), Say(text)]
 
     def seconds(self, now: float) -> float:
-        """Since the first item."""
         return 0.0 if self.begun is None else now - self.begun
 
     def feed(self, rest: bool) -> Iterator[Command]:
@@ -73,7 +72,6 @@ class ItemFlow:
             yield from self._completed(complete, now)
 
     def _completed(self, item: Item, now: float) -> Iterator[Command]:
-        """All workers have finished this item."""
         match item:
             case Train():
                 for member, text in self.results.stragglers(item.sequence, self._members.values()):

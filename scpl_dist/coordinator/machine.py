@@ -97,7 +97,6 @@ class Coordinator:
         return self._commands
 
     def ordered(self) -> list[Member]:
-        """The members by stage and replica."""
         return sorted(self.members.values(), key=lambda member: member.place)
 
     # Workers ----------------------------------------------------------------------------------------------------
@@ -245,10 +244,11 @@ class Coordinator:
     def _ticked(self, now: float) -> None:
         pause = now - self._tick
         self._tick = now
-        if pause > watchdog.PAUSE_S:
+        if pause > watchdog.PAUSE_S:  # nobody listened meanwhile
             self._since += pause
             for member in self.members.values():
-                member.forgive(pause)
+                member.heard += pause
+                member.changed += pause
         if now - self._alive >= ALIVE_EVERY_S and self.members:
             self._alive = now
             self._tell_all(messages.Alive())

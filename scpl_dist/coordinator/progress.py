@@ -48,7 +48,6 @@ class Progress:
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = None
 
 
 def failure_text(failure: Failure, log: Path, name: str | None) -> str:
@@ -81,7 +80,6 @@ def _tail(file: Path) -> str:
 
 
 def summary(outcome: Outcome, folder: Path) -> str:
-    """The last words of a run that did not fail."""
     result = outcome.result
     if result is None:
         return f"{outcome.reason}; go on with --resume auto --run-dir {folder}"

@@ -54,7 +54,6 @@ from scpl_dist.storage.resume import choose
 from scpl_dist.storage.run_folder import RunFolder
 
 TICK_S = 0.25
-FLUSH_MS = 1000
 BURST = 100  # messages that are handled between two looks at the clock: a flood must not hide a timeout
 
 
@@ -113,7 +112,7 @@ class Service:
             self._crashed(error)
         self._progress.close()
         self._gate.close()
-        self._router.close(FLUSH_MS)
+        self._router.close(1000)  # at most so many milliseconds for what is still to be sent
         self._context.term()
         self._folder.metrics.close()
         assert self._outcome is not None

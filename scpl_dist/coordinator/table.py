@@ -20,8 +20,6 @@ TIMES = ("busy", "waiting", "blocked")
 
 
 class StatusTable:
-    """Draws snapshots, which it is given one after the other."""
-
     def __init__(self) -> None:
         self._seen: deque[Status] = deque()
 
@@ -62,7 +60,6 @@ def _cells(worker: dict[str, Any], before: dict[str, Any], passed: float) -> lis
 
 
 def _line(status: Status) -> str:
-    """Method, epoch, step, accuracy, speed, time left and checkpoints, as far as they are known."""
     if status["seconds"] is None:
         return status["unready"] or ""
     parts = [status["method"], f"epoch {status['epoch'] + 1}/{status['epochs']}"]

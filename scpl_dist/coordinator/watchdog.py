@@ -54,10 +54,7 @@ def late(
 def overdue(
     members: Mapping[int, Member], items: Mapping[int, Item], config: Config, now: float
 ) -> Failure | None:
-    """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
-
-    `items` are those by sequence number that some of the workers have yet to finish.
-    """
+    """The failure of the stage that is furthest beyond its limit, or of all if all only wait."""
     runtime = config.runtime
     there = [member for member in members.values() if not member.left]
     found: list[tuple[float, Failure]] = []

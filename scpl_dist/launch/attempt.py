@@ -29,7 +29,6 @@ from scpl_dist.worker.stacks import SIGNAL as STACKS
 # Seconds that the rest has to end after its first part ended: in order, and after a failure.
 _GRACE_S = 10.0
 _FAILED_GRACE_S = 3.0
-_LOOK_S = 0.05
 
 
 class Attempt:
@@ -62,7 +61,7 @@ class Attempt:
             else:
                 self._start_workers(endpoint)
             while self._look():
-                time.sleep(_LOOK_S)
+                time.sleep(0.05)
         finally:
             kill([*self._workers.values()])
         end = self._conclude()

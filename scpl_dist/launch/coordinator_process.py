@@ -19,8 +19,6 @@ import psutil
 from scpl_dist.launch.process import Order
 from scpl_dist.storage.run_folder import RunFolder
 
-_START_S = 60.0
-
 
 class CoordinatorProcess:
     """A coordinator that `start` starts, and the way to tell it something; `restarted` is what ended earlier starts."""
@@ -55,7 +53,7 @@ class CoordinatorProcess:
 
     def endpoint(self, alive: Callable[[], bool]) -> str | None:
         """Address of the control plane; None if the coordinator ended instead of binding it."""
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + 60
         while alive() and time.monotonic() < deadline:
             run = self._folder.read("run.json")
             if run is not None and run.get("generation") == self._generation:

@@ -68,7 +68,6 @@ def _tell_torchrun(reason: str) -> None:
 
 
 def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tuple[int, str]:
-    """Exit code and reason."""
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
     worker = Worker(config, run_dir, control, rank)
@@ -95,7 +94,6 @@ def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
 
 
 def _ranks(config: Config) -> tuple[int, int]:
-    """Rank and number of workers."""
     try:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except KeyError as error:

@@ -16,8 +16,6 @@ SAME = 3  # failures of one kind in a row, without progress between them, that a
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one start of a run ended."""
-
     code: int
     cause: str  # as in ``exit.json``; "" without a failure
     reason: str

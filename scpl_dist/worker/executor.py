@@ -15,7 +15,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Executor:
 
     def __post_init__(self) -> None:
         self.trainables = {block: updater.trainable for block, updater in self.updaters.items()}
-        self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
+        self._program = cache(self._lowered)
         self._training: bool | None = None
         self._sums: dict[int, Sum] = {}
         before, behind = self.spec.stage - 1, self.spec.stage + 1
@@ -116,8 +116,6 @@ class Executor:
             peak_memory=peak_memory(self.device),
         )
 
-    # Items ------------------------------------------------------------------------------------------------------
-
     def _next(self) -> tuple[Item, Iterator[Batch], Envelope | None]:
         self.timer.enter(Phase.RECEIVE)
         if self.loader is not None:
@@ -161,12 +159,9 @@ class Executor:
         self.timer.enter(phase)
         handler(work, action.block, action.micro_batch)
 
-    def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
-        key = (training, micro_batches)
-        if key not in self._programs:
-            actions = self.method.train if training else self.method.evaluate
-            self._programs[key] = lower(actions(self.spec, micro_batches), self.spec)
-        return self._programs[key]
+    def _lowered(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
+        actions = self.method.train if training else self.method.evaluate
+        return lower(actions(self.spec, micro_batches), self.spec)
 
     def _checkpoint(self, item: Checkpoint) -> None:
         """Copy the state as it is here in the stream; the writer reports when it is on disk."""
@@ -175,8 +170,6 @@ class Executor:
             folder = checkpoints.folder_for(self.run_dir, item.step, item.unique)
             state = {block: updater.state_dict() for block, updater in self.updaters.items()}
             self.writer.submit(item.sequence, item.step, folder, state)
-
-    # Actions ----------------------------------------------------------------------------------------------------
 
     def _load(self, work: ItemInProgress, block: int, m: int) -> None:
         inputs, labels = next(work.batches)

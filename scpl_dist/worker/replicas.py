@@ -100,8 +100,6 @@ class Replicas:
         """Let every BatchNorm of a module take the statistics of all replicas' samples."""
         batchnorm.share(module, lambda own: _Gather.apply(own, self, [1] * self._replicas, True))
 
-    # Collectives ------------------------------------------------------------------------------------------------
-
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         before = self._timer.phase
@@ -114,7 +112,6 @@ class Replicas:
         self._timer.enter(before)
 
     def all_gather(self, own: Tensor, counts: list[int]) -> Tensor:
-        """The rows of all replicas; `counts` says how many each has."""
         padded = own.new_zeros((max(counts), *own.shape[1:]))
         padded[: len(own)] = own
         padded = padded.cpu() if self._by_cpu else padded

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from scpl_dist import data
 from scpl_dist.control import keys, messages
 from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
@@ -49,11 +50,9 @@ from scpl_dist.run.phases import Phase
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
-from scpl_dist.transport import Transport, rendezvous
+from scpl_dist.transport import Transport, rendezvous, select, tensors
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
-from scpl_dist.transport.select import connectable
-from scpl_dist.transport.tensors import describe, imagine
 from scpl_dist.worker.executor import Executor, feed, peak_memory
 from scpl_dist.worker.replicas import Replicas
 from scpl_dist.worker.stacks import Stacks
@@ -95,7 +94,6 @@ class Worker:
         self._loader: Loader[Item] | None = None
         self._writer: CheckpointWriter | None = None
         self._executor: Executor | None = None
-        self._ended: Exception | None = None
         self._stop_signal: int | None = None
         alone = int(os.environ.get("LOCAL_WORLD_SIZE", self.layout.world)) == self.layout.world
         coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
@@ -157,8 +155,6 @@ class Worker:
         self.timer.on_item = self._stacks.rearm
         self._reachability.visit(self.worker_id.rank, start.endpoints, timeout_s / 3)
         self._executor = self._build(start, run_dir, source)
-        if self._ended is not None:
-            raise self._ended
         self.timer.enter(Phase.IDLE)
         self._channel.send(messages.Ready())
         self._expect(messages.Go)
@@ -171,11 +167,9 @@ class Worker:
         """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
         if self.worker_id.stage != 0:
             return None
-        from scpl_dist import data
-
         self.timer.enter(Phase.DATA)
         source = data.resolve(self.config)
-        example = describe(source.example(), "the data set")
+        example = tensors.describe(source.example(), "the data set")
         if self.worker_id.first:
             data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
             self._channel.send(messages.Described(data=data_set))
@@ -184,7 +178,7 @@ class Worker:
     def _build(self, start: messages.Start, run_dir: Path, source: DataSource | None) -> Executor:
         """The stage, its weights restored, and connected to the other workers."""
         config, runtime, rank = self.config, self.config.runtime, self.worker_id.rank
-        plan = Plan.plan(config, start.data.classes, imagine(start.data.input, "meta"))
+        plan = Plan.plan(config, start.data.classes, tensors.imagine(start.data.input, "meta"))
         spec = plan.specs[self.worker_id.stage]
         trainables = plan.trainables(spec.blocks)
         if source is not None and not start.restore:
@@ -194,7 +188,7 @@ class Worker:
             for block, updater in updaters.items():
                 updater.load_state_dict(read_part(Path(start.restore), block, self.device, verified=True))
         store = rendezvous.join(self._store_listener, rank, start.endpoints, runtime.timeout_s)
-        transport = connectable(config, rank, start.generation, self.device, start.endpoints)
+        transport = select.connectable(config, rank, start.generation, self.device, start.endpoints)
         if self.layout.world > 1:
             transport.connect(store)
         self._transport = transport
@@ -242,9 +236,8 @@ class Worker:
                 )
             time.sleep(0.1)
 
-    # Messages ---------------------------------------------------------------------------------------------------
-
     def _hello(self) -> messages.Hello:
+        gpu = self.device.type == "cuda"
         return messages.Hello(
             protocol=messages.PROTOCOL,
             version=messages.VERSION,
@@ -256,7 +249,7 @@ class Worker:
             rank=self.worker_id.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=_device_name(self.device),
+            device=torch.cuda.get_device_name(self.device) if gpu else f"cpu ({platform.machine()})",
             endpoint=self._reachability.endpoint | {"store": self._store_listener.getsockname()[1]},
         )
 
@@ -316,8 +309,6 @@ class Worker:
             micro_batch=self.timer.micro_batch,
         )
 
-    # Ends -------------------------------------------------------------------------------------------------------
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
         self._stop_signal = number
@@ -334,11 +325,11 @@ class Worker:
 
     def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
-        self._ended = kind(reason)
-        self._messages.put(self._ended)
+        ended = kind(reason)
+        self._messages.put(ended)
         for part in (self._transport, self._loader, self._writer):
             if part is not None:
-                part.abort(self._ended)
+                part.abort(ended)
         code = 2 if kind is Refused else 1
         threading.Thread(target=_end_process, args=(reason, code), name="abort", daemon=True).start()
 
@@ -377,7 +368,3 @@ def _device(config: Config) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
