@@ -37,7 +37,6 @@ from scpl_dist.control.messages import VERSION, Abort
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events
 from scpl_dist.coordinator.event_log import Origin
-from scpl_dist.coordinator.events import Command, Event
 from scpl_dist.coordinator.http_server import HttpServer
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
@@ -48,7 +47,6 @@ from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
 from scpl_dist.storage import checkpoints
-from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.resume import choose
 from scpl_dist.storage.run_folder import RunFolder
@@ -78,7 +76,7 @@ class Service:
         self._trap = Trap.from_environment("coordinator", None, folder.path)
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
-        self._found: queue.SimpleQueue[Event] = queue.SimpleQueue()  # by signal handlers and by the publisher
+        self._found: queue.SimpleQueue[events.Event] = queue.SimpleQueue()  # signal handlers, publisher
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
         restore = str(chosen[0].resolve()) if chosen else ""
@@ -134,14 +132,14 @@ class Service:
                 self._progress.update(time.monotonic())
                 tick = time.monotonic() + TICK_S
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[events.Event]:
         """What has happened since the last call; what a worker has said comes before the news of its end."""
         for _ in range(BURST):
             if not self._router.poll(0):
                 break
             peer, *frames = self._router.recv_multipart()
             try:
-                event: Event = events.Received(peer, decode(frames[0] if len(frames) == 1 else b""))
+                event: events.Event = events.Received(peer, decode(frames[0] if len(frames) == 1 else b""))
             except ProtocolError:
                 event = events.Garbage()
             yield event
@@ -159,7 +157,7 @@ class Service:
         for member in self._coordinator.ordered():
             self._sent(member.peer, frame)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         """Hand an event to the coordinator, and the events that its commands cause."""
         if self._trap is not None:
             steps = [member.step for member in self._coordinator.members.values()]
@@ -171,7 +169,7 @@ class Service:
             for command in commands:
                 pending.extend(self._execute(command))
 
-    def _execute(self, command: Command) -> list[Event]:
+    def _execute(self, command: events.Command) -> list[events.Event]:
         match command:
             case events.Send(peers, message):
                 frame = encode(message)
@@ -290,9 +288,9 @@ def serve(
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
         service = Service(config, folder, generation, resume, restarted, launched, may_restart)
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, checkpoints.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        cause = Cause.CHECKPOINT if isinstance(error, CheckpointError) else Cause.CONFIG
+        cause = Cause.CHECKPOINT if isinstance(error, checkpoints.CheckpointError) else Cause.CONFIG
         code = MEANING[cause].code
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
             RunFolder(Path(run_dir)).fail(code, str(error), cause)

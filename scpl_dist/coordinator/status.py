@@ -76,7 +76,6 @@ def _worker(coordinator: Coordinator, worker: WorkerId, now: float) -> dict[str,
 
 
 def _unready(coordinator: Coordinator, now: float) -> str | None:
-    """Why the run is not making progress, or None if it is."""
     members = coordinator.members.values()
     if coordinator.state != "running":
         joined = f"{len(members)} of {coordinator.layout.world} workers have joined"

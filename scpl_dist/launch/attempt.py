@@ -69,19 +69,14 @@ class Attempt:
         return end
 
     def _start_workers(self, endpoint: str) -> None:
-        world = str(self._config.layout.world)
+        size = str(self._config.layout.world)
         for worker in self._config.layout.workers:
             rank = str(worker.rank)
             order = Order(
                 entry="scpl_dist.launch.rank:local",
                 arguments={"run_dir": str(self._folder.path), "control": endpoint},
                 title=f"scpl-dist: stage {worker.label} {self._folder.path}",
-                environment={
-                    "RANK": rank,
-                    "LOCAL_RANK": rank,
-                    "WORLD_SIZE": world,
-                    "LOCAL_WORLD_SIZE": world,
-                },
+                environment={"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
                 log=str(self._folder.log / f"{worker.file}.log"),
             )
             self._workers[worker.rank] = start(order)

@@ -112,10 +112,9 @@ def _ranks(config: Config) -> tuple[int, int]:
 
 
 def _check_reachable(config: Config, world_size: int) -> None:
-    """A coordinator on loopback serves one host only."""
     host = config.control.host
     several = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) < world_size
-    if several and network.is_loopback(network.resolve(host, "control.host")):
+    if several and network.is_loopback(network.resolve(host, "control.host")):  # which serves one host only
         raise ValueError(
             f"control.host = {host!r}: the run has stages on several hosts, which cannot reach this address; set it to "
             f"the name or address of the first host (torchrun has {os.environ.get('MASTER_ADDR', 'none')})"

@@ -131,7 +131,6 @@ class Executor:
             self.neighbours.pass_on(to_plain(marker))
 
     def _compute(self, work: ItemInProgress) -> dict[str, Any]:
-        """What the report of the item says of it."""
         if work.training is not self._training:
             self._training = work.training
             for trainable in self.trainables.values():

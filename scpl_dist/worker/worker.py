@@ -37,7 +37,6 @@ from scpl_dist import data
 from scpl_dist.control import keys, messages
 from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
-from scpl_dist.control.messages import Message
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
 from scpl_dist.plan.plan import Plan
@@ -59,7 +58,7 @@ from scpl_dist.worker.stacks import Stacks
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=messages.Message)
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # errors that come from a disk
 _ABORT_GRACE_S = 2.0  # that the training thread has to notice an abort before the process is ended
 _VISIBLE_S = 10.0  # that a shared file system may take to show a new file on another host
@@ -87,7 +86,7 @@ class Worker:
         self.timer = PhaseTimer(self._trap)
         self._control = control
         self._keys = keys.load_client(config.control.keys)
-        self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[messages.Message | Exception] = queue.SimpleQueue()
         self._channel: Channel
         self._stacks: Stacks | None = None
         self._transport: Transport | None = None
@@ -267,7 +266,7 @@ class Worker:
             stats=timer.stats() if self._executor is None else self._executor.stats(),
         )
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, message: messages.Message) -> None:
         """Called by the control thread."""
         match message:
             case messages.Work(items=items) if self._loader is not None:
