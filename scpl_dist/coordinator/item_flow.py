@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from scpl_dist.control.items import Checkpoint, Evaluate, Item, Train
-from scpl_dist.control.messages import Done, Work
+from scpl_dist.control.messages import Done, Work, Written
 from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.events import Command, Record, Say, Send, warning
 from scpl_dist.coordinator.item_sequence import ItemSequence
@@ -70,6 +70,15 @@ class ItemFlow:
             self.checkpoints.copied(member.stage, item.sequence, now)
         for complete in self.window.complete(min(other.done for other in self._members.values())):
             yield from self._completed(complete, now)
+
+    def written(self, member: Member, message: Written, now: float) -> Iterator[Command]:
+        """A stage's part of a checkpoint is on disk: its writer may be faster than the rest of the item."""
+        begun = isinstance(self.window.open.get(message.sequence), Checkpoint)
+        if not self.checkpoints.written(member.stage, message, begun):
+            yield from warning(
+                f"{member.name} wrote a checkpoint (item {message.sequence}) that nobody waits for"
+            )
+        yield from self.checkpoints.take(now)
 
     def _completed(self, item: Item, now: float) -> Iterator[Command]:
         match item:

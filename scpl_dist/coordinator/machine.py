@@ -130,9 +130,7 @@ class Coordinator:
                 self._do(self.flow.done(member, message, now))
                 self._feed()
             case messages.Written() if self.flow is not None:
-                if not self.flow.checkpoints.written(member.stage, message):
-                    self.rejected["garbage"] += 1
-                self._do(self.flow.checkpoints.take(now))
+                self._do(self.flow.written(member, message, now))
             case messages.Failed(cause=Cause.PEER_LOST):
                 self._suspects.accuse(member, message, now)
             case messages.Failed():

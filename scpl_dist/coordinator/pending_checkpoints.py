@@ -49,10 +49,12 @@ class PendingCheckpoints:
     def copied(self, stage: int, sequence: int, now: float) -> None:
         self._parts.setdefault(sequence, _Parts()).copied[stage] = now
 
-    def written(self, stage: int, message: Written) -> bool:
-        """A stage's part is on disk; False if no such part is awaited."""
+    def written(self, stage: int, message: Written, begun: bool) -> bool:
+        """A stage's part is on disk; False if no such part is awaited. `begun`: the marker is on its way."""
+        if begun:
+            self._parts.setdefault(message.sequence, _Parts())
         parts = self._parts.get(message.sequence)
-        if parts is None or stage not in parts.copied or stage in parts.files:
+        if parts is None or stage in parts.files:
             return False
         parts.files[stage] = [asdict(file) | {"stage": stage} for file in message.files]
         parts.seconds = max(parts.seconds, message.seconds)

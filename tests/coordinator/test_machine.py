@@ -23,6 +23,7 @@ from scpl_dist.control.messages import (
     Stats,
     StopRequested,
     Work,
+    Written,
 )
 from scpl_dist.coordinator.events import (
     Commit,
@@ -199,8 +200,10 @@ def test_every_loss_is_recorded_once_with_its_terms() -> None:
     assert [row["block"] for row in rows] == [4, 5]
 
 
-def test_a_checkpoint_is_committed_when_the_last_stage_has_written_its_part() -> None:
+@pytest.mark.parametrize("fast_disks", [False, True])  # a writer's report may come before its stage's
+def test_a_checkpoint_is_committed_when_the_last_stage_has_written_its_part(fast_disks: bool) -> None:
     run = Run(small(checkpoint__every_steps=1)).start()
+    run.fast_disks = fast_disks
     for stage in (2, 0):
         run.done(stage)
         run.done(stage)
@@ -223,6 +226,12 @@ def test_a_checkpoint_is_committed_when_the_last_stage_has_written_its_part() ->
     assert run.rows("checkpoint") == [
         {"event": "checkpoint", "step": 1, "bytes": 9, "seconds": 3.5, "event_number": number}
     ]
+
+
+def test_a_part_of_a_checkpoint_that_nobody_waits_for_is_a_warning() -> None:
+    run = Run().start()
+    run.tell(1, Written(sequence=0, files=[], seconds=0.1))
+    assert "wrote a checkpoint (item 0) that nobody waits for" in run.rows("warning")[0]["text"]
 
 
 def test_a_checkpoint_that_cannot_be_published_ends_the_run() -> None:

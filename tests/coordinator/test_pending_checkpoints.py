@@ -34,7 +34,8 @@ def copied(found: PendingCheckpoints, number: int, now: float = 0.0, **commit: A
 
 def written(found: PendingCheckpoints, number: int, *stages: int) -> None:
     for stage in stages:
-        assert found.written(stage, Written(sequence=number, files=[PART], seconds=1.0 + stage))
+        message = Written(sequence=number, files=[PART], seconds=1.0 + stage)
+        assert found.written(stage, message, begun=False)
         check_checkpoints(found)
 
 
@@ -68,10 +69,10 @@ def test_a_checkpoint_waits_for_all_parts_and_for_those_before_it() -> None:
 def test_a_part_that_nobody_awaits_is_no_part() -> None:
     found = pending()
     message = Written(sequence=1, files=[PART], seconds=1.0)
-    assert not found.written(0, message)
+    assert not found.written(0, message, begun=False)
     copied(found, 1)
-    assert found.written(0, message)
-    assert not found.written(0, message)
+    assert found.written(0, message, begun=True)
+    assert not found.written(0, message, begun=True)
 
 
 def test_what_is_neither_due_nor_the_best_is_dropped_unless_the_run_ends_there() -> None:

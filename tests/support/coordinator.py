@@ -70,6 +70,7 @@ class Run:
         self.stages = range(self.config.pipeline.stages)
         self.places = [(worker.stage, worker.replica) for worker in self.config.layout.workers]
         self.busy = dict.fromkeys(self.stages, 0.0)
+        self.fast_disks = False  # whether a checkpoint is written before its stage reports the item
         self._finished = dict.fromkeys(self.places, 0)
 
     def event(self, event: Event) -> list[Command]:
@@ -125,13 +126,13 @@ class Run:
             fields["losses"] = {str(stage): {"local": 1.0 + stage}}
         elif isinstance(item, Evaluate) and stage == self.stages[-1]:
             fields |= self.answers(item, replica)
-        found = self.tell(stage, Done(**fields | changes), replica)
+        reports: list[Message] = [Done(**fields | changes)]
         if isinstance(item, Checkpoint) and replica == 0:
             part = File(name=f"block-{stage:03d}.pt", bytes=3, sha256="0" * 64)
-            found = found + self.tell(
-                stage, Written(sequence=item.sequence, files=[part], seconds=1.0 + stage)
-            )
-        return found
+            reports.append(Written(sequence=item.sequence, files=[part], seconds=1.0 + stage))
+        if self.fast_disks:
+            reports.reverse()
+        return [command for report in reports for command in self.tell(stage, report, replica)]
 
     def stats(self, item: Item, stage: int, replica: int) -> Stats:
         return Stats(busy=self.busy[stage], begun=item.sequence)

@@ -38,6 +38,6 @@ def check_flow(flow: ItemFlow, finished: list[int]) -> None:
 
 def check_checkpoints(pending: PendingCheckpoints) -> None:
     for parts in pending._parts.values():
-        assert parts.files.keys() <= parts.copied.keys() <= set(range(pending._stages))
+        assert parts.files.keys() | parts.copied.keys() <= set(range(pending._stages))
         assert parts.files.keys() <= pending._writers
         assert parts.ready is None or len(parts.copied) == pending._stages
