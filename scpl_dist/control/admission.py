@@ -23,9 +23,7 @@ from zmq.utils.monitor import recv_monitor_message
 from scpl_dist.control.keys import Server
 
 BURST = 200  # what is handled at a time: who knocks without end must not hide a timeout
-REPORTED = (
-    20  # strangers that are reported, each once; more are only counted, so that nobody can fill the disk
-)
+REPORTED = 20  # strangers, each once; more are only counted, so that nobody can fill the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +49,7 @@ class Admission:
         self._shaking: dict[int, str] = {}  # addresses of connections whose handshake is not complete
         self._denied = Counter[str]()
         self._reported: set[tuple[str, str]] = set()
-        self.sockets = [
-            self._monitor,
-            self._zap,
-        ]  # to be polled: `events` shall be called when one is readable
+        self.sockets = [self._monitor, self._zap]  # when one is readable, `events` shall be called
         self._mistake = "no ZeroMQ, or with a key where none is used"
         if keys is not None:
             self._mistake = "no ZeroMQ, no key, or another coordinator's key"

@@ -93,9 +93,7 @@ class Channel:
         try:
             while True:
                 poller.poll(max(0, math.ceil((beat - time.monotonic()) * 1000)))
-                flush_s = (
-                    self._flush_s
-                )  # before the queue is emptied: what was queued before it was set must go
+                flush_s = self._flush_s  # before the queue is emptied: what was queued by then must go
                 now = time.monotonic()
                 while flush_s is None and socket.poll(0):
                     self._on_message(decode(socket.recv()))
@@ -140,7 +138,6 @@ class Lifeline:
         self._refusals = 0
 
     def check(self, now: float) -> str | None:
-        """Why the coordinator counts as lost, or None."""
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

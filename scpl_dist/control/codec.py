@@ -23,8 +23,7 @@ class ProtocolError(ValueError):
 
 
 def to_plain(message: Message) -> dict[str, Any]:
-    plain: dict[str, Any] = _MESSAGES.dump_python(message)
-    return plain
+    return dict(_MESSAGES.dump_python(message))
 
 
 def encode(message: Message) -> bytes:

@@ -72,8 +72,7 @@ _ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 
 def to_plain(item: Item) -> dict[str, Any]:
     """An item as plain values, equal to what arrives: lists, whatever travels in between."""
-    plain: dict[str, Any] = _ITEM.dump_python(item, mode="json")
-    return plain
+    return dict(_ITEM.dump_python(item, mode="json"))
 
 
 def from_plain(plain: dict[str, Any]) -> Item:

@@ -19,8 +19,7 @@ def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     """What both ends set: nothing unlimited, and a vanished host is noticed."""
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, QUEUED)
-    socket.setsockopt(zmq.RCVHWM, QUEUED)
+    socket.set_hwm(QUEUED)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)

@@ -38,17 +38,16 @@ class EventLog:
 
     def __init__(self, config: Config, origin: Origin) -> None:
         self._origin = {"config": config.model_dump(mode="json")} | asdict(origin)
-        self._handled: deque[tuple[int, float, Event, list[Command]]] = deque(maxlen=KEPT)
+        self._handled: deque[dict[str, Any]] = deque(maxlen=KEPT)
 
     def add(self, number: int, now: float, event: Event, commands: list[Command]) -> None:
-        """Keep an event; its commands may still be added to the list."""
-        self._handled.append((number, now, event, commands))
+        """Commands may still be added to the list."""
+        self._handled.append({"number": number, "now": now, "event": event, "commands": commands})
 
     def lines(self) -> Iterator[str]:
         """Of the file. Losses may be NaN or infinite there, which JSON does not know but Python's reader does."""
         yield json.dumps(self._origin)
-        for number, now, event, commands in self._handled:
-            row = {"number": number, "now": now, "event": event, "commands": commands}
+        for row in self._handled:
             yield json.dumps(row, default=plain)
 
 

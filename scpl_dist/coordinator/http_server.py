@@ -20,14 +20,10 @@ from scpl_dist.coordinator.metrics import RunCollector
 from scpl_dist.coordinator.status import Status
 
 CONNECTIONS = 64
-TIMEOUT_S = 10.0
 
 
 class HttpServer(ThreadingMixIn, TCPServer):
-    """Serves snapshots of a run in threads of its own; `status` takes one and may be called by several at once.
-
-    Port 0 takes any free one. ValueError if the address cannot be bound.
-    """
+    """Serves snapshots, which `status` takes, for several threads at once; ValueError if it cannot listen there."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -51,7 +47,6 @@ class HttpServer(ThreadingMixIn, TCPServer):
         threading.Thread(target=self.serve_forever, args=(0.1,), name="http", daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own if there is one left."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -68,10 +63,8 @@ class HttpServer(ThreadingMixIn, TCPServer):
 
 
 class _Handler(MetricsHandler):
-    """Answers GET, and every other method with 501. A scrape every few seconds is not logged."""
-
     server: HttpServer
-    timeout = TIMEOUT_S
+    timeout = 10.0  # seconds
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:

@@ -34,7 +34,6 @@ class ItemFlow:
         self._members = members
 
     def begin(self, now: float) -> list[Command]:
-        """All workers are ready."""
         self.begun = now
         run, stages = self._config.run, self._config.pipeline.stages
         steps, done = self.sequence.steps, self.results.steps_done
@@ -45,7 +44,6 @@ class ItemFlow:
         return [Record(row | {"step": done, "steps": steps, "generation": self._generation}), Say(text)]
 
     def seconds(self, now: float) -> float:
-        """Since the first item."""
         return 0.0 if self.begun is None else now - self.begun
 
     def feed(self, rest: bool) -> Iterator[Command]:
@@ -57,7 +55,6 @@ class ItemFlow:
             yield Send(tuple(member.peer for member in feeding), Work(items=items))
 
     def done(self, member: Member, message: Done, now: float) -> Iterator[Command | Failure]:
-        """A worker has finished an item."""
         item = self.window.open.get(message.sequence)
         if item is None or message.sequence != member.done + 1:
             text = f"{member.name} finished item {message.sequence} after item {member.done}"
@@ -84,7 +81,6 @@ class ItemFlow:
         yield from self.checkpoints.take(now)
 
     def _completed(self, item: Item, now: float) -> Iterator[Command]:
-        """All workers have finished this item."""
         match item:
             case Train():
                 for member, text in self.results.stragglers(item.sequence, self._members.values()):
@@ -96,10 +92,3 @@ class ItemFlow:
             case Checkpoint():
                 self.checkpoints.complete(item.sequence, self.results.commit(item, self.seconds(now)))
                 yield from self.checkpoints.take(now)
-
-    def validate(self) -> None:
-        """Check the invariants."""
-        finished = [member.done for member in self._members.values()]
-        self.window.validate(min(finished), max(finished))
-        self.checkpoints.validate()
-        assert self.results.steps_done <= self.sequence.position["step"]

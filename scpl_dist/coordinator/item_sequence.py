@@ -18,10 +18,7 @@ HELD: tuple[Split, ...] = ("validation", "test")
 
 
 def rate(config: Config, done: int, steps: int) -> float:
-    """Learning rate after `done` of `steps` steps: a cosine from ``optimizer.lr`` down to ``optimizer.end_lr``.
-
-    It is set once an epoch, so `done` is the number of steps done at the start of the epoch.
-    """
+    """Learning rate of an epoch that begins after `done` of `steps` steps: a cosine from `start` down to `end`."""
     start, end = config.optimizer.lr, config.optimizer.end_lr
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done / steps))
 
@@ -94,7 +91,6 @@ class ItemSequence:
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the sequence is, as another one can begin there."""
         return {"epoch": self._epoch, "step": self._step, "batch": self._batch}
 
     def next(self) -> Item | None:

@@ -29,14 +29,10 @@ from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Failure, Outcome, failure
 
 ALIVE_EVERY_S = 1.0
-REFUSALS = (
-    20  # refused workers that are reported; more are counted only, so that a stranger cannot fill the disk
-)
+REFUSALS = 20  # that are reported; more are only counted, so that a stranger cannot fill the disk
 
 
 class Coordinator:
-    """Schedules and watches one generation of a run."""
-
     def __init__(self, config: Config, origin: Origin) -> None:
         self.config = config
         self.origin = origin
@@ -101,25 +97,7 @@ class Coordinator:
         return self._commands
 
     def ordered(self) -> list[Member]:
-        """The members by stage and replica."""
         return sorted(self.members.values(), key=lambda member: member.place)
-
-    def validate(self) -> None:
-        """Check what holds between two events; tests do it after each."""
-        for rank, member in self.members.items():
-            assert self.layout.rank(*member.place) == rank
-            assert self._member(member.peer) is member
-        assert (self.state == "over") == (self.outcome is not None)
-        if self.state == "over":  # a failure may end an event halfway
-            return
-        complete = len(self.members) == self.layout.world
-        assert complete == (self.state != "gathering")
-        assert (self.flow is not None) == (complete and self.data is not None)
-        assert (self.flow is not None) == (self.state in ("preparing", "running"))
-        if self.flow is not None:
-            ready = all(member.ready for member in self.members.values())
-            assert (self.flow.begun is not None) == ready == (self.state == "running")
-            self.flow.validate()
 
     # Workers ----------------------------------------------------------------------------------------------------
 
@@ -201,7 +179,6 @@ class Coordinator:
     # The way of a run -------------------------------------------------------------------------------------------
 
     def _start(self, now: float) -> None:
-        """Start once all workers have joined and the data set is read."""
         if self.flow is not None or len(self.members) < self.layout.world:
             return
         self._since = now
@@ -265,10 +242,11 @@ class Coordinator:
     def _ticked(self, now: float) -> None:
         pause = now - self._tick
         self._tick = now
-        if pause > watchdog.PAUSE_S:
+        if pause > watchdog.PAUSE_S:  # nobody listened meanwhile
             self._since += pause
             for member in self.members.values():
-                member.forgive(pause)
+                member.heard += pause
+                member.changed += pause
         if now - self._alive >= ALIVE_EVERY_S and self.members:
             self._alive = now
             self._tell_all(messages.Alive())

@@ -42,7 +42,6 @@ class Member:
 
     @property
     def first(self) -> bool:
-        """Whether it speaks for its stage."""
         return self.hello.replica == 0
 
     @property
@@ -53,11 +52,6 @@ class Member:
     def name(self) -> str:
         """Such as "stage 1", or "stage 1 replica 2"."""
         return f"stage {self.stage}" + ("" if self.first else f" replica {self.hello.replica}")
-
-    def forgive(self, pause: float) -> None:
-        """Do not count a time in which nobody listened."""
-        self.heard += pause
-        self.changed += pause
 
     def beat(self, message: Heartbeat, now: float) -> None:
         before = (self.phase, self.step, self.micro_batch, self.stats.begun)

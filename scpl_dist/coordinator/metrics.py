@@ -20,6 +20,9 @@ Row = tuple[str, tuple[str, ...], float | None]
 Source = str | tuple[Callable[[list[Any]], Any], str] | None
 
 STAGE = ("stage",)
+REASON = ("reason",)
+# Help, labels and source of every metric; dashboards and rules may use these and no others. The source is a key of
+# the snapshot, or a key of its workers and how a stage's are put together.
 NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
     "scpl_run_info": ("The run; always 1.", ("method", "version"), None),
     "scpl_stage_info": ("Where a stage runs; always 1.", ("stage", "host", "device"), None),
@@ -50,20 +53,12 @@ NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
     "scpl_checkpoint_size_bytes": ("Size of the last checkpoint.", (), None),
     "scpl_checkpoints_total": ("Checkpoints published.", (), "checkpoints"),
     "scpl_checkpoint_failures_total": ("Checkpoints that could not be published.", (), "checkpoint_failures"),
-    "scpl_restarts_total": ("Earlier starts of this run, by what ended them.", ("reason",), None),
+    "scpl_restarts_total": ("Earlier starts of this run, by what ended them.", REASON, None),
     "scpl_nonfinite_loss_total": ("Losses that were NaN or infinite.", (), "nonfinite_losses"),
     "scpl_stragglers_total": ("Times a stage became a straggler.", STAGE, (sum, "stragglings")),
-    "scpl_control_rejected_total": (
-        "Frames, workers and connections that were turned away.",
-        ("reason",),
-        None,
-    ),
+    "scpl_control_rejected_total": ("Frames, workers and connections that were turned away.", REASON, None),
     "scpl_samples_per_second": ("Training samples per second in steady state.", (), "samples_per_second"),
 }
-"""Help, labels and source of every metric; dashboards and rules may use these and no others.
-
-The source is a key of the snapshot, or a key of its workers and how a stage's are put together.
-"""
 
 
 class RunCollector(Collector):
@@ -74,7 +69,6 @@ class RunCollector(Collector):
         self._wall = wall
 
     def collect(self) -> Iterable[Metric]:
-        """The families with the values of this moment."""
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for name, (text, labels, _) in NAMES.items():
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily

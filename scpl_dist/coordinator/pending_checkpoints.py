@@ -39,9 +39,7 @@ class PendingCheckpoints:
         self._sequence = sequence
         self._stages = stages
         self._parts: dict[int, _Parts] = {}  # by sequence number of the item
-        self._writers: set[int] = (
-            set()
-        )  # stages that have written a part, so that the shorter limit holds for them
+        self._writers: set[int] = set()  # stages that have written a part: the shorter limit holds for them
         self._publishing: dict[int, float] = {}  # steps that are being published, and since when
 
     @property
@@ -92,7 +90,6 @@ class PendingCheckpoints:
         self._publishing.pop(step, None)
 
     def late(self, members: Mapping[int, Member], config: Config, now: float) -> Failure | None:
-        """The failure of a disk that takes too long."""
         runtime = config.runtime
         for step, since in self._publishing.items():
             if now - since >= runtime.timeout_s:
@@ -106,10 +103,3 @@ class PendingCheckpoints:
                     text = f"stage {stage} has been writing its part of a checkpoint for {seconds:.1f} s"
                     return blame(members[stage], Cause.HANG, text, SLOW)
         return None
-
-    def validate(self) -> None:
-        """Check the invariants."""
-        for parts in self._parts.values():
-            assert parts.files.keys() | parts.copied.keys() <= set(range(self._stages))
-            assert parts.files.keys() <= self._writers
-            assert parts.ready is None or len(parts.copied) == self._stages

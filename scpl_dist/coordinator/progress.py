@@ -20,14 +20,11 @@ from scpl_dist.coordinator.status import snapshot
 from scpl_dist.coordinator.table import StatusTable
 from scpl_dist.run.failures import Failure, Outcome
 
-TAIL_LINES = 15
+# Characters that could steer a terminal; a message from the network must not.
 CONTROL = re.compile(r"[^\n\t -~\u00a0-\uffff]")
-"""Characters that could steer a terminal; a message from the network must not."""
 
 
 class Progress:
-    """Draws the state of a run to a stream: a live table if it is a terminal."""
-
     def __init__(self, coordinator: Coordinator, stream: TextIO | None = None) -> None:
         self._coordinator = coordinator
         self._console = Console(file=stream or sys.stderr, stderr=stream is None, highlight=False)
@@ -39,24 +36,18 @@ class Progress:
 
     def say(self, command: Say) -> None:
         """Show a line; on a terminal the table has what a progress line would tell."""
-        if command.kind == "warning":
-            self._line(f"warning: {command.text}")
-        elif self._live is None:
-            self._line(command.text)
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        warned = command.kind == "warning"
+        if warned or self._live is None:
+            text = f"warning: {command.text}" if warned else command.text
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def update(self, now: float) -> None:
-        """Draw the table anew; `now` is monotonic seconds."""
         if self._live is not None:
             self._live.update(self._table.draw(snapshot(self._coordinator, now)), refresh=True)
 
     def close(self) -> None:
-        """Give the terminal back."""
         if self._live is not None:
             self._live.stop()
-            self._live = None
 
 
 def failure_text(failure: Failure, log: Path, name: str | None) -> str:
@@ -82,14 +73,13 @@ def _tail(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - 4096))
-            lines = stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+            lines = stream.read().decode("utf-8", "replace").splitlines()[-15:]
     except OSError:
         return ""
     return "\n".join([f"The last lines of {file}:", *lines]) if lines else ""
 
 
 def summary(outcome: Outcome, folder: Path) -> str:
-    """The last words of a run that did not fail."""
     result = outcome.result
     if result is None:
         return f"{outcome.reason}; go on with --resume auto --run-dir {folder}"

@@ -19,10 +19,7 @@ PATIENCE = 20  # steps in a row before a slow stage is called a straggler
 
 
 class Results:
-    """Counts over the items that the stages finish; those that the last stage finishes are the clock of the run.
-
-    `position` is that of the checkpoint to go on from, with the earlier "accuracies", "samples" and "seconds".
-    """
+    """Counts over the items that the stages finish; those that the last stage finishes are the clock of the run."""
 
     def __init__(self, sequence: ItemSequence, stages: int, position: Mapping[str, Any] | None) -> None:
         position = position or {}
@@ -43,13 +40,11 @@ class Results:
         self._steady_samples = 0
         self._steady_seconds = 0.0
         self._previous: float | None = None
-        # Of the evaluations in progress: right answers and samples by stage.
+        # Of what is in progress: right answers and samples of an evaluation by stage, seconds of a step by worker.
         self._counts: dict[tuple[int, Split], dict[int, list[int]]] = {}
-        # Of the steps in progress: busy seconds by worker.
         self._busy: dict[int, dict[tuple[int, int], float]] = {}
 
     def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
-        """Count an item of one worker."""
         if isinstance(item, Train):
             busy = message.stats.busy - member.busy_before
             self._busy.setdefault(item.sequence, {})[member.place] = busy
@@ -105,12 +100,9 @@ class Results:
         return Commit(item.step, item.epoch, position, best=is_best, unique=item.unique, due=item.due)
 
     def stragglers(self, sequence: int, members: Iterable[Member]) -> Iterator[tuple[Member, str]]:
-        """Workers that have just become stragglers, and a warning about each.
-
-        The median is the lower one, so that of two stages one can be the straggler.
-        """
+        """Workers that have just become stragglers, and a warning about each."""
         busy = self._busy.pop(sequence)
-        median = statistics.median_low(busy.values())
+        median = statistics.median_low(busy.values())  # so that of two stages one can be the straggler
         for member in members:
             seconds = busy[member.place]
             member.slow_in_a_row = member.slow_in_a_row + 1 if seconds > 2 * median else 0
@@ -131,7 +123,6 @@ class Results:
 
     @property
     def selected_by(self) -> str:
-        """The split that chooses the best epoch."""
         return "validation" if any("validation" in found for found in self.accuracies.values()) else "test"
 
     @property
@@ -140,14 +131,12 @@ class Results:
         return self._steady_samples / self._steady_seconds if self._steady_seconds > 0 else None
 
     def line(self, epoch: int, epochs: int) -> str:
-        """One line about an epoch that is over."""
         parts = [f"{name} accuracy {value:.4f}" for name, value in self.accuracies.get(epoch, {}).items()]
         if self.samples_per_second is not None:
             parts.append(f"{self.samples_per_second:.0f} samples/s")
         return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)
 
     def history(self) -> list[dict[str, Any]]:
-        """The accuracies by epoch, as a position keeps them."""
         return [{"epoch": epoch, **found} for epoch, found in sorted(self.accuracies.items())]
 
     def result(self, config: Config, members: Iterable[Member], seconds: float) -> dict[str, Any]:

@@ -37,7 +37,6 @@ from scpl_dist.control.messages import VERSION, Abort
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events
 from scpl_dist.coordinator.event_log import Origin
-from scpl_dist.coordinator.events import Command, Event
 from scpl_dist.coordinator.http_server import HttpServer
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
@@ -48,22 +47,16 @@ from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
 from scpl_dist.storage import checkpoints
-from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.resume import choose
 from scpl_dist.storage.run_folder import RunFolder
 
 TICK_S = 0.25
-FLUSH_MS = 1000
 BURST = 100  # messages that are handled between two looks at the clock: a flood must not hide a timeout
 
 
 class Service:
-    """Sockets, files and terminal around one `Coordinator`; the arguments are those of `serve`.
-
-    Raises:
-        ValueError: a port is taken, or there is no usable checkpoint.
-    """
+    """Sockets, files and terminal around one `Coordinator`; the arguments are those of `serve`."""
 
     def __init__(
         self,
@@ -83,23 +76,18 @@ class Service:
         self._trap = Trap.from_environment("coordinator", None, folder.path)
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
-        self._found: queue.SimpleQueue[Event] = queue.SimpleQueue()  # by signal handlers and by the publisher
+        self._found: queue.SimpleQueue[events.Event] = queue.SimpleQueue()  # signal handlers, publisher
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
         position = chosen[1]["position"] if chosen else None
-        origin = Origin(
-            generation,
-            resume=position,
-            restore=str(chosen[0].resolve()) if chosen else "",
-            folder=str(folder.path.resolve()),
-        )
+        restore = str(chosen[0].resolve()) if chosen else ""
+        origin = Origin(generation, resume=position, restore=restore, folder=str(folder.path.resolve()))
         self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
         self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        allowed = keys.load_server(config.control.keys)
-        self._router, endpoint, self._gate = router(
-            self._context, config.control.host, config.control.port, allowed
-        )
+        control = config.control
+        guards = keys.load_server(control.keys)
+        self._router, endpoint, self._gate = router(self._context, control.host, control.port, guards)
         folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, chosen[0] if chosen else None)
         self._logs = {worker.file: folder.log_size(worker.file) for worker in config.layout.workers}
@@ -122,7 +110,7 @@ class Service:
             self._crashed(error)
         self._progress.close()
         self._gate.close()
-        self._router.close(FLUSH_MS)
+        self._router.close(1000)  # at most so many milliseconds for what is still to be sent
         self._context.term()
         self._folder.metrics.close()
         assert self._outcome is not None
@@ -144,14 +132,14 @@ class Service:
                 self._progress.update(time.monotonic())
                 tick = time.monotonic() + TICK_S
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[events.Event]:
         """What has happened since the last call; what a worker has said comes before the news of its end."""
         for _ in range(BURST):
             if not self._router.poll(0):
                 break
             peer, *frames = self._router.recv_multipart()
             try:
-                event: Event = events.Received(peer, decode(frames[0] if len(frames) == 1 else b""))
+                event: events.Event = events.Received(peer, decode(frames[0] if len(frames) == 1 else b""))
             except ProtocolError:
                 event = events.Garbage()
             yield event
@@ -169,7 +157,7 @@ class Service:
         for member in self._coordinator.ordered():
             self._sent(member.peer, frame)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         """Hand an event to the coordinator, and the events that its commands cause."""
         if self._trap is not None:
             steps = [member.step for member in self._coordinator.members.values()]
@@ -181,7 +169,7 @@ class Service:
             for command in commands:
                 pending.extend(self._execute(command))
 
-    def _execute(self, command: Command) -> list[Event]:
+    def _execute(self, command: events.Command) -> list[events.Event]:
         match command:
             case events.Send(peers, message):
                 frame = encode(message)
@@ -256,10 +244,8 @@ class Service:
             # Whoever died before it could report may have left its reason in the log.
             found = replace(found, traceback=self._folder.last_words(name, self._logs[name]))
         _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
-        lines = self._coordinator.log.lines()
-        _try(
-            "log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", "\n".join(lines) + "\n")
-        )
+        events_log = "".join(f"{line}\n" for line in self._coordinator.log.lines())
+        _try("log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", events_log))
         text = failure_text(found, self._folder.log, name)
         if self._may_restart:
             text = text.replace("The run failed.", "This start of the run failed.", 1)
@@ -277,10 +263,7 @@ def _try(what: str, write: Callable[[], object]) -> None:
 def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     """Run the service on its own, without a launcher: the workers come when they come.
 
-    With ``control.port = 0`` the port is the one that workers expect. Returns the exit code of the run.
-
-    Raises:
-        ValueError: the folder cannot be used.
+    With ``control.port = 0`` the port is the one that workers expect. ValueError if the folder cannot be used.
     """
     fixed = config.model_copy(update={"control": config.control.fixed()})
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
@@ -298,21 +281,16 @@ def serve(
 ) -> int:
     """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration; returns the exit code.
 
-    Args:
-        run_dir: the run's folder.
-        generation: unique name of this start of the run.
-        resume: "never", "auto" or the folder of a checkpoint or run.
-        restarted: what ended each earlier start of this run.
-        launched: whether a launcher is at the other end of standard input.
-        may_restart: whether the launcher may start the run again after a failure.
+    `generation` is a unique name of this start, and `restarted` what ended each earlier one. If it is `launched`, a
+    launcher is at the other end of standard input, which `may_restart` the run after a failure.
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
         service = Service(config, folder, generation, resume, restarted, launched, may_restart)
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, checkpoints.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        cause = Cause.CHECKPOINT if isinstance(error, CheckpointError) else Cause.CONFIG
+        cause = Cause.CHECKPOINT if isinstance(error, checkpoints.CheckpointError) else Cause.CONFIG
         code = MEANING[cause].code
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
             RunFolder(Path(run_dir)).fail(code, str(error), cause)

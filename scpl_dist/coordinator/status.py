@@ -26,6 +26,7 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
     flow = coordinator.flow
     results = flow.results if flow else None
     last = coordinator.members.get(config.pipeline.stages - 1)
+    workers = sorted(coordinator.layout.workers, key=lambda worker: (worker.stage, worker.replica))
     status: Status = {
         "state": coordinator.state,
         "generation": coordinator.origin.generation,
@@ -49,18 +50,11 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
         "nonfinite_losses": coordinator.nonfinite_losses,
         "rejected": dict(coordinator.rejected),
         "restarts": dict(restarts or {}),
-        "workers": [
-            _worker(coordinator, worker, now)
-            for worker in sorted(
-                coordinator.layout.workers, key=lambda worker: (worker.stage, worker.replica)
-            )
-        ],
+        "workers": [_worker(coordinator, worker, now) for worker in workers],
     }
     if coordinator.last_commit is not None:
         commit, since = coordinator.last_commit
-        status["last_checkpoint"] = asdict(commit) | {
-            "age": now - since
-        }  # right when the wall clock jumps, too
+        status["last_checkpoint"] = asdict(commit) | {"age": now - since}  # right when the clock jumps, too
     return status
 
 
@@ -82,7 +76,6 @@ def _worker(coordinator: Coordinator, worker: WorkerId, now: float) -> dict[str,
 
 
 def _unready(coordinator: Coordinator, now: float) -> str | None:
-    """Why the run is not making progress, or None if it is."""
     members = coordinator.members.values()
     if coordinator.state != "running":
         joined = f"{len(members)} of {coordinator.layout.world} workers have joined"

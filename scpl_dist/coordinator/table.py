@@ -20,18 +20,14 @@ TIMES = ("busy", "waiting", "blocked")
 
 
 class StatusTable:
-    """Draws snapshots, which it is given one after the other."""
-
-    def __init__(self, span_s: float = SPAN_S) -> None:
-        self._span_s = span_s
+    def __init__(self) -> None:
         self._seen: deque[Status] = deque()
 
     def draw(self, status: Status) -> Group:
-        """A picture of this moment."""
         if self._seen and self._seen[-1]["generation"] != status["generation"]:
             self._seen.clear()  # the run was started again, and everything is counted anew
         self._seen.append(status)
-        while len(self._seen) > 2 and status["now"] - self._seen[1]["now"] >= self._span_s:
+        while len(self._seen) > 2 and status["now"] - self._seen[1]["now"] >= SPAN_S:
             self._seen.popleft()
         old = self._seen[0] if len(self._seen) > 1 else None
         several_hosts = len({worker["host"] for worker in status["workers"]} - {None}) > 1
@@ -64,7 +60,6 @@ def _cells(worker: dict[str, Any], before: dict[str, Any], passed: float) -> lis
 
 
 def _line(status: Status) -> str:
-    """Method, epoch, step, accuracy, speed, time left and checkpoints, as far as they are known."""
     if status["seconds"] is None:
         return status["unready"] or ""
     parts = [status["method"], f"epoch {status['epoch'] + 1}/{status['epochs']}"]

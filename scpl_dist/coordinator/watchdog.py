@@ -23,9 +23,7 @@ State = Literal["gathering", "loading", "preparing", "running", "over"]
 
 GRACE_S = 1.5  # how long a death waits for a report that explains it
 PAUSE_S = 5.0  # longer between two ticks: the coordinator itself was stopped, and no stage is to blame
-STOP_GRACE_S = (
-    3.0  # how long a stop before the first step, asked for by some stages, waits for news of a dead one
-)
+STOP_GRACE_S = 3.0  # how long a stop that some stages ask for before the first step waits for news of a death
 
 
 def late(
@@ -36,9 +34,8 @@ def late(
     patience = max(runtime.timeout_s, runtime.first_step_timeout_s)
     if state == "gathering" and waited >= runtime.timeout_s:
         missing = [worker.label for worker in config.layout.workers if worker.rank not in members]
-        return failure(
-            Cause.MISSING, f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
-        )
+        text = f"no worker for stage {', '.join(missing)} within {runtime.timeout_s:g} s"
+        return failure(Cause.MISSING, text)
     for member in members.values():
         if now - member.heard >= runtime.timeout_s:
             return _silent(member, now)
@@ -57,10 +54,7 @@ def late(
 def overdue(
     members: Mapping[int, Member], items: Mapping[int, Item], config: Config, now: float
 ) -> Failure | None:
-    """The failure of the stage that is furthest beyond its limit, or of all if all only wait.
-
-    `items` are those by sequence number that some of the workers have yet to finish.
-    """
+    """The failure of the stage that is furthest beyond its limit, or of all if all only wait."""
     runtime = config.runtime
     there = [member for member in members.values() if not member.left]
     found: list[tuple[float, Failure]] = []

@@ -20,8 +20,7 @@ class Window:
     """Takes items from their sequence and follows them; stage 0 never has more than `limit` that it has not begun."""
 
     def __init__(self, sequence: ItemSequence, limit: int) -> None:
-        self.open: dict[int, Item] = {}
-        """Items that some stage has yet to finish, by sequence number and in its order."""
+        self.open: dict[int, Item] = {}  # that some stage has yet to finish, by sequence number, in its order
         self._sequence = sequence
         self._limit = limit
         self._sent = 0
@@ -54,9 +53,3 @@ class Window:
     def complete(self, slowest: int) -> list[Item]:
         """Items that are complete now, in order; `slowest` is the last one that every stage has finished."""
         return [self.open.pop(sequence) for sequence in list(self.open) if sequence <= slowest]
-
-    def validate(self, slowest: int, fastest: int) -> None:
-        """Check the invariants; the arguments are the last items that all stages and that any stage has finished."""
-        assert list(self.open) == list(range(slowest + 1, self._sent))
-        assert slowest <= fastest < self._sent
-        assert self._begun < self._sent

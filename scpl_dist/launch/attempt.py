@@ -29,15 +29,10 @@ from scpl_dist.worker.stacks import SIGNAL as STACKS
 # Seconds that the rest has to end after its first part ended: in order, and after a failure.
 _GRACE_S = 10.0
 _FAILED_GRACE_S = 3.0
-_LOOK_S = 0.05
 
 
 class Attempt:
-    """The processes of one start.
-
-    `resume` and `causes` are for the coordinator; `signals` are the numbers of those that the launcher has got, and
-    grows meanwhile.
-    """
+    """The processes of one start; `signals` are the numbers of those that the launcher has got, and grows meanwhile."""
 
     def __init__(
         self,
@@ -54,15 +49,11 @@ class Attempt:
         self._told = 0
         self._deadline = float("inf")
         self._coordinator = CoordinatorProcess(folder, start, resume, causes, may_restart)
-        self._code: int | None = None
-        """Exit code of the coordinator."""
-        self._workers: dict[int, psutil.Process] = {}
-        """Those that have not ended, by rank."""
-        self._responsive = time.monotonic()
-        """When the coordinator was last seen not to be stopped."""
+        self._code: int | None = None  # of the coordinator
+        self._workers: dict[int, psutil.Process] = {}  # that have not ended, by rank
+        self._responsive = time.monotonic()  # when the coordinator was last seen not to be stopped
 
     def run(self) -> End:
-        """Until everything has ended."""
         try:
             endpoint = self._coordinator.endpoint(self._look)
             if endpoint is None:
@@ -70,7 +61,7 @@ class Attempt:
             else:
                 self._start_workers(endpoint)
             while self._look():
-                time.sleep(_LOOK_S)
+                time.sleep(0.05)
         finally:
             kill([*self._workers.values()])
         end = self._conclude()
@@ -78,19 +69,14 @@ class Attempt:
         return end
 
     def _start_workers(self, endpoint: str) -> None:
-        workers = self._config.layout.workers
-        world = str(len(workers))
-        for worker in workers:
+        size = str(self._config.layout.world)
+        for worker in self._config.layout.workers:
+            rank = str(worker.rank)
             order = Order(
                 entry="scpl_dist.launch.rank:local",
                 arguments={"run_dir": str(self._folder.path), "control": endpoint},
                 title=f"scpl-dist: stage {worker.label} {self._folder.path}",
-                environment={
-                    "RANK": str(worker.rank),
-                    "LOCAL_RANK": str(worker.rank),
-                    "WORLD_SIZE": world,
-                    "LOCAL_WORLD_SIZE": world,
-                },
+                environment={"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
                 log=str(self._folder.log / f"{worker.file}.log"),
             )
             self._workers[worker.rank] = start(order)
@@ -128,8 +114,7 @@ class Attempt:
 
     def _is_stopped(self) -> bool:
         """Whether the coordinator is, for example by SIGSTOP; it cannot notice anything then."""
-        status = self._coordinator.process.status()
-        return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        return self._coordinator.process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
     def _end_within(self, seconds: float) -> None:
         self._deadline = min(self._deadline, time.monotonic() + seconds)

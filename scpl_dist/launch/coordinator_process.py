@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -18,15 +19,9 @@ import psutil
 from scpl_dist.launch.process import Order
 from scpl_dist.storage.run_folder import RunFolder
 
-_START_S = 60.0
-
 
 class CoordinatorProcess:
-    """A coordinator that starts, and the way to tell it something.
-
-    `start` starts its process, `resume` is "never", "auto" or the folder of a checkpoint, and `restarted` what ended
-    each earlier start of this run.
-    """
+    """A coordinator that `start` starts, and the way to tell it something; `restarted` is what ended earlier starts."""
 
     def __init__(
         self,
@@ -58,7 +53,7 @@ class CoordinatorProcess:
 
     def endpoint(self, alive: Callable[[], bool]) -> str | None:
         """Address of the control plane; None if the coordinator ended instead of binding it."""
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + 60
         while alive() and time.monotonic() < deadline:
             run = self._folder.read("run.json")
             if run is not None and run.get("generation") == self._generation:
@@ -68,11 +63,8 @@ class CoordinatorProcess:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Send one event; returns at once."""
-        try:
+        with suppress(OSError):  # it has ended, which is an event of its own
             self._socket.sendall(json.dumps(event).encode() + b"\n")
-        except OSError:
-            pass  # it has ended, which is an event of its own
 
     def close(self) -> None:
-        """Say nothing more."""
         self._socket.close()

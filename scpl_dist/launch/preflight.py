@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from scpl_dist import data
 from scpl_dist.coordinator.item_sequence import ItemSequence
+from scpl_dist.data import DataSource
+from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
 from scpl_dist.run.network import resolve
 
-if TYPE_CHECKING:
-    from scpl_dist.data import DataSource
-    from scpl_dist.plan.plan import Plan
-
 
 def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
-    """Find the user's mistakes, and decide what is decided once for all processes.
+    """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
-    then. None makes that an error.
-
-    Returns:
-        The plan of the run. Its configuration is the one to run: the counts of a measured partition are in it.
-
-    Raises:
-        ValueError: with the key, the value and the fix.
+    then. None makes that a ValueError, as is any other mistake.
     """
-    from scpl_dist import data
-    from scpl_dist.plan.plan import Plan
-
     try:
         source = data.resolve(config)
     except data.MissingFiles as error:
@@ -50,11 +42,8 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
         config = _measured(config, source)
     plan = Plan.plan(config, source.classes, source.example())
     plan.check()
-    if config.runtime.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
+    if config.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
     _check_port("metrics", config.metrics.host, config.metrics.port)
     _check_port("control", config.control.host, config.control.port)
     return plan
@@ -66,9 +55,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(config: Config, source: DataSource) -> Config:
-    """The configuration with the block counts that measuring gives."""
-    from scpl_dist.plan.plan import Plan
-    from scpl_dist.worker import costs
+    from scpl_dist.worker import costs  # with all that a worker needs, which takes its time
 
     def partitioned(partition: str | list[int]) -> Config:
         pipeline = config.pipeline.model_copy(update={"partition": partition})

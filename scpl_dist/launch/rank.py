@@ -25,15 +25,13 @@ from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
 
-# Seconds that the coordinator may take to end after rank 0 has.
-_COORDINATOR_END_S = 10.0
+_COORDINATOR_END_S = 10.0  # that it may take to end after rank 0 has
 
 
 def local(run_dir: str, control: str) -> int:
-    """Be the worker of this rank in a run of the local launcher; returns the exit code."""
+    """Be a worker of the local launcher; returns the exit code."""
     config = configuration.load(Path(run_dir, "config.toml"))
-    code, _ = _work(config, Path(run_dir), control, _ranks(config)[0])
-    return code
+    return _work(config, Path(run_dir), control, _ranks(config)[0])[0]
 
 
 def main(config: Config, run_dir: Path | None, control: str | None, companion: bool, resume: str) -> int:
@@ -41,9 +39,6 @@ def main(config: Config, run_dir: Path | None, control: str | None, companion: b
 
     `run_dir` None is the coordinator's; `control` is the address of the coordinator, None for control.host and
     control.port; with `companion` rank 0 starts the coordinator, and tells it what to `resume`. Returns the exit code.
-
-    Raises:
-        ValueError: the launch does not fit the configuration.
     """
     die_with_parent()
     fixed = config.model_copy(update={"control": config.control.fixed()})
@@ -73,7 +68,6 @@ def _tell_torchrun(reason: str) -> None:
 
 
 def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tuple[int, str]:
-    """Exit code and reason."""
     faulthandler.enable()
     torch.set_num_threads(config.runtime.threads)
     worker = Worker(config, run_dir, control, rank)
@@ -100,7 +94,6 @@ def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
 
 
 def _ranks(config: Config) -> tuple[int, int]:
-    """Rank and number of workers."""
     try:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except KeyError as error:
@@ -119,10 +112,9 @@ def _ranks(config: Config) -> tuple[int, int]:
 
 
 def _check_reachable(config: Config, world_size: int) -> None:
-    """A coordinator on loopback serves one host only."""
     host = config.control.host
     several = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) < world_size
-    if several and network.is_loopback(network.resolve(host, "control.host")):
+    if several and network.is_loopback(network.resolve(host, "control.host")):  # which serves one host only
         raise ValueError(
             f"control.host = {host!r}: the run has stages on several hosts, which cannot reach this address; set it to "
             f"the name or address of the first host (torchrun has {os.environ.get('MASTER_ADDR', 'none')})"

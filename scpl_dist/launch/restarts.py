@@ -11,21 +11,16 @@ from dataclasses import dataclass, field
 
 from scpl_dist.run.failures import meaning
 
-SAME = 3
-"""Failures of one kind in a row, without progress between them, that are called a storm."""
+SAME = 3  # failures of one kind in a row, without progress between them, that are called a storm
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one start of a run ended."""
-
     code: int
-    cause: str
-    """Kind of failure, as in ``exit.json``; "" without one."""
+    cause: str  # as in ``exit.json``; "" without a failure
     reason: str
     stage: int | None = None
-    step: int = -1
-    """The last one that all stages are known to have finished; -1 if none."""
+    step: int = -1  # the last one that all stages are known to have finished
 
 
 @dataclass(slots=True)
@@ -33,8 +28,7 @@ class Restarts:
     """Decides about restarts; `limit` is ``runtime.max_restarts``."""
 
     limit: int
-    causes: list[str] = field(default_factory=list)
-    """What ended the starts so far that were followed by another."""
+    causes: list[str] = field(default_factory=list)  # what ended the starts that were followed by another
     _previous: tuple[str, int | None] | None = None
     _furthest: int = -1
     _same: int = 0
@@ -55,9 +49,7 @@ class Restarts:
             return f"not started again: {meaning(end.cause).final}"
         if self._same >= SAME:
             place = f"step {self._furthest + 1} was done" if self._furthest >= 0 else "the first step"
-            return (
-                f"not started again: the same failure came {self._same} times in a row, each before {place}"
-            )
+            return f"not started again: the same failure came {SAME} times in a row, each before {place}"
         if self.left <= 0:
             return f"not started again: runtime.max_restarts = {self.limit} restarts are used up"
         self.causes.append(end.cause or "unknown")

@@ -25,8 +25,7 @@ from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
-REPEATS = 3
-"""Steps after the first, which allocates."""
+REPEATS = 3  # steps after the first, which allocates
 
 
 def counts(plan: Plan, source: DataSource) -> list[int]:
@@ -52,18 +51,13 @@ def measure(plan: Plan, source: DataSource) -> list[float]:
         feed(loader, [Train(sequence=number, step=0, epoch=0, schedule=schedule, micro_batches=((0, size),))])
     feed(loader, [Stop(sequence=REPEATS + 1)])
     timer = SynchronousTimer(device)
-    passed: list[dict[int, float]] = [
-        {}
-    ]  # seconds of all blocks up to the end of each item, the stop included
+    passed: list[dict[int, float]] = [{}]  # seconds of each block until the end of each item, the stop too
     alone = Layout([1])
     unconnected = RpcTransport(rank=0, world=1, max_in_flight=1, device=device, generation="")
     executor = Executor(
         spec=StageSpec(0, 1, blocks),
         method=plan.method,
-        updaters={
-            index: Updater(trainable.to(device), config)
-            for index, trainable in plan.trainables(blocks).items()
-        },
+        updaters={block: Updater(own.to(device), config) for block, own in plan.trainables(blocks).items()},
         neighbours=Neighbours(unconnected, alone, alone.workers[0]),
         device=device,
         timer=timer,

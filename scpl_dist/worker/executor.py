@@ -15,7 +15,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,19 @@ class Executor:
 
     spec: StageSpec
     method: Method
-    updaters: dict[int, Updater]
-    """Of the stage's blocks, by block number, on the device."""
-    neighbours: Neighbours
-    """Connected; not used with one stage."""
+    updaters: dict[int, Updater]  # by block, on the device
+    neighbours: Neighbours  # connected; not used with one stage
     device: torch.device
     timer: PhaseTimer
-    report: Callable[[Done], None]
-    """Called after every item."""
+    report: Callable[[Done], None]  # called after every item
     run_dir: Path
-    loader: Loader[Item] | None = None
-    """None on all stages but the first."""
-    writer: CheckpointWriter | None = None
-    """None where no checkpoints are written, and on all replicas of a stage but the first."""
+    loader: Loader[Item] | None = None  # on stage 0
+    writer: CheckpointWriter | None = None  # on the first replica of a stage, where checkpoints are written
     replicas: Replicas | None = None
 
     def __post_init__(self) -> None:
         self.trainables = {block: updater.trainable for block, updater in self.updaters.items()}
-        self._programs: dict[tuple[bool, int], tuple[Action, ...]] = {}
+        self._program = cache(self._lowered)
         self._training: bool | None = None
         self._sums: dict[int, Sum] = {}
         before, behind = self.spec.stage - 1, self.spec.stage + 1
@@ -93,13 +88,7 @@ class Executor:
         }
 
     def run(self) -> None:
-        """Handle items until the stop marker.
-
-        Raises:
-            NonFiniteLoss: a loss is NaN or infinite.
-            Aborted: the run was ended from outside.
-            PeerLost: a neighbour is gone.
-        """
+        """Handle items until the stop marker; raises NonFiniteLoss, PeerLost, or Aborted from outside."""
         while True:
             item, batches, received = self._next()
             self.timer.begin(item)
@@ -119,7 +108,6 @@ class Executor:
                 return
 
     def stats(self) -> Stats:
-        """Cumulative figures of this stage."""
         transport = self.neighbours.transport
         return self.timer.stats(
             queue=transport.queued() if self.loader is None else self.loader.queued(),
@@ -127,8 +115,6 @@ class Executor:
             bytes_received=transport.bytes_received,
             peak_memory=peak_memory(self.device),
         )
-
-    # Items ------------------------------------------------------------------------------------------------------
 
     def _next(self) -> tuple[Item, Iterator[Batch], Envelope | None]:
         self.timer.enter(Phase.RECEIVE)
@@ -145,7 +131,6 @@ class Executor:
             self.neighbours.pass_on(to_plain(marker))
 
     def _compute(self, work: ItemInProgress) -> dict[str, Any]:
-        """What the report of the item says of it."""
         if work.training is not self._training:
             self._training = work.training
             for trainable in self.trainables.values():
@@ -173,12 +158,9 @@ class Executor:
         self.timer.enter(phase)
         handler(work, action.block, action.micro_batch)
 
-    def _program(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
-        key = (training, micro_batches)
-        if key not in self._programs:
-            actions = self.method.train if training else self.method.evaluate
-            self._programs[key] = lower(actions(self.spec, micro_batches), self.spec)
-        return self._programs[key]
+    def _lowered(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
+        actions = self.method.train if training else self.method.evaluate
+        return lower(actions(self.spec, micro_batches), self.spec)
 
     def _checkpoint(self, item: Checkpoint) -> None:
         """Copy the state as it is here in the stream; the writer reports when it is on disk."""
@@ -187,8 +169,6 @@ class Executor:
             folder = checkpoints.folder_for(self.run_dir, item.step, item.unique)
             state = {block: updater.state_dict() for block, updater in self.updaters.items()}
             self.writer.submit(item.sequence, item.step, folder, state)
-
-    # Actions ----------------------------------------------------------------------------------------------------
 
     def _load(self, work: ItemInProgress, block: int, m: int) -> None:
         inputs, labels = next(work.batches)
@@ -265,17 +245,15 @@ class Executor:
             return
         flow.carry = None  # it shares memory with the outputs, which are not needed any more
         if block > 0:
-            flow.back = [
-                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in floating(before)
-            ]
+            leaves = floating(before)
+            flow.back = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
     def _send_backward(self, work: ItemInProgress, block: int, m: int) -> None:
         back = work.flows.pop(m).back  # the last that is done with it
         self.neighbours.post(self.spec.stage - 1, work.plain, m, work.sizes[m], back)
 
     def _receive_backward(self, work: ItemInProgress, block: int, m: int) -> None:
-        back = self.neighbours.receive(self.spec.stage + 1, work.plain, m, work.sizes[m])
-        work.flows[m].back = back
+        work.flows[m].back = self.neighbours.receive(self.spec.stage + 1, work.plain, m, work.sizes[m])
 
     def _sum(self, work: ItemInProgress, block: int, m: int) -> None:
         assert self.replicas is not None

@@ -18,21 +18,16 @@ from scpl_dist.transport import Envelope
 class MicroBatch:
     """One micro-batch on its way through the blocks of a stage; dicts are by block."""
 
-    carry: Carry
-    """Output of the newest forward pass, without history."""
+    carry: Carry  # output of the newest forward pass, without history
     labels: Tensor
-    weight: float
-    """Share of the micro-batch in the item, 0 to 1."""
-    before: dict[int, Carry] = field(default_factory=dict)
-    """Inputs, kept until the backward pass."""
-    after: dict[int, Carry] = field(default_factory=dict)
-    """Outputs with history; likewise."""
+    weight: float  # share of the micro-batch in the item, 0 to 1
+    before: dict[int, Carry] = field(default_factory=dict)  # inputs, kept until the backward pass
+    after: dict[int, Carry] = field(default_factory=dict)  # outputs with history; likewise
+    # What the objective sees of all replicas' samples, and their labels; only with replicas.
     seen: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
-    """What the objective sees of all replicas' samples, and their labels; only with replicas."""
-    losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Terms of the objective."""
+    losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # terms of the objective
+    # What travels back: gradients of the floating-point tensors of the newest carry, or an answer.
     back: list[Tensor] = field(default_factory=list)
-    """What travels back: gradients of the floating-point tensors of the newest carry, or an answer."""
 
 
 class ItemInProgress:
@@ -48,9 +43,7 @@ class ItemInProgress:
         self.sizes = [stop - start for start, stop in item.micro_batches]
         self.again: set[int] = set()  # blocks whose activations are computed again for the backward pass
         self.flows: dict[int, MicroBatch] = {}
-        self.losses: dict[
-            str, dict[str, float]
-        ] = {}  # by block, summed over the micro-batches with their weights
+        self.losses: dict[str, dict[str, float]] = {}  # by block: weighted sums over the micro-batches
         # Sum and count of each metric so far; sums are tensors, so that a GPU is not waited for.
         self.metrics: dict[str, tuple[Tensor, int]] = {}
 
@@ -59,6 +52,5 @@ class ItemInProgress:
 
     @property
     def train(self) -> Train:
-        """The item, which is one to train."""
         assert isinstance(self.item, Train)
         return self.item

@@ -30,10 +30,8 @@ from scpl_dist.run.phases import Phase
 from scpl_dist.transport import Store
 from scpl_dist.worker.timer import PhaseTimer
 
-# The control plane ends a wait, by ending the process; a slow replica is no error.
-_FOREVER = timedelta(days=365)
-_LARGE = 1 << 16
-"""Numbers in a gradient above which a message of its own costs less than a copy."""
+_FOREVER = timedelta(days=365)  # a slow replica is no error; the control plane ends the process and so a wait
+_LARGE = 1 << 16  # numbers in a gradient above which a message of its own costs less than a copy
 
 
 class Replicas:
@@ -67,10 +65,9 @@ class Replicas:
         if layout.world == layout.stages:
             return None
         if not dist.is_initialized():
+            rank = worker_id.rank
             limit = timedelta(seconds=timeout_s)
-            dist.init_process_group(
-                "gloo", store=store, rank=worker_id.rank, world_size=layout.world, timeout=limit
-            )
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=layout.world, timeout=limit)
         own = None
         for stage in range(layout.stages):
             ranks = layout.ranks(stage)
@@ -103,8 +100,6 @@ class Replicas:
         """Let every BatchNorm of a module take the statistics of all replicas' samples."""
         batchnorm.share(module, lambda own: _Gather.apply(own, self, [1] * self._replicas, True))
 
-    # Collectives ------------------------------------------------------------------------------------------------
-
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         before = self._timer.phase
@@ -117,7 +112,6 @@ class Replicas:
         self._timer.enter(before)
 
     def all_gather(self, own: Tensor, counts: list[int]) -> Tensor:
-        """The rows of all replicas; `counts` says how many each has."""
         padded = own.new_zeros((max(counts), *own.shape[1:]))
         padded[: len(own)] = own
         padded = padded.cpu() if self._by_cpu else padded
@@ -168,9 +162,8 @@ class Sum:
         exists, *parts = torch.split(self._together, sizes)
         for one, part in zip(self._small, parts, strict=True):
             one.copy_(part.view_as(one))
-        for parameter, gradient, somewhere in zip(
-            self._parameters, self._gradients, exists.tolist(), strict=True
-        ):
+        found = zip(self._parameters, self._gradients, exists.tolist(), strict=True)
+        for parameter, gradient, somewhere in found:
             parameter.grad = gradient if somewhere else None
 
 

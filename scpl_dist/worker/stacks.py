@@ -12,15 +12,11 @@ import signal
 import time
 from pathlib import Path
 
-SIGNAL = signal.SIGUSR1
-"""Makes a worker write its stacks, also while it holds the interpreter lock."""
-SHARE = 0.8
-"""The timer's share of ``runtime.timeout_s``: it must be faster than whoever ends the worker."""
+SIGNAL = signal.SIGUSR1  # makes a worker write its stacks, also while it holds the interpreter lock
+SHARE = 0.8  # of ``runtime.timeout_s`` for the timer: it must be faster than whoever ends the worker
 
 
 class Stacks:
-    """One worker's stacks, appended to a file; ``timeout_s`` is ``runtime.timeout_s``."""
-
     def __init__(self, path: Path, timeout_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
@@ -36,7 +32,6 @@ class Stacks:
             faulthandler.dump_traceback_later(self._timeout_s, repeat=False, file=self._file)
 
     def write(self, reason: str) -> None:
-        """Write the stacks of all threads now."""
         self._file.write(f"{time.strftime('%H:%M:%S')} {reason}\n")
         self._file.flush()
         faulthandler.dump_traceback(self._file, all_threads=True)

@@ -44,7 +44,6 @@ class PhaseTimer:
             self._trap.spring(phase, self.step)
 
     def begin(self, item: Item) -> None:
-        """The item that begins now."""
         if self.on_item is not None:
             self.on_item()
         self.begun = item.sequence
@@ -78,7 +77,6 @@ class PhaseTimer:
         )
 
     def _passed(self) -> dict[tuple[Phase, int], float]:
-        """Seconds of all phases until now."""
         seconds = dict(self._seconds)
         seconds[self._entered] = seconds.get(self._entered, 0.0) + time.perf_counter() - self._since
         return seconds

@@ -28,7 +28,6 @@ class Updater:
         ]
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, added to those that are there."""
         torch.autograd.backward(loss)
 
     def step(self, schedule: Mapping[str, float]) -> None:

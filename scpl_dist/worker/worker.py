@@ -33,10 +33,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from scpl_dist import data
 from scpl_dist.control import keys, messages
 from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
-from scpl_dist.control.messages import Message
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
 from scpl_dist.plan.plan import Plan
@@ -49,24 +49,19 @@ from scpl_dist.run.phases import Phase
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
-from scpl_dist.transport import Transport, rendezvous
+from scpl_dist.transport import Transport, rendezvous, select, tensors
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
-from scpl_dist.transport.select import connectable
-from scpl_dist.transport.tensors import describe, imagine
 from scpl_dist.worker.executor import Executor, feed, peak_memory
 from scpl_dist.worker.replicas import Replicas
 from scpl_dist.worker.stacks import Stacks
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
 
-M = TypeVar("M", bound=Message)
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-"""Errors of the system that come from a disk."""
-# Seconds that the training thread has to notice an abort before the control thread ends the process.
-_ABORT_GRACE_S = 2.0
-# Seconds that a shared file system may take to show a new file on another host.
-_VISIBLE_S = 10.0
+M = TypeVar("M", bound=messages.Message)
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # errors that come from a disk
+_ABORT_GRACE_S = 2.0  # that the training thread has to notice an abort before the process is ended
+_VISIBLE_S = 10.0  # that a shared file system may take to show a new file on another host
 
 
 class Refused(Aborted):
@@ -91,14 +86,13 @@ class Worker:
         self.timer = PhaseTimer(self._trap)
         self._control = control
         self._keys = keys.load_client(config.control.keys)
-        self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
-        self._channel: Channel | None = None
+        self._messages: queue.SimpleQueue[messages.Message | Exception] = queue.SimpleQueue()
+        self._channel: Channel
         self._stacks: Stacks | None = None
         self._transport: Transport | None = None
         self._loader: Loader[Item] | None = None
         self._writer: CheckpointWriter | None = None
         self._executor: Executor | None = None
-        self._ended: Exception | None = None
         self._stop_signal: int | None = None
         alone = int(os.environ.get("LOCAL_WORLD_SIZE", self.layout.world)) == self.layout.world
         coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
@@ -115,7 +109,7 @@ class Worker:
         """Everything from hello to close; returns the exit code: 2 if the coordinator refused this worker."""
         if self._trap is not None:
             self._trap.spring("loading", 0)
-        channel = self._channel = Channel(
+        self._channel = Channel(
             self._control,
             self._hello(),
             heartbeat=self._heartbeat,
@@ -127,26 +121,25 @@ class Worker:
         # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        code = 0
         try:
             self._train()
+            return 0
         except Aborted as error:
             self.reason = f"{self.name}: {error}"
             print(self.reason, file=sys.stderr)
-            code = 2 if isinstance(error, Refused) else 1
-            channel.close(0)  # whatever is queued, nobody waits for it any more
+            self._channel.close(0)  # whatever is queued, nobody waits for it any more
+            return 2 if isinstance(error, Refused) else 1
         except Exception as error:  # every failure is reported with its place, whatever it is
             traceback.print_exc()
             report = self._failure(error)
             self.reason = f"{self.name}: {report.message}"
-            channel.send(report)
+            self._channel.send(report)
             self._await_verdict()
-            code = 1
+            return 1
         finally:
-            channel.close()
+            self._channel.close()
             if self._transport is not None:
                 self._transport.close()
-        return code
 
     def _train(self) -> None:
         if self._problem is not None:
@@ -161,52 +154,45 @@ class Worker:
         self.timer.on_item = self._stacks.rearm
         self._reachability.visit(self.worker_id.rank, start.endpoints, timeout_s / 3)
         self._executor = self._build(start, run_dir, source)
-        if self._ended is not None:
-            raise self._ended
         self.timer.enter(Phase.IDLE)
-        self._send(messages.Ready())
+        self._channel.send(messages.Ready())
         self._expect(messages.Go)
         self._reachability.close()
         self._executor.run()
-        self._send(messages.Left())
+        self._channel.send(messages.Left())
         self._expect(messages.Close)
 
     def _source(self) -> DataSource | None:
         """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
         if self.worker_id.stage != 0:
             return None
-        from scpl_dist import data
-
         self.timer.enter(Phase.DATA)
         source = data.resolve(self.config)
-        example = describe(source.example(), "the data set")
+        example = tensors.describe(source.example(), "the data set")
         if self.worker_id.first:
             data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
-            self._send(messages.Described(data=data_set))
+            self._channel.send(messages.Described(data=data_set))
         return source
 
     def _build(self, start: messages.Start, run_dir: Path, source: DataSource | None) -> Executor:
         """The stage, its weights restored, and connected to the other workers."""
         config, runtime, rank = self.config, self.config.runtime, self.worker_id.rank
-        plan = Plan.plan(config, start.data.classes, imagine(start.data.input, "meta"))
+        plan = Plan.plan(config, start.data.classes, tensors.imagine(start.data.input, "meta"))
         spec = plan.specs[self.worker_id.stage]
         trainables = plan.trainables(spec.blocks)
         if source is not None and not start.restore:
             source.prepare(trainables[0].block)
-        updaters = {
-            index: Updater(trainable.to(self.device), config) for index, trainable in trainables.items()
-        }
+        updaters = {block: Updater(own.to(self.device), config) for block, own in trainables.items()}
         if start.restore:
-            for index, updater in updaters.items():
-                updater.load_state_dict(read_part(Path(start.restore), index, self.device, verified=True))
+            for block, updater in updaters.items():
+                updater.load_state_dict(read_part(Path(start.restore), block, self.device, verified=True))
         store = rendezvous.join(self._store_listener, rank, start.endpoints, runtime.timeout_s)
-        transport = connectable(config, rank, start.generation, self.device, start.endpoints)
+        transport = select.connectable(config, rank, start.generation, self.device, start.endpoints)
         if self.layout.world > 1:
             transport.connect(store)
         self._transport = transport
-        replicas = Replicas.join(
-            self.layout, self.worker_id, start.endpoints, self.timer, store, runtime.first_step_timeout_s
-        )
+        limit = runtime.first_step_timeout_s
+        replicas = Replicas.join(self.layout, self.worker_id, start.endpoints, self.timer, store, limit)
         if replicas is not None:
             for trainable in trainables.values():
                 replicas.share_statistics(trainable)
@@ -223,7 +209,7 @@ class Worker:
             neighbours=Neighbours(transport, self.layout, self.worker_id),
             device=self.device,
             timer=self.timer,
-            report=self._send,
+            report=self._channel.send,
             run_dir=run_dir,
             loader=self._loader,
             writer=self._writer,
@@ -249,9 +235,8 @@ class Worker:
                 )
             time.sleep(0.1)
 
-    # Messages ---------------------------------------------------------------------------------------------------
-
     def _hello(self) -> messages.Hello:
+        gpu = self.device.type == "cuda"
         return messages.Hello(
             protocol=messages.PROTOCOL,
             version=messages.VERSION,
@@ -263,17 +248,13 @@ class Worker:
             rank=self.worker_id.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=_device_name(self.device),
+            device=torch.cuda.get_device_name(self.device) if gpu else f"cpu ({platform.machine()})",
             endpoint=self._reachability.endpoint | {"store": self._store_listener.getsockname()[1]},
         )
 
-    def _send(self, message: Message) -> None:
-        assert self._channel is not None
-        self._channel.send(message)
-
     def _heartbeat(self) -> messages.Heartbeat:
         """Called by the control thread."""
-        if self._stop_signal is not None and self._channel is not None:
+        if self._stop_signal is not None:
             number, self._stop_signal = self._stop_signal, None
             self._channel.send(messages.StopRequested(signal=number))
         timer = self.timer
@@ -285,7 +266,7 @@ class Worker:
             stats=timer.stats() if self._executor is None else self._executor.stats(),
         )
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, message: messages.Message) -> None:
         """Called by the control thread."""
         match message:
             case messages.Work(items=items) if self._loader is not None:
@@ -327,8 +308,6 @@ class Worker:
             micro_batch=self.timer.micro_batch,
         )
 
-    # Ends -------------------------------------------------------------------------------------------------------
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
         self._stop_signal = number
@@ -336,26 +315,25 @@ class Worker:
     def _written(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
         """A part of a checkpoint is on disk. Runs in the writer's thread."""
         parts = [messages.File(**file) for file in files]
-        self._send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
+        self._channel.send(messages.Written(sequence=sequence, files=parts, seconds=seconds))
 
     def _write_failed(self, error: Exception, step: int) -> None:
         """A checkpoint could not be written. Runs in the writer's thread."""
         report = replace(self._failure(error), phase=Phase.CHECKPOINT, step=step, micro_batch=None)
-        self._send(replace(report, cause=Cause.DISK) if isinstance(error, OSError) else report)
+        self._channel.send(replace(report, cause=Cause.DISK) if isinstance(error, OSError) else report)
 
     def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
-        self._ended = kind(reason)
-        self._messages.put(self._ended)
+        ended = kind(reason)
+        self._messages.put(ended)
         for part in (self._transport, self._loader, self._writer):
             if part is not None:
-                part.abort(self._ended)
+                part.abort(ended)
         code = 2 if kind is Refused else 1
         threading.Thread(target=_end_process, args=(reason, code), name="abort", daemon=True).start()
 
 
 def _cause(error: Exception) -> tuple[Cause, str]:
-    """Kind and text of an error, for a report."""
     text = f"{type(error).__name__}: {error}"
     allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
@@ -389,7 +367,3 @@ def _device(config: Config) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

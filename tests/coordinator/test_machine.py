@@ -41,6 +41,7 @@ from scpl_dist.coordinator.events import (
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.phases import Phase
+from tests.support import invariants
 from tests.support.coordinator import Run, at_step, kinds, small, without_sequence
 
 
@@ -656,4 +657,4 @@ def test_a_state_that_cannot_be_is_noticed(change: Callable[[Run], object]) -> N
     run = Run().start()
     change(run)
     with pytest.raises(AssertionError):
-        run.coordinator.validate()
+        invariants.check(run.coordinator)

@@ -10,6 +10,7 @@ from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.members import Member
 from scpl_dist.coordinator.pending_checkpoints import PendingCheckpoints
 from scpl_dist.run import config as configuration
+from tests.support.invariants import check_checkpoints
 
 CONFIG = configuration.load(values={"runtime.timeout_s": 10.0, "runtime.first_step_timeout_s": 30.0})
 PART = File(name="block-000.pt", bytes=5, sha256="0" * 64)
@@ -28,14 +29,14 @@ def copied(found: PendingCheckpoints, number: int, now: float = 0.0, **commit: A
     for stage in (0, 1):
         found.copied(stage, number, now)
     found.complete(number, Commit(10 * number, 0, {}, unique=f"g-{number}", **commit))
-    found.validate()
+    check_checkpoints(found)
 
 
 def written(found: PendingCheckpoints, number: int, *stages: int) -> None:
     for stage in stages:
         message = Written(sequence=number, files=[PART], seconds=1.0 + stage)
         assert found.written(stage, message, begun=False)
-        found.validate()
+        check_checkpoints(found)
 
 
 def members() -> dict[int, Member]:

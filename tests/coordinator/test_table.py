@@ -50,10 +50,10 @@ def shares_of_stage_1(lines: list[str]) -> list[str]:
 
 
 def test_shares_are_those_of_the_last_seconds_and_at_first_those_since_the_start() -> None:
-    run, table = Run().start(), StatusTable(span_s=5.0)
+    run, table = Run().start(), StatusTable()
     run.beat(1, stats=Stats())
     assert shares_of_stage_1(look(table, run)) == []
-    table = StatusTable(span_s=5.0)
+    table = StatusTable()
     run.beat(1, stats=Stats(busy=10.0))
     assert shares_of_stage_1(look(table, run)) == ["100%", "0%", "0%"]
     for second in range(1, 11):

@@ -41,6 +41,7 @@ from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Failure, Outcome
 from scpl_dist.run.phases import Phase
+from tests.support import invariants
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class Run:
 
     def event(self, event: Event) -> list[Command]:
         found = self.coordinator.handle(event, self.now)
-        self.coordinator.validate()
+        invariants.check(self.coordinator)
         assert all(command.cause == self.coordinator.number for command in found)
         self.commands += found
         return found

@@ -13,6 +13,7 @@ from scpl_dist.coordinator.event_log import Origin, plain
 from scpl_dist.coordinator.events import Event
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.run.config import Config
+from tests.support import invariants
 
 EVENTS = {kind.__name__: kind for kind in get_args(Event)}
 
@@ -24,7 +25,7 @@ def replay(path: Path) -> Coordinator:
     coordinator = Coordinator(Config.model_validate(origin.pop("config")), Origin(**origin))
     for row in rows:
         commands = coordinator.handle(event(row["event"]), row["now"])
-        coordinator.validate()
+        invariants.check(coordinator)
         assert coordinator.number == row["number"]
         # As texts, in which a NaN equals a NaN.
         assert json.dumps(commands, default=plain) == json.dumps(row["commands"]), row
