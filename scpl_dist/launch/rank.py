@@ -25,8 +25,6 @@ from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
 
-_COORDINATOR_END_S = 10.0  # that it may take to end after rank 0 has
-
 
 def local(run_dir: str, control: str) -> int:
     """Be a worker of the local launcher; returns the exit code."""
@@ -83,7 +81,7 @@ def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     endpoint = coordinator.endpoint(lambda: ended(process) is None)
     code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]
     try:
-        code = process.wait(_COORDINATOR_END_S) or code
+        code = process.wait(10) or code
     except psutil.TimeoutExpired:
         kill([process])
     coordinator.close()

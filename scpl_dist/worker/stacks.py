@@ -13,14 +13,13 @@ import time
 from pathlib import Path
 
 SIGNAL = signal.SIGUSR1  # makes a worker write its stacks, also while it holds the interpreter lock
-SHARE = 0.8  # of ``runtime.timeout_s`` for the timer: it must be faster than whoever ends the worker
 
 
 class Stacks:
     def __init__(self, path: Path, timeout_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
-        self._timeout_s = SHARE * timeout_s
+        self._timeout_s = 0.8 * timeout_s  # the timer must be faster than whoever ends the worker
         self._armed = -timeout_s
         faulthandler.register(SIGNAL, self._file, all_threads=True)
 

@@ -60,8 +60,6 @@ from scpl_dist.worker.updater import Updater
 
 M = TypeVar("M", bound=messages.Message)
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # errors that come from a disk
-_ABORT_GRACE_S = 2.0  # that the training thread has to notice an abort before the process is ended
-_VISIBLE_S = 10.0  # that a shared file system may take to show a new file on another host
 
 
 class Refused(Aborted):
@@ -219,7 +217,7 @@ class Worker:
     def _shared_folder(self, start: messages.Start) -> Path:
         """The run folder, after a look that it is the coordinator's: checkpoints of all stages go into one folder."""
         path = self.run_dir or Path(start.folder)
-        deadline = time.monotonic() + _VISIBLE_S
+        deadline = time.monotonic() + 10  # a shared file system may show a new file late on another host
         while True:
             try:
                 found = RunFolder.open_for_writing(path).read("run.json") or {}
@@ -355,7 +353,7 @@ def _cause(error: Exception) -> tuple[Cause, str]:
 
 
 def _end_process(reason: str, code: int) -> None:
-    time.sleep(_ABORT_GRACE_S)
+    time.sleep(2)  # so long the training thread has to notice the abort
     print(f"ended, because the training thread did not react to: {reason}", file=sys.stderr, flush=True)
     os._exit(code)
 
