@@ -37,14 +37,10 @@ def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
 
 
 def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
-    """Make the parts in ``folder`` a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
+    """Make the parts in a folder a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
 
-    Returns the final folder.
-
-    Args:
-        folder: what `folder_for` returned.
-        manifest: plain values; "step", "best" and "due" (written because it was time, not for the best epoch only).
-        keep: number of newest due checkpoints that stay; the best one stays too.
+    The best one and the `keep` newest that are "due" stay: that were written because it was time, not only because
+    their epoch was the best. Returns the final folder.
     """
     parent = folder.parent
     final = parent / f"step-{manifest['step']}"
@@ -114,44 +110,36 @@ def clear(run_dir: Path, chosen: Path | None) -> None:
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:
-    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if name in ("best", "latest"):
-        pointed = named(run_dir, name)
-        if not pointed:
-            raise CheckpointError(f"{run_dir} has no checkpoint that is called {name!r}")
-        return pointed[0]
-    if name is not None:
+    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest."""
+    if name not in ("best", "latest", None):
         return run_dir / "checkpoints" / name
-    found = steps(run_dir)
+    found = named(run_dir, name) if name else steps(run_dir)
     if not found:
-        raise CheckpointError(f"{run_dir} has no checkpoint: was the run ended before its first one?")
+        reason = f" that is called {name!r}" if name else ": was the run ended before its first one?"
+        raise CheckpointError(f"{run_dir} has no checkpoint{reason}")
     return found[-1]
 
 
 def manifest_of(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint; `CheckpointError` if it is missing or unreadable."""
+    """The manifest of a committed checkpoint; `CheckpointError` if it is missing, or has not what it must have."""
     path = checkpoint / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sound = {"epoch", "step", "batch"} <= manifest["position"].keys()
+        sound &= all({"name", "bytes", "sha256"} <= entry.keys() for entry in manifest["files"])
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path}: not a manifest")
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path}: not a manifest of a run")
     return manifest
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are all as they were written; else `CheckpointError` says why."""
     manifest = manifest_of(checkpoint)
-    position, files = manifest.get("position"), manifest.get("files")
-    sound = isinstance(position, dict) and {"epoch", "step", "batch"} <= position.keys()
-    if not sound or not isinstance(files, list) or not all(is_entry(entry) for entry in files):
-        raise CheckpointError(f"{checkpoint / 'manifest.json'}: not a manifest of a run")
-    for entry in files:
+    for entry in manifest["files"]:
         path = checkpoint / str(entry["name"])
         if path.parent != checkpoint or path.name in ("", ".", ".."):
             raise CheckpointError(f"{path}: lies outside the checkpoint")
@@ -159,17 +147,8 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def is_entry(entry: object) -> bool:
-    """Whether it says of a file what a manifest has to say."""
-    return isinstance(entry, dict) and {"name", "bytes", "sha256"} <= entry.keys()
-
-
 def compare(path: Path, entry: Mapping[str, Any], hashing: bool = True) -> None:
-    """Compare a file's size, and if wanted every byte of it, with its entry in the manifest.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """Compare a file's size, and if wanted every byte of it, with its entry in the manifest."""
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:

@@ -19,8 +19,8 @@ from typing import Any
 from scpl_dist.run.config import Config
 from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps, verify
 
-MODEL = ("run.method", "model.", "loss.")
-"""Keys that decide which tensors a checkpoint has and what they mean."""
+# Keys that decide which tensors a checkpoint has and what they mean.
+_MODEL = ("run.method", "model.", "loss.")
 
 
 def choose(
@@ -28,15 +28,9 @@ def choose(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its manifest.
 
-    Args:
-        run_dir: the run's folder.
-        resume: "never", "auto" (the newest whole one, none if there has never been one) or a folder: a checkpoint,
-            or a run.
-        warn: called with a text about each damaged checkpoint.
-        config: the run that goes on; a checkpoint of another model is as good as a damaged one.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is whole; or the folder is none.
+    `resume` is "never", "auto" (the newest whole one, none if there has never been one) or the folder of a checkpoint
+    or a run. `warn` hears of each damaged one; one of another model is as good as damaged. `CheckpointError` if there
+    are checkpoints, but none is whole, or if the folder is none.
     """
     if resume == "never":
         return None
@@ -64,11 +58,7 @@ def choose(
 
 
 def require_same_model(config: Config, run_dir: Path) -> None:
-    """Before anything is changed in a run's folder: are its checkpoints those of this model?
-
-    Raises:
-        CheckpointError: there are some, and none is.
-    """
+    """Before anything is changed in a run's folder: `CheckpointError` if it has only checkpoints of other models."""
     problems = []
     for checkpoint in steps(run_dir):
         try:
@@ -83,7 +73,7 @@ def require_same_model(config: Config, run_dir: Path) -> None:
 
 
 def _foreign(config: Config, manifest: dict[str, Any]) -> str:
-    return ", ".join(text for key, text in _changes(config, manifest).items() if key.startswith(MODEL))
+    return ", ".join(text for key, text in _changes(config, manifest).items() if key.startswith(_MODEL))
 
 
 def _changes(config: Config, manifest: dict[str, Any]) -> dict[str, str]:

@@ -20,8 +20,8 @@ from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.metrics_log import MetricsLog
 
-LEFTOVERS = frozenset({"log", "config.toml"})
-"""What a launcher may have put there before the run starts."""
+# What a launcher may have put there before the run starts.
+_LEFTOVERS = {"log", "config.toml"}
 
 
 class RunFolder:
@@ -52,10 +52,7 @@ class RunFolder:
     def create(cls, path: str | Path | None, config: Config, resume: bool = False) -> RunFolder:
         """The folder of a new run, or with `resume` of an old one, with its ``config.toml``.
 
-        `path` None makes ``runs/<time>-<method>``.
-
-        Raises:
-            ValueError: the folder cannot be written, or has another run in it.
+        `path` None makes ``runs/<time>-<method>``; `ValueError` if it cannot be written, or has another run in it.
         """
         path = _fresh(config.run.method) if path is None else Path(path)
         try:
@@ -64,7 +61,7 @@ class RunFolder:
             raise ValueError(
                 f"--run-dir {path}: not a folder ({error.strerror}): choose another one"
             ) from None
-        if not resume and set(used) - LEFTOVERS:
+        if not resume and set(used) - _LEFTOVERS:
             raise ValueError(
                 f"--run-dir {path}: not empty ({', '.join(used[:5])}): choose another folder, or --resume auto to "
                 "go on with the run that is in it"
@@ -75,11 +72,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other launchers out of the folder; the lock goes with this process, however it ends.
-
-        Raises:
-            ValueError: a run is in progress in it.
-        """
+        """Keep other launchers out of the folder; the lock goes with this process, however it ends."""
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +98,6 @@ class RunFolder:
         return text[begin:] if begin >= 0 else None
 
     def write(self, name: str, value: dict[str, Any]) -> None:
-        """Replace a JSON file in one step."""
         write_text(self.path / name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def read(self, name: str) -> dict[str, Any] | None:
@@ -121,7 +113,6 @@ class RunFolder:
         return value
 
     def remove(self, *names: str) -> None:
-        """Remove files that may exist."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 

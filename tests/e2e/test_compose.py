@@ -117,7 +117,9 @@ def test_outsider_on_the_monitoring_network_reaches_the_metrics_and_nothing_else
         for address in containers.addresses[name].values()
     ]
     found = {(name, port) for name, _, port in places}
-    assert {("coordinator", "4711"), ("coordinator", "9400")} <= found, "\n".join(map(containers.log, PROCESSES))
+    assert {("coordinator", "4711"), ("coordinator", "9400")} <= found, "\n".join(
+        map(containers.log, PROCESSES)
+    )
     assert {name for name, _ in found} == set(PROCESSES)
     assert len(found) > 5  # those of the tensors too
     probe = [f"{address}:{port}" for _, address, port in places]
