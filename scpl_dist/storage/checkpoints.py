@@ -13,15 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scpl_dist.storage.durable import sync_folder, write_text
-
-_STEP = re.compile(r"step-\d+")
 
 
 class CheckpointError(RuntimeError):
@@ -45,30 +42,28 @@ def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     parent = folder.parent
     final = parent / f"step-{manifest['step']}"
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    again = _set_aside(final, "old.tmp") if final.exists() else None
+    if final.exists():  # the same step again: the older one goes only after the newer one is there
+        _set_aside(final, "old.tmp")
     os.rename(folder, final)
     sync_folder(parent)
-    if again is not None:  # the same step again: the older one goes only after the newer one is there
-        shutil.rmtree(again, ignore_errors=True)
     if manifest.get("best"):
         write_text(parent / "best", final.name + "\n")
     write_text(parent / "latest", final.name + "\n")
     found = steps(parent.parent)
     due = [path for path in found if _is_due(path)]
     kept = {final, *due[-keep:], *named(parent.parent, "best")}
-    for checkpoint in found:
-        if checkpoint not in kept:
-            # Somebody may be reading it: what cannot be removed now is removed by `clear`.
-            shutil.rmtree(_set_aside(checkpoint, "old.tmp"), ignore_errors=True)
+    for checkpoint in set(found) - kept:
+        _set_aside(checkpoint, "old.tmp")
+    for old in parent.glob("step-*.old.tmp"):  # somebody may be reading it: then it is removed later
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _set_aside(checkpoint: Path, suffix: str) -> Path:
+def _set_aside(checkpoint: Path, suffix: str) -> None:
     """Rename it, so that it is no checkpoint any more; in one step, as removing takes several."""
     aside = checkpoint.with_name(f"{checkpoint.name}.{suffix}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(checkpoint, aside)
-    return aside
 
 
 def _is_due(checkpoint: Path) -> bool:
@@ -90,7 +85,7 @@ def named(run_dir: Path, name: str) -> list[Path]:
 def steps(run_dir: Path) -> list[Path]:
     """Committed checkpoints of a run, oldest first."""
     found = (run_dir / "checkpoints").glob("step-*")
-    return sorted((path for path in found if _STEP.fullmatch(path.name) and path.is_dir()), key=_step_of)
+    return sorted((path for path in found if path.name[5:].isdigit() and path.is_dir()), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:

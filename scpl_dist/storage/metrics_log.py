@@ -14,8 +14,6 @@ from typing import Any, TextIO
 
 
 class MetricsLog:
-    """The rows of a run."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
@@ -49,10 +47,7 @@ class MetricsLog:
         with self.path.open("rb") as file:
             file.seek(max(0, self.path.stat().st_size - (1 << 18)))
             rows = [_row(line) for line in file.read().split(b"\n")]
-        last: dict[int, int] = {}
-        for row in rows:
-            if row.get("event") == "train":
-                last[row["stage"]] = max(row["step"], last.get(row["stage"], -1))
+        last = {row["stage"]: int(row["step"]) for row in rows if row.get("event") == "train"}
         return min(last.values()) if len(last) == stages else -1
 
     def rewind(self, step: int, epoch: int) -> None:

@@ -33,11 +33,12 @@ def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
                 raise
             file.flush()
             os.fsync(file.fileno())
+            size = file.tell()
     except OSError as error:
         there = next(folder for folder in path.parents if folder.is_dir())
         free = shutil.disk_usage(there).free // 1_000_000
         raise OSError(error.errno, f"{error.strerror} ({free} MB free)", str(path)) from None
-    return {"name": path.name, "bytes": hashing.size, "sha256": hashing.digest.hexdigest()}
+    return {"name": path.name, "bytes": size, "sha256": hashing.digest.hexdigest()}
 
 
 class _Hashing(io.RawIOBase):
@@ -46,18 +47,15 @@ class _Hashing(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = hashlib.sha256()
-        self.size = 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         try:
-            written = self._file.write(data)
+            return self._file.write(data)
         except OSError as error:
             self.error = error
             raise
-        self.size += written
-        return written
 
 
 def read_part(

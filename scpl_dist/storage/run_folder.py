@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import tempfile
 import time
@@ -43,9 +42,8 @@ class RunFolder:
                 pass
             folder.log.mkdir(exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"--run-dir {path}: not writable ({error.strerror}): choose another folder"
-            ) from None
+            reason = f"not writable ({error.strerror})"
+            raise ValueError(f"--run-dir {path}: {reason}: choose another folder") from None
         return folder
 
     @classmethod
@@ -58,9 +56,8 @@ class RunFolder:
         try:
             used = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         except OSError as error:
-            raise ValueError(
-                f"--run-dir {path}: not a folder ({error.strerror}): choose another one"
-            ) from None
+            reason = f"not a folder ({error.strerror})"
+            raise ValueError(f"--run-dir {path}: {reason}: choose another one") from None
         if not resume and set(used) - _LEFTOVERS:
             raise ValueError(
                 f"--run-dir {path}: not empty ({', '.join(used[:5])}): choose another folder, or --resume auto to "
@@ -104,7 +101,7 @@ class RunFolder:
         """A JSON file, or None if it does not exist; `ValueError` if it is no JSON object."""
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path / name}: not JSON ({error})") from None
@@ -128,25 +125,22 @@ class RunFolder:
         row |= {key: getattr(failure, key, None) for key in keys}
         self.write("exit.json", row | {"log": str(self.log)})
 
-    def fail(self, code: int, reason: str, cause: Cause | None = None) -> int:
-        """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
-        failure = Failure(cause, reason, "") if cause else None
-        self.finish(Outcome(code, reason, failure))
-        return code
+    def fail(self, code: int, reason: str, cause: Cause | None = None) -> None:
+        """Write an ``exit.json`` for a run that nobody else could conclude."""
+        self.finish(Outcome(code, reason, Failure(cause, reason, "") if cause else None))
 
 
 def _fresh(method: str) -> Path:
     """A folder of its own for a run without a name, also if another one starts in the same second."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(method).name.rpartition(':')[2]}"
-    for number in itertools.count(1):
+    number = 1
+    while True:
         path = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
+            return path
         except FileExistsError:
-            continue
+            number += 1
         except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be made ({error.strerror}): choose a folder with --run-dir"
-            ) from None
-        return path
-    raise AssertionError
+            reason = f"cannot be made ({error.strerror})"
+            raise ValueError(f"{path}: {reason}: choose a folder with --run-dir") from None
