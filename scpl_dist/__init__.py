@@ -16,12 +16,7 @@ __version__ = "0.1.0"
 
 
 class RunFailed(RuntimeError):
-    """A run ended with an error.
-
-    Attributes:
-        code: exit code of the run.
-        details: content of ``exit.json``: reason, stage, host, step, micro-batch and traceback.
-    """
+    """A run ended with an error: its exit ``code``, and as ``details`` what ``exit.json`` says of reason and place."""
 
     def __init__(self, code: int, details: dict[str, Any]) -> None:
         super().__init__(details.get("reason", f"exit code {code}"))
@@ -58,14 +53,11 @@ def train(
     from scpl_dist.launch import local
     from scpl_dist.run import config, imports
 
-    values: dict[str, Any] = dict(settings or {})
-    if blocks is not None:
-        values["model.name"] = blocks if isinstance(blocks, str) else imports.name_of(blocks)
-    if data is not None:
-        values["data.name"] = data if isinstance(data, str) else imports.name_of(data)
-    values.setdefault("metrics.port", 0)
-    configuration = config.load(values=values)
-    ended = local.train_apart(configuration, run_dir)
+    values: dict[str, Any] = {"metrics.port": 0, **(settings or {})}
+    for key, given in (("model.name", blocks), ("data.name", data)):
+        if given is not None:
+            values[key] = given if isinstance(given, str) else imports.name_of(given)
+    ended = local.train_apart(config.load(values=values), run_dir)
     if ended is None:
         raise RunFailed(1, {"reason": "the launcher of the run was killed"})
     code, folder = ended
@@ -127,6 +119,6 @@ def export(run_dir: str | Path, target: str | Path, checkpoint: str | None = Non
         ValueError: no run folder.
         RuntimeError: there is no such checkpoint, or it is damaged.
     """
-    from scpl_dist.commands.export import export
+    from scpl_dist.commands import saved
 
-    return export(Path(run_dir), Path(target), checkpoint)
+    return saved.export(Path(run_dir), Path(target), checkpoint)

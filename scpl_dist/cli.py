@@ -10,46 +10,40 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from scpl_dist import __version__
+from scpl_dist.commands import checkpoints
+from scpl_dist.commands.table import show
+from scpl_dist.control.keys import create
+from scpl_dist.launch import local, preflight
 from scpl_dist.launch.process import leave as _leave
 from scpl_dist.run import config as configuration
+from scpl_dist.run.errors import PreflightError
+from scpl_dist.storage.checkpoints import CheckpointError
+from scpl_dist.storage.resume import require_same_model
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help=__doc__,
-)
-keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="CURVE keys of the control plane.")
+_STYLE: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, **_STYLE)
+keys = typer.Typer(help="CURVE keys of the control plane.", **_STYLE)
 app.add_typer(keys, name="keys")
-checkpoint_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at the checkpoints of a run."
-)
+checkpoint_app = typer.Typer(help="Look at the checkpoints of a run.", **_STYLE)
 app.add_typer(checkpoint_app, name="checkpoint")
 
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")
-]
-ConfigFileArgument = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration.")]
-Resume = Annotated[str, typer.Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")]
-RunDir = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<time>-<method>.")]
-RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder.")]
-CheckpointName = Annotated[
-    str | None, typer.Option("--checkpoint", help="Such as step-200. Default: the newest.")
-]
+ConfigFile = Annotated[Path | None, Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")]
+Overrides = Annotated[list[str] | None, Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")]
+ConfigFileArgument = Annotated[Path, Argument(metavar="CONFIG.toml", help="Configuration.")]
+Resume = Annotated[str, Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")]
+RunDir = Annotated[Path | None, Option(help="Run folder. Default: runs/<time>-<method>.")]
+RunFolderArgument = Annotated[Path, Argument(metavar="RUN_DIR", help="Run folder.")]
+CheckpointName = Annotated[str | None, Option("--checkpoint", help="Such as step-200. Default: the newest.")]
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from scpl_dist import __version__
-
         print(f"scpl-dist {__version__}")
         raise typer.Exit
 
@@ -57,7 +51,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -70,46 +64,35 @@ def train(
     run_dir: RunDir = None,
     resume: Resume = "never",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show the plan, start nothing.")
+        bool, Option("--dry-run", help="Check everything, show the plan, start nothing.")
     ] = False,
 ) -> None:
     """Train on this machine, one process a stage."""
-    from scpl_dist.storage.resume import require_same_model
-
     if resume != "never":
         config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
     if resume == "auto" and run_dir is not None:
         require_same_model(settings, run_dir)
-    if dry_run:
-        from scpl_dist.launch.preflight import (
-            preflight,  # torch comes with it: a mistyped key is answered before
-        )
-
-        plan = preflight(settings, absent=_without_data)
-        print(plan.config.to_toml())
-        print(plan.table())
-        return
-    from scpl_dist.launch import local
-
-    code, _ = local.train(settings, run_dir, resume)
-    _leave(code)
+    if not dry_run:
+        _leave(local.train(settings, run_dir, resume)[0])
+    plan = preflight.preflight(settings, absent=_without_data)
+    print(plan.config.to_toml())
+    print(plan.table())
 
 
 @app.command()
 def evaluate(
     run_dir: RunFolderArgument,
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    split: Annotated[str, Option(help="train, validation or test")] = "test",
     checkpoint: CheckpointName = None,
     exit_threshold: Annotated[
         float | None,
-        typer.Option(help="Let samples leave at the first block that gives a class this probability."),
+        Option(help="Let samples leave at the first block that gives a class this probability."),
     ] = None,
-    block: Annotated[int | None, typer.Option(help="Take the answer of this block for all samples.")] = None,
+    block: Annotated[int | None, Option(help="Take the answer of this block for all samples.")] = None,
 ) -> None:
     """Accuracy of a run's saved weights."""
     from scpl_dist.commands import evaluate
-    from scpl_dist.commands.table import show
 
     found = evaluate.evaluate(run_dir, split, checkpoint, exit_threshold, block)
     print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
@@ -121,31 +104,28 @@ def evaluate(
 @app.command()
 def export(
     run_dir: RunFolderArgument,
-    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    target: Annotated[Path, Argument(metavar="OUT.safetensors", help="File to write.")],
     checkpoint: CheckpointName = None,
 ) -> None:
     """Write a run's weights as one plain state dict."""
-    from scpl_dist.commands import export
+    from scpl_dist.commands import saved
 
-    print(f"{export.export(run_dir, target, checkpoint)} tensors in {target}")
+    print(f"{saved.export(run_dir, target, checkpoint)} tensors in {target}")
 
 
 @app.command()
 def compare(
     config: ConfigFile = None,
-    methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas.")
-    ] = "scpl,bp,early_exit,gpipe,al",
+    methods: Annotated[str, Option(help="Methods, separated by commas.")] = "scpl,bp,early_exit,gpipe,al",
     override: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds counted up.")] = 1,
+    seeds: Annotated[int, Option(min=1, help="Runs of each method, with seeds counted up.")] = 1,
     micro_batches: Annotated[
-        str, typer.Option(help="What GPipe tries in a short run each, separated by commas.")
+        str, Option(help="What GPipe tries in a short run each, separated by commas.")
     ] = "2,4,8",
-    run_dir: Annotated[Path | None, typer.Option(help="Folder. Default: runs/<time>-compare.")] = None,
+    run_dir: Annotated[Path | None, Option(help="Folder. Default: runs/<time>-compare.")] = None,
 ) -> None:
     """Train with several methods on the same data and stages, and write one table and a picture."""
     from scpl_dist.commands import compare
-    from scpl_dist.commands.table import show
     from scpl_dist.methods import resolve
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -156,7 +136,7 @@ def compare(
     except ValueError:
         raise ValueError(f"--micro-batches {micro_batches!r}: give numbers such as 2,4,8") from None
     folder = run_dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-compare")
-    found = compare.compare(names, config, override or [], seeds, parts, folder, _note)
+    found = compare.compare(names, config, override or [], seeds, parts, folder)
     # A column a method: a table with all headings side by side is too wide for most terminals.
     turned = list(zip(compare.COLUMNS.values(), *(row.values() for row in found.rows()), strict=True))
     show(turned[0], turned[1:], left=("method",))
@@ -167,9 +147,7 @@ def compare(
 @app.command()
 def report(
     run_dir: RunFolderArgument,
-    target: Annotated[
-        Path | None, typer.Argument(metavar="[OUT.png]", help="Default: RUN_DIR/report.png.")
-    ] = None,
+    target: Annotated[Path | None, Argument(metavar="[OUT.png]", help="Default: RUN_DIR/report.png.")] = None,
 ) -> None:
     """Draw a run: losses, accuracies, and how busy the stages were."""
     from scpl_dist.commands import report
@@ -181,7 +159,6 @@ def report(
 def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
     from scpl_dist import data
-    from scpl_dist.launch import preflight
     from scpl_dist.plan import forecast
     from scpl_dist.worker import costs
 
@@ -192,10 +169,10 @@ def plan(config: ConfigFile = None, override: Overrides = None) -> None:
 @app.command()
 def top(
     target: Annotated[
-        str, typer.Argument(metavar="RUN_DIR|ADDRESS", help="Run folder, or address of its metrics.")
+        str, Argument(metavar="RUN_DIR|ADDRESS", help="Run folder, or address of its metrics.")
     ],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Draw the table once.")] = False,
+    every: Annotated[float, Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, Option("--once", help="Draw the table once.")] = False,
 ) -> None:
     """Watch a run that goes on elsewhere, from its metrics."""
     from scpl_dist.commands.top import follow
@@ -207,13 +184,11 @@ def top(
 def worker(
     config: ConfigFileArgument,
     override: Overrides = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Run folder, shared. Default: the coordinator's.")
-    ] = None,
+    run_dir: Annotated[Path | None, Option(help="Run folder, shared. Default: the coordinator's.")] = None,
     control: Annotated[
-        str | None, typer.Option(help="Coordinator. Default: control.host and control.port.")
+        str | None, Option(help="Coordinator. Default: control.host and control.port.")
     ] = None,
-    no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Rank 0 starts none.")] = False,
+    no_coordinator: Annotated[bool, Option("--no-coordinator", help="Rank 0 starts none.")] = False,
     resume: Resume = "never",
 ) -> None:
     """Be the stage of this rank; started by torchrun. Rank 0 starts the coordinator."""
@@ -241,11 +216,10 @@ def coordinator(
 def doctor(
     config: ConfigFile = None,
     override: Overrides = None,
-    folder: Annotated[Path, typer.Option("--run-dir", help="Where runs are written, shared.")] = Path("runs"),
+    folder: Annotated[Path, Option("--run-dir", help="Where runs are written, shared.")] = Path("runs"),
 ) -> None:
     """Look for what keeps a run from starting on this host; exit code 1 if something does."""
     from scpl_dist.commands.doctor import examine
-    from scpl_dist.commands.table import show
 
     findings = list(examine(configuration.load(config, override or []), folder))
     show(("", "check", "finding"), findings, left=("", "check", "finding"))
@@ -253,10 +227,8 @@ def doctor(
 
 
 @keys.command("new")
-def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder, made if need be.")]) -> None:
+def keys_new(folder: Annotated[Path, Argument(metavar="DIR", help="Folder, made if need be.")]) -> None:
     """Make a pair of keys for the coordinator and one for the workers."""
-    from scpl_dist.control.keys import create
-
     create(folder)
     print(f"coordinator: coordinator.key_secret and worker.key of {folder}")
     print(f"each worker: worker.key_secret and coordinator.key of {folder}")
@@ -266,26 +238,17 @@ def keys_new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder,
 @checkpoint_app.command("ls")
 def checkpoint_ls(run_dir: RunFolderArgument) -> None:
     """List them, oldest first."""
-    from scpl_dist.commands import checkpoints
-    from scpl_dist.commands.table import show
-
     show(checkpoints.HEADINGS, checkpoints.listing(run_dir), left=("checkpoint", "written", "called"))
 
 
 @checkpoint_app.command("verify")
 def checkpoint_verify(run_dir: RunFolderArgument) -> None:
     """Compare every file with its manifest; exit code 1 if one differs."""
-    from scpl_dist.commands import checkpoints
-
     raise typer.Exit(checkpoints.check(run_dir))
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _without_data(reason: str) -> None:
-    _note(f"data not checked, because its files are missing: {reason}")
+    print(f"data not checked, because its files are missing: {reason}", file=sys.stderr)
 
 
 def _saved_config(run_dir: Path | None, resume: str) -> Path | None:
@@ -306,9 +269,6 @@ def _saved_config(run_dir: Path | None, resume: str) -> Path | None:
 
 def main() -> None:
     """Entry point."""
-    from scpl_dist.run.errors import PreflightError
-    from scpl_dist.storage.checkpoints import CheckpointError
-
     try:
         app()
     except (ValueError, CheckpointError, PreflightError) as error:

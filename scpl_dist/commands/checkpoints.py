@@ -11,11 +11,7 @@ HEADINGS = ("checkpoint", "epoch", "stages", "bytes", "written", "called")
 
 
 def listing(run_dir: Path) -> list[list[str]]:
-    """A row of `HEADINGS` for each checkpoint, oldest first, without reading its parts.
-
-    Raises:
-        CheckpointError: there are none.
-    """
+    """A row of `HEADINGS` for each checkpoint, oldest first, without reading its parts."""
     return [_row(run_dir, checkpoint) for checkpoint in _all(run_dir)]
 
 
@@ -32,11 +28,7 @@ def _row(run_dir: Path, checkpoint: Path) -> list[str]:
 
 
 def check(run_dir: Path) -> int:
-    """Print whether each checkpoint of a run is whole; returns the exit code: 1 if one is damaged.
-
-    Raises:
-        CheckpointError: there are none.
-    """
+    """Print whether each checkpoint of a run is whole; returns the exit code: 1 if one is damaged."""
     code = 0
     for checkpoint in _all(run_dir):
         try:

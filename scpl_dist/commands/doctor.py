@@ -16,20 +16,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
+import torch.distributed as dist
+import zmq
+from torch.distributed import rpc
+
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
 from scpl_dist.run import network
-from scpl_dist.run.config import Config
-
-OPEN_FILES = 1024
-CLOCK_S = 1.0
+from scpl_dist.run.config import Config, Control, Metrics
 
 
 class Finding(NamedTuple):
-    """One line of the report: what was looked at, its value, and what to do about it."""
-
-    state: Literal["ok", "warn", "fail"]
-    """"warn" may be wanted; with "fail" the run cannot work."""
+    state: Literal["ok", "warn", "fail"]  # "warn" may be wanted; with "fail" the run cannot work
     name: str
     text: str
 
@@ -54,16 +53,11 @@ def examine(config: Config, run_dir: Path) -> Iterator[Finding]:
 
 
 def _versions(config: Config, run_dir: Path) -> str:
-    import torch
-    import zmq
-
     text = f"scpl_dist {VERSION}, torch {torch.__version__}, Python {platform.python_version()}"
     return f"{text}, pyzmq {zmq.__version__}; must be equal on all hosts"
 
 
 def _device(config: Config, run_dir: Path) -> str:
-    import torch
-
     count = torch.cuda.device_count()
     if config.runtime.device == "cuda" and count == 0:
         raise ValueError('runtime.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
@@ -75,10 +69,6 @@ def _device(config: Config, run_dir: Path) -> str:
 
 
 def _backends(config: Config, run_dir: Path) -> str:
-    import torch.distributed as dist
-    import zmq
-    from torch.distributed import rpc
-
     have = {"rpc": rpc.is_available(), "gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
     text = ", ".join(name for name, there in have.items() if there)
     wanted = config.pipeline.transport
@@ -90,8 +80,8 @@ def _backends(config: Config, run_dir: Path) -> str:
 
 
 def _coordinator(config: Config, run_dir: Path) -> str:
-    address = network.resolve(config.control.host, "control.host")
-    return f"control.host = {config.control.host} is {address}"
+    host = config.control.host
+    return f"control.host = {host} is {network.resolve(host, 'control.host')}"
 
 
 def _host(config: Config, run_dir: Path) -> str:
@@ -111,12 +101,11 @@ def _interface(config: Config, run_dir: Path) -> str:
 
 
 def _control_port(config: Config, run_dir: Path) -> str:
-    control = config.control.fixed() if config.control.host != "127.0.0.1" else config.control
-    return _port("control", control.host, control.port)
+    return _port("control", config.control if config.control.host == "127.0.0.1" else config.control.fixed())
 
 
-def _port(section: str, host: str, port: int) -> str:
-    address = network.resolve(host, f"{section}.host")
+def _port(section: str, listening: Control | Metrics) -> str:
+    address, port = network.resolve(listening.host, f"{section}.host"), listening.port
     key = f"{section}.port = {port}"
     if port == 0:
         return f"{key}: any free one"
@@ -135,13 +124,10 @@ def _keys(config: Config, run_dir: Path) -> str:
         if network.is_loopback(config.control.host):
             return "none (loopback only)"
         return Doubt("none (control.insecure = true)")
-    roles = []
-    if Path(folder, f"{keys.COORDINATOR}.key_secret").exists():
-        keys.load_server(folder)
-        roles.append(keys.COORDINATOR)
-    if Path(folder, f"{keys.WORKER}.key_secret").exists() or not roles:
-        keys.load_client(folder)
-        roles.append(keys.WORKER)
+    loaders = {keys.COORDINATOR: keys.load_server, keys.WORKER: keys.load_client}
+    roles = [role for role in loaders if Path(folder, f"{role}.key_secret").exists()] or [keys.WORKER]
+    for role in roles:
+        loaders[role](folder)
     return f"{folder} makes this host a {' and a '.join(roles)}"
 
 
@@ -150,9 +136,8 @@ def _folder(config: Config, run_dir: Path) -> str:
         run_dir.mkdir(parents=True, exist_ok=True)
         _age_of_a_new_file(run_dir)
     except OSError as error:
-        raise ValueError(
-            f"{run_dir} cannot be written ({error.strerror}); choose another --run-dir"
-        ) from None
+        reason = f"cannot be written ({error.strerror})"
+        raise ValueError(f"{run_dir} {reason}; choose another --run-dir") from None
     free = shutil.disk_usage(run_dir).free
     text = f"{run_dir.resolve()} is writable, and all hosts need this one; {free >> 20} MiB free"
     return _wanted(free > 1 << 30, text, "free some for the checkpoints")
@@ -160,8 +145,8 @@ def _folder(config: Config, run_dir: Path) -> str:
 
 def _files(config: Config, run_dir: Path) -> str:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = soft >= OPEN_FILES or soft == resource.RLIM_INFINITY
-    return _wanted(enough, f"limit {soft}", f"run ulimit -n {OPEN_FILES}")
+    enough = soft >= 1024 or soft == resource.RLIM_INFINITY
+    return _wanted(enough, f"limit {soft}", "run ulimit -n 1024")
 
 
 def _clock(config: Config, run_dir: Path) -> str:
@@ -170,7 +155,7 @@ def _clock(config: Config, run_dir: Path) -> str:
         return Doubt("not compared, as the run folder cannot be written")
     offset = _age_of_a_new_file(run_dir)
     fix = "start a time service (chrony), or times of different hosts do not compare"
-    return _wanted(abs(offset) < CLOCK_S, f"{offset:+.2f} s from the run folder's file system", fix)
+    return _wanted(abs(offset) < 1.0, f"{offset:+.2f} s from the run folder's file system", fix)
 
 
 def _age_of_a_new_file(folder: Path) -> float:
@@ -182,6 +167,7 @@ def _age_of_a_new_file(folder: Path) -> float:
         return time.time() - os.stat(file.name).st_mtime
 
 
+# Each gives what it found, as a `Doubt` if it may be wanted, and raises what keeps a run from starting.
 CHECKS: tuple[tuple[str, Callable[[Config, Path], str]], ...] = (
     ("versions", _versions),
     ("config", lambda config, run_dir: f"digest {config.digest()}; must be equal on all hosts"),
@@ -191,10 +177,9 @@ CHECKS: tuple[tuple[str, Callable[[Config, Path], str]], ...] = (
     ("names", _host),
     ("interface", _interface),
     ("ports", _control_port),
-    ("ports", lambda config, run_dir: _port("metrics", config.metrics.host, config.metrics.port)),
+    ("ports", lambda config, run_dir: _port("metrics", config.metrics)),
     ("keys", _keys),
     ("run folder", _folder),
     ("open files", _files),
     ("clock", _clock),
 )
-"""Each gives what it found, as a `Doubt` if it may be wanted, and raises what keeps a run from starting."""

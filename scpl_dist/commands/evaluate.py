@@ -3,10 +3,9 @@
     samples --> block 0 --> block 1 --> ... --> last block --> answer
                    '-- sure enough? --> answer, and the blocks behind never see the sample
 
-Without an option all samples go to the end, and the figures are those of the run itself. With a threshold, a sample
-leaves at the first block that is sure enough of its answer, so the mean depth is work that is really saved. That works
-for every method whose blocks can answer: local classifiers (``early_exit``, and ``scpl`` with the objectives ce and
-predsim), local predictors (``loss.local_predictors``), and the decoders of ``al``.
+Without an option all samples go to the end, and the figures are those of the run itself. With a threshold, the mean
+depth is work that is really saved. Blocks answer by local classifiers (``early_exit``, and ``scpl`` with the objectives
+ce and predsim), local predictors (``loss.local_predictors``), and the decoders of ``al``.
 """
 
 from __future__ import annotations
@@ -28,27 +27,22 @@ from scpl_dist.data.source import Split
 class Evaluation:
     """Counts on a part of the data: by block, the samples that left there, and how many of them had the right class."""
 
-    split: str
     left: list[int]
     correct: list[int]
 
     @property
     def total(self) -> int:
-        """Number of samples."""
         return sum(self.left)
 
     @property
     def accuracy(self) -> float:
-        """Share of right classes, wherever the samples left."""
         return sum(self.correct) / self.total
 
     @property
     def mean_depth(self) -> float:
-        """Blocks that a sample passed on average."""
         return sum((block + 1) * count for block, count in enumerate(self.left)) / self.total
 
     def rows(self) -> list[list[str]]:
-        """For each block, its number, the share of the samples that left there, and their accuracy."""
         return [
             [str(block), f"{left / self.total:.1%}", f"{correct / left:.4f}" if left else "-"]
             for block, (left, correct) in enumerate(zip(self.left, self.correct, strict=True))
@@ -63,19 +57,7 @@ def evaluate(
     threshold: float | None = None,
     block: int | None = None,
 ) -> Evaluation:
-    """Accuracy of a checkpoint's weights; None takes the newest.
-
-    Args:
-        run_dir: run folder.
-        split: "train", "validation" or "test".
-        checkpoint: such as ``step-200`` or ``best``.
-        threshold: smallest probability of the likeliest class to leave with, above 0.
-        block: let all samples leave behind this block, instead of the last one.
-
-    Raises:
-        ValueError: no run folder, split, threshold or block, or no block but the last can answer.
-        CheckpointError: no usable checkpoint.
-    """
+    """What `scpl_dist.evaluate` does; `ValueError` also if no block but the last one can answer."""
     plan, source, trainables = load(run_dir, checkpoint)
     method, last = plan.method, len(trainables) - 1
     if not source.sizes.get(split):
@@ -91,7 +73,7 @@ def evaluate(
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     for trainable in trainables.values():
         trainable.to(device)
-    found = Evaluation(split, [0] * len(trainables), [0] * len(trainables))
+    found = Evaluation([0] * len(trainables), [0] * len(trainables))
     for part in torch.split(torch.arange(source.sizes[split]), plan.config.data.batch_size):
         batch = source.batch(cast(Split, split), 0, part)
         inputs, labels = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), batch)

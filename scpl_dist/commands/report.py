@@ -18,29 +18,22 @@ from scpl_dist.storage.run_folder import RunFolder
 # Distinguishable with the common kinds of colour blindness (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-Curve = Sequence[tuple[float, float]]
+Curve = Sequence[tuple[float, float]]  # (seconds, accuracy) after each epoch
 
 
 def accuracy_against_time(curves: Mapping[str, Sequence[Curve]], target: Path) -> None:
-    """Test accuracy over the seconds since the start of training, a colour a method, a thin line a run.
-
-    `curves` has by label, for each run, (seconds, accuracy) after each epoch; `target` is the PNG file to write.
-    """
+    """Test accuracy over the seconds since the start of training, a colour a method, a thin line a run."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (label, runs) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)]}
         for run in runs if len(runs) > 1 else ():
             _line(axes, run, **style, alpha=0.3, linewidth=0.8)
-        middle = [
-            tuple(map(statistics.fmean, zip(*points, strict=True))) for points in zip(*runs, strict=False)
-        ]
+        epochs = zip(*runs, strict=False)
+        middle = [tuple(map(statistics.fmean, zip(*points, strict=True))) for points in epochs]
         _line(axes, middle, **style, label=label, marker="o" if len(middle) < 40 else None, markersize=3)
-    axes.set(xlabel="seconds since the start of training, evaluations included", ylabel="test accuracy (%)")
     axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    if curves:
-        axes.legend(loc="lower right")
+    _finish(axes, "seconds since the start of training, evaluations included", "test accuracy (%)", "")
     figure.savefig(target, dpi=120)
 
 
@@ -49,11 +42,7 @@ def _line(axes: Axes, points: Sequence[tuple[float, ...]], **style: Any) -> None
 
 
 def report(run_dir: Path, target: Path | None = None) -> Path:
-    """Losses, accuracies and the stages' time of one run, as a PNG file; None writes ``RUN_DIR/report.png``.
-
-    Raises:
-        ValueError: the folder has no ``metrics.jsonl`` with rows in it.
-    """
+    """Losses, accuracies and the stages' time of one run, as a PNG file; None writes ``RUN_DIR/report.png``."""
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir} is no run folder, or its run has not begun: it has no metrics.jsonl")
     folder = RunFolder(run_dir)

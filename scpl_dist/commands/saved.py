@@ -1,8 +1,10 @@
-"""A model as a run has saved it."""
+"""A model as a run has saved it; ``scpl-dist export`` writes its weights as one plain state dict."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from safetensors.torch import save_file
 
 from scpl_dist import data
 from scpl_dist.data import DataSource
@@ -15,12 +17,7 @@ from scpl_dist.worker.updater import restore
 
 
 def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
-    """Plan, data and all blocks of a run with the weights of a checkpoint, on the CPU, ready to answer.
-
-    Raises:
-        ValueError: the folder is no run folder.
-        CheckpointError: no usable checkpoint.
-    """
+    """Plan, data and all blocks of a run with the weights of a checkpoint, on the CPU, ready to answer."""
     if not (run_dir / "config.toml").is_file():
         raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     configuration = config.load(run_dir / "config.toml")
@@ -32,3 +29,16 @@ def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource
         restore(trainable, (), read_part(folder, index) | {"optimizers": []})
         trainable.eval()
     return plan, source, trainables
+
+
+def export(run_dir: Path, target: Path, checkpoint: str | None = None) -> int:
+    """What `scpl_dist.export` does."""
+    plan, _, trainables = load(run_dir, checkpoint)
+    tensors = {
+        f"{part}.{index}.{key}": tensor.detach().clone().contiguous()
+        for index, trainable in trainables.items()
+        for part, module in (("blocks", trainable.block), ("heads", trainable.heads))
+        for key, tensor in module.state_dict().items()
+    }
+    save_file(tensors, target, metadata={"model": plan.config.model.name, "method": plan.config.run.method})
+    return len(tensors)

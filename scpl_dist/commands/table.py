@@ -9,9 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-UNLIMITED = 10_000
-"""Columns of an output that nobody looks at: another program reads a row in one line."""
-
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> None:
     """Print a table; columns are aligned to the right, as numbers are, but for those of `left`."""
@@ -24,5 +21,5 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 
 
 def console() -> Console:
-    """Standard output: as wide as the terminal, or as wide as it has to be."""
-    return Console(width=None if sys.stdout.isatty() else UNLIMITED)
+    """Standard output: as wide as the terminal, or for another program so wide that no row is broken."""
+    return Console(width=None if sys.stdout.isatty() else 10_000)

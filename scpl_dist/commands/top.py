@@ -19,19 +19,14 @@ from rich.live import Live
 from scpl_dist.commands import table
 from scpl_dist.coordinator.status import Status
 from scpl_dist.coordinator.table import StatusTable
-
-_LIMIT_S = 5.0
+from scpl_dist.storage.run_folder import RunFolder
 
 
 def url_of(target: str) -> str:
-    """Address of a run's status, from its folder, or from the address of its metrics as ``127.0.0.1:9400``.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    file = Path(target) / "run.json"
-    if file.is_file():
-        target = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+    """Address of a run's status, from its folder, or from the address of its metrics as ``127.0.0.1:9400``."""
+    run = RunFolder(Path(target)).read("run.json")
+    if run is not None:
+        target = run["metrics"]
     elif Path(target).is_dir() or ":" not in target:
         raise ValueError(
             f"{target}: no run is in progress there (it has no run.json): give a run folder, or the address of a "
@@ -44,7 +39,7 @@ def url_of(target: str) -> str:
 def ask(url: str) -> Status:
     """The status of a run; `OSError` if nobody answers, or somebody else."""
     try:
-        with urllib.request.urlopen(url, timeout=_LIMIT_S) as answer:
+        with urllib.request.urlopen(url, timeout=5.0) as answer:
             status = json.loads(answer.read())
     except (ValueError, HTTPException):
         status = None
@@ -54,10 +49,7 @@ def ask(url: str) -> Status:
 
 
 def follow(target: str, every_s: float, once: bool) -> int:
-    """Draw the table every few seconds until the run is over, or `once`.
-
-    Returns the exit code: 0, or 1 if nobody answered at all.
-    """
+    """Draw the table until the run is over, or `once`; returns the exit code, 1 if nobody answered at all."""
     url, console, picture = url_of(target), table.console(), StatusTable()
     seen = False
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
@@ -65,9 +57,10 @@ def follow(target: str, every_s: float, once: bool) -> int:
             try:
                 status = ask(url)
             except OSError as error:
-                text = f"the run does not answer any more{_ended(target)}"
-                if not seen:
-                    text = f"nobody answers at {url}: {error}"
+                text = f"nobody answers at {url}: {error}"
+                if seen:
+                    ended = RunFolder(Path(target)).read("exit.json")
+                    text = "the run does not answer any more" + (f": {ended['reason']}" if ended else "")
                 console.print(text, markup=False, soft_wrap=True)
                 return 0 if seen else 1
             seen = True
@@ -78,9 +71,3 @@ def follow(target: str, every_s: float, once: bool) -> int:
             if once:
                 return 0
             time.sleep(every_s)
-
-
-def _ended(target: str) -> str:
-    """How the run in a folder ended."""
-    file = Path(target) / "exit.json"
-    return f": {json.loads(file.read_text(encoding='utf-8'))['reason']}" if file.is_file() else ""

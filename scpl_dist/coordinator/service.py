@@ -73,7 +73,7 @@ class Service:
         self._restarted = Counter(restarted)
         self._may_restart = may_restart
         self._outcome: Outcome | None = None
-        self._trap = Trap.from_environment("coordinator", None, folder.path)
+        self._trap = Trap("coordinator", None, folder.path)
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
         self._found: queue.SimpleQueue[events.Event] = queue.SimpleQueue()  # signal handlers, publisher
@@ -159,9 +159,8 @@ class Service:
 
     def _handle(self, event: events.Event) -> None:
         """Hand an event to the coordinator, and the events that its commands cause."""
-        if self._trap is not None:
-            steps = [member.step for member in self._coordinator.members.values()]
-            self._trap.spring(self._coordinator.state, max(steps, default=0))
+        steps = [member.step for member in self._coordinator.members.values()]
+        self._trap.spring(self._coordinator.state, max(steps, default=0))
         pending = deque([event])
         while pending:
             with self._lock:
@@ -205,11 +204,9 @@ class Service:
         source = checkpoints.folder_for(self._folder.path, command.step, command.unique)
         begin = time.monotonic()
         try:
-            if self._trap is not None:
-                self._trap.spring("commit", command.step)
+            self._trap.spring("commit", command.step)
             checkpoints.commit(source, self._manifest(command), self._config.checkpoint.keep)
-            if self._trap is not None:
-                self._trap.spring("committed", command.step)
+            self._trap.spring("committed", command.step)
         except Exception as error:  # whatever it is, the coordinator must hear of it
             self._found.put(events.NotWritten("checkpoint", f"{type(error).__name__}: {error}"))
             return

@@ -20,8 +20,7 @@ from scpl_dist.run.layout import Layout
 from scpl_dist.run.network import is_loopback
 
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -110,7 +109,7 @@ class Loss(Section):
     """Local loss of the method scpl: supcon, ce, predsim, deinforeg, an entry point's name or a dotted name."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for a loss function of your own."""
-    temperature: Rate = 0.1
+    temperature: PositiveReal = 0.1
     """Divisor of the cosine similarities in the contrastive loss."""
     projector: str = "m"
     """"i" identity, "l" linear, "m" two layers; ",avg" pools before it; ",HIDDEN,OUT" sets the widths."""
@@ -131,14 +130,14 @@ class Association(Section):
     """Width of the label code between two blocks."""
     bridge: Annotated[int, Field(ge=0)] = 256
     """Hidden width of the bridge from a block's output to the code; 0 is a single layer."""
-    autoencoder_lr: Rate = 1.0
+    autoencoder_lr: PositiveReal = 1.0
     """Factor on the learning rate for the label's encoders and decoders."""
 
 
 class Optimizer(Section):
     """Adam, one for each block, with a cosine schedule that changes once an epoch."""
 
-    lr: Rate = 2e-3
+    lr: PositiveReal = 2e-3
     """Learning rate at the start."""
     end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-5
     """Learning rate that the cosine reaches at the end."""
@@ -200,9 +199,9 @@ class Runtime(Section):
     """Where a stage computes; auto takes a GPU if there is one."""
     interface: str = ""
     """Network interface of the data plane; empty is loopback for the local launcher, torch's choice elsewhere."""
-    timeout_s: Seconds = 60.0
+    timeout_s: PositiveReal = 60.0
     """Longest time without progress before the run ends with an error, in seconds."""
-    first_step_timeout_s: Seconds = 300.0
+    first_step_timeout_s: PositiveReal = 300.0
     """The same for the first step of a stage, which may compile, allocate and read data, in seconds."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """Times the local launcher restarts the group from its last checkpoint after a failure."""
@@ -255,11 +254,8 @@ class Config(Section):
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result of a run, by key; everything else may differ when a run goes on."""
-        sections = self.model_dump(
-            mode="json",
-            include={"run", "model", "data", "loss", "optimizer"},
-            exclude={"data": {"root", "workers"}},
-        )
+        included = {"run", "model", "data", "loss", "optimizer"}
+        sections = self.model_dump(mode="json", include=included, exclude={"data": {"root", "workers"}})
         found = {f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()}
         return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
 
@@ -326,14 +322,9 @@ def _explain(problem: Any) -> str:
         return str(problem["ctx"]["error"])
     path = [part for part in problem["loc"] if isinstance(part, str)]
     value = problem["input"]
-    if problem["type"] == "extra_forbidden":
-        return f"{'.'.join(path)} = {value!r}: unknown key; {_known(path)}"
-    return f"{'.'.join(path[:2])} = {value!r}: {problem['msg'].lower()}"
-
-
-def _known(path: Sequence[str]) -> str:
-    if len(path) == 1:
-        return "sections are " + ", ".join(Config.model_fields)
-    field = Config.model_fields[path[0]].annotation
-    assert field is not None
-    return f"keys of [{path[0]}] are " + ", ".join(field.model_fields)
+    if problem["type"] != "extra_forbidden":
+        return f"{'.'.join(path[:2])} = {value!r}: {problem['msg'].lower()}"
+    known = f"sections are {', '.join(Config.model_fields)}"
+    if len(path) > 1:
+        known = f"keys of [{path[0]}] are {', '.join(type(getattr(Config(), path[0])).model_fields)}"
+    return f"{'.'.join(path)} = {value!r}: unknown key; {known}"

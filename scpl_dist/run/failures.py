@@ -32,8 +32,6 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What follows from a cause."""
-
     advice: str = ""  # what the user can do, unless the place of the failure knows better
     final: str = ""  # why a restart cannot help; empty where it can
     stacks: bool = False  # whether the stacks of all workers tell more
@@ -94,8 +92,6 @@ def meaning(cause: str) -> Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run ended, and where."""
-
     cause: Cause
     message: str
     advice: str

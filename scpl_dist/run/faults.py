@@ -1,10 +1,10 @@
 """Failures on purpose, so that every promise about failures can be tested on real processes.
 
-The environment variable `VARIABLE` holds a JSON list of faults, see docs/reliability.md; without it nothing here is
-active. Places of a worker are "loading" before its data set, every change of phase (`FaultyTimer`), and "write" and
-"written" around each part in the thread that writes a checkpoint; those of the coordinator are its state at every event
-("gathering", "preparing", "running"), and "commit" and "committed" around publishing a checkpoint. A fault is noted in
-``RUN/log/faults.jsonl`` before it happens: so often as it says and no more, restarts included.
+The environment variable `VARIABLE` holds a JSON list of faults, see docs/reliability.md. Places of a worker are
+"loading" before its data set, every change of phase, and "write" and "written" around each part in the thread that
+writes a checkpoint; those of the coordinator are its state at every event ("gathering", "preparing", "running"), and
+"commit" and "committed" around publishing a checkpoint. A fault is noted in ``RUN/log/faults.jsonl`` before it happens:
+so often as it says and no more, restarts included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class InjectedFault(RuntimeError):
 
 
 class Fault(BaseModel):
-    """What happens to whom, and where: at the first matching place at or after `step`."""
+    """What happens to whom, and where: at the first matching place at or after `step`; with 0 `times` at each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,40 +42,25 @@ class Fault(BaseModel):
     phase: str | None = None
     seconds: NonNegativeFloat = 3600.0
     times: NonNegativeInt = 1
-    """How often in a run; 0 is whenever its place is reached."""
 
 
 class Trap:
-    """The faults of one process."""
+    """The faults of one process: none, unless the environment has some."""
 
-    def __init__(self, faults: dict[int, Fault], run_dir: Path) -> None:
-        self._faults = faults
-        self._notes = run_dir / "log" / "faults.jsonl"
-
-    @classmethod
-    def from_environment(cls, role: str, worker: WorkerId | None, run_dir: Path) -> Trap | None:
-        """The trap of this process; None without faults.
-
-        Raises:
-            ValueError: the variable holds no list of faults.
-        """
-        text = os.environ.get(VARIABLE)
-        if not text:
-            return None
+    def __init__(self, role: str, worker: WorkerId | None, run_dir: Path) -> None:
         try:
-            faults = TypeAdapter(list[Fault]).validate_json(text)
+            faults = TypeAdapter(list[Fault]).validate_json(os.environ.get(VARIABLE) or "[]")
         except ValidationError as error:
             raise ValueError(f"{VARIABLE}: not a list of faults: {error}") from None
         stage, replica = (worker.stage, worker.replica) if worker else (None, None)
-        mine = {
+        self._notes = run_dir / "log" / "faults.jsonl"
+        self._faults = {
             index: fault
             for index, fault in enumerate(faults)
             if fault.role == role and fault.stage in (None, stage) and fault.replica in (None, replica)
         }
-        return cls(mine, run_dir)
 
     def spring(self, phase: str, step: int) -> None:
-        """Let happen what shall happen here."""
         for index, fault in self._faults.items():
             here = fault.phase in (None, phase) and step >= (fault.step or 0)
             if here and (not fault.times or self._count(index, phase, step, fault.times)):

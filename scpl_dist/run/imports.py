@@ -43,10 +43,7 @@ def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
 def bind(
     function: Callable[..., Any], key: str, args: Mapping[str, Any], *positional: Any, name: str
 ) -> Callable[..., Any]:
-    """The function, which the user calls `name`, with the keyword arguments that the user wrote.
-
-    ValueError if it cannot be called with them after as many arguments as `positional` has.
-    """
+    """The function with the user's arguments; ValueError, which calls it `name`, if they do not fit `positional`."""
     signature = inspect.signature(function)
     try:
         signature.bind(*positional, **args)
@@ -72,9 +69,8 @@ def load_object(name: str, key: str) -> Callable[..., Any]:
         raise ValueError(f"{key} = {name!r}: {place} has no {attribute!r}; it has {public or 'nothing'}")
     found: object = getattr(module, attribute)
     if not callable(found):
-        raise ValueError(
-            f"{key} = {name!r}: {attribute!r} is {type(found).__name__}, give a function or class"
-        )
+        kind = type(found).__name__
+        raise ValueError(f"{key} = {name!r}: {attribute!r} is {kind}, give a function or class")
     return found
 
 
@@ -105,10 +101,8 @@ def _from_package(place: str, name: str, key: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
             raise  # the module exists, something that it imports does not
-        raise ValueError(
-            f"{key} = {name!r}: there is no module {error.name!r}; install it, "
-            "or write path/to/file.py:function"
-        ) from None
+        fix = "install it, or write path/to/file.py:function"
+        raise ValueError(f"{key} = {name!r}: there is no module {error.name!r}; {fix}") from None
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -116,9 +110,8 @@ def name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
     module = sys.modules.get(getattr(function, "__module__", ""))
     if module is None or not name.isidentifier() or getattr(module, name, None) is not function:
-        raise ValueError(
-            f"{name}: other processes cannot import it; write it as a function at the top level of a file"
-        )
+        fix = "write it as a function at the top level of a file"
+        raise ValueError(f"{name}: other processes cannot import it; {fix}")
     if module.__name__ != "__main__" and not module.__name__.startswith(_FROM_FILE):
         return f"{module.__name__}:{name}"
     file = getattr(module, "__file__", None)

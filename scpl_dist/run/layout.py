@@ -42,7 +42,6 @@ class WorkerId:
 
     @property
     def file(self) -> str:
-        """Stem of the names of its logs."""
         return f"stage{self.label}"
 
 
@@ -73,7 +72,6 @@ class Layout:
         return self._ranks.get((stage, replica), -1)
 
     def ranks(self, stage: int) -> list[int]:
-        """Ranks of a stage's workers, by replica."""
         return [self._ranks[stage, replica] for replica in range(self.replicas[stage])]
 
     def lead(self, stage: int, receiver: WorkerId) -> int:
@@ -99,7 +97,5 @@ class Layout:
 
     def links(self) -> list[tuple[int, int]]:
         """Ranks of all workers that may send each other something, those of the earlier stage first."""
-        pairs = (
-            itertools.product(self.ranks(stage), self.ranks(stage + 1)) for stage in range(self.stages - 1)
-        )
-        return list(itertools.chain.from_iterable(pairs))
+        neighbours = itertools.pairwise(map(self.ranks, range(self.stages)))
+        return [pair for before, after in neighbours for pair in itertools.product(before, after)]

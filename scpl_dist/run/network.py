@@ -48,7 +48,6 @@ def interfaces() -> dict[str, str | None]:
 
 
 def interface_of(address: str) -> str | None:
-    """The interface that has this IPv4 address."""
     return next((name for name, own in interfaces().items() if own == address), None)
 
 
@@ -74,9 +73,8 @@ def choose_interface(
     address = there.get(name)
     if address is None:
         has = ", ".join(f"{other} ({found or 'no address'})" for other, found in there.items())
-        raise ValueError(
-            f"{key} = {name!r}: not an interface of {socket.gethostname()} with an IPv4 address; it has {has}"
-        )
+        here = socket.gethostname()
+        raise ValueError(f"{key} = {name!r}: not an interface of {here} with an IPv4 address; it has {has}")
     if not alone and is_loopback(address):
         raise ValueError(
             f"{key} = {name!r}: this interface reaches {socket.gethostname()} only, and the run has stages on other "

@@ -1,7 +1,5 @@
 """What a worker does at a moment. The values are those of messages, metrics, exit.json and injected faults."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

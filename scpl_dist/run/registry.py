@@ -19,8 +19,6 @@ from scpl_dist.run.imports import load_object
 
 @dataclass(frozen=True)
 class Registry:
-    """One kind of thing that a configuration can name."""
-
     kind: str  # in the plural, such as "models"; its entry points are in the group scpl_dist.models
     key: str  # of the configuration, which holds the name
     builtin: Mapping[str, str]  # name -> package.module:function, imported when it is asked for

@@ -13,15 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scpl_dist.storage.durable import sync_folder, write_text
-
-_STEP = re.compile(r"step-\d+")
 
 
 class CheckpointError(RuntimeError):
@@ -37,42 +34,36 @@ def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
 
 
 def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
-    """Make the parts in ``folder`` a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
+    """Make the parts in a folder a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
 
-    Returns the final folder.
-
-    Args:
-        folder: what `folder_for` returned.
-        manifest: plain values; "step", "best" and "due" (written because it was time, not for the best epoch only).
-        keep: number of newest due checkpoints that stay; the best one stays too.
+    The best one and the `keep` newest that are "due" stay: that were written because it was time, not only because
+    their epoch was the best. Returns the final folder.
     """
     parent = folder.parent
     final = parent / f"step-{manifest['step']}"
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    again = _set_aside(final, "old.tmp") if final.exists() else None
+    if final.exists():  # the same step again: the older one goes only after the newer one is there
+        _set_aside(final, "old.tmp")
     os.rename(folder, final)
     sync_folder(parent)
-    if again is not None:  # the same step again: the older one goes only after the newer one is there
-        shutil.rmtree(again, ignore_errors=True)
     if manifest.get("best"):
         write_text(parent / "best", final.name + "\n")
     write_text(parent / "latest", final.name + "\n")
     found = steps(parent.parent)
     due = [path for path in found if _is_due(path)]
     kept = {final, *due[-keep:], *named(parent.parent, "best")}
-    for checkpoint in found:
-        if checkpoint not in kept:
-            # Somebody may be reading it: what cannot be removed now is removed by `clear`.
-            shutil.rmtree(_set_aside(checkpoint, "old.tmp"), ignore_errors=True)
+    for checkpoint in set(found) - kept:
+        _set_aside(checkpoint, "old.tmp")
+    for old in parent.glob("step-*.old.tmp"):  # somebody may be reading it: then it is removed later
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _set_aside(checkpoint: Path, suffix: str) -> Path:
+def _set_aside(checkpoint: Path, suffix: str) -> None:
     """Rename it, so that it is no checkpoint any more; in one step, as removing takes several."""
     aside = checkpoint.with_name(f"{checkpoint.name}.{suffix}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(checkpoint, aside)
-    return aside
 
 
 def _is_due(checkpoint: Path) -> bool:
@@ -94,7 +85,7 @@ def named(run_dir: Path, name: str) -> list[Path]:
 def steps(run_dir: Path) -> list[Path]:
     """Committed checkpoints of a run, oldest first."""
     found = (run_dir / "checkpoints").glob("step-*")
-    return sorted((path for path in found if _STEP.fullmatch(path.name) and path.is_dir()), key=_step_of)
+    return sorted((path for path in found if path.name[5:].isdigit() and path.is_dir()), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -114,44 +105,36 @@ def clear(run_dir: Path, chosen: Path | None) -> None:
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:
-    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if name in ("best", "latest"):
-        pointed = named(run_dir, name)
-        if not pointed:
-            raise CheckpointError(f"{run_dir} has no checkpoint that is called {name!r}")
-        return pointed[0]
-    if name is not None:
+    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest."""
+    if name not in ("best", "latest", None):
         return run_dir / "checkpoints" / name
-    found = steps(run_dir)
+    found = named(run_dir, name) if name else steps(run_dir)
     if not found:
-        raise CheckpointError(f"{run_dir} has no checkpoint: was the run ended before its first one?")
+        reason = f" that is called {name!r}" if name else ": was the run ended before its first one?"
+        raise CheckpointError(f"{run_dir} has no checkpoint{reason}")
     return found[-1]
 
 
 def manifest_of(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint; `CheckpointError` if it is missing or unreadable."""
+    """The manifest of a committed checkpoint; `CheckpointError` if it is missing, or has not what it must have."""
     path = checkpoint / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sound = {"epoch", "step", "batch"} <= manifest["position"].keys()
+        sound &= all({"name", "bytes", "sha256"} <= entry.keys() for entry in manifest["files"])
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path}: not a manifest")
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path}: not a manifest of a run")
     return manifest
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are all as they were written; else `CheckpointError` says why."""
     manifest = manifest_of(checkpoint)
-    position, files = manifest.get("position"), manifest.get("files")
-    sound = isinstance(position, dict) and {"epoch", "step", "batch"} <= position.keys()
-    if not sound or not isinstance(files, list) or not all(is_entry(entry) for entry in files):
-        raise CheckpointError(f"{checkpoint / 'manifest.json'}: not a manifest of a run")
-    for entry in files:
+    for entry in manifest["files"]:
         path = checkpoint / str(entry["name"])
         if path.parent != checkpoint or path.name in ("", ".", ".."):
             raise CheckpointError(f"{path}: lies outside the checkpoint")
@@ -159,17 +142,8 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def is_entry(entry: object) -> bool:
-    """Whether it says of a file what a manifest has to say."""
-    return isinstance(entry, dict) and {"name", "bytes", "sha256"} <= entry.keys()
-
-
 def compare(path: Path, entry: Mapping[str, Any], hashing: bool = True) -> None:
-    """Compare a file's size, and if wanted every byte of it, with its entry in the manifest.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """Compare a file's size, and if wanted every byte of it, with its entry in the manifest."""
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:

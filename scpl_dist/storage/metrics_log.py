@@ -14,8 +14,6 @@ from typing import Any, TextIO
 
 
 class MetricsLog:
-    """The rows of a run."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
@@ -32,10 +30,10 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file, before another process may `rewind` it."""
-        file, self._file = self._file, None
-        if file is not None:
+        if self._file is not None:
             with contextlib.suppress(OSError):  # what could not be written has been reported by `append`
-                file.close()
+                self._file.close()
+            self._file = None
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows."""
@@ -49,17 +47,13 @@ class MetricsLog:
         with self.path.open("rb") as file:
             file.seek(max(0, self.path.stat().st_size - (1 << 18)))
             rows = [_row(line) for line in file.read().split(b"\n")]
-        last: dict[int, int] = {}
-        for row in rows:
-            if row.get("event") == "train":
-                last[row["stage"]] = max(row["step"], last.get(row["stage"], -1))
+        last = {row["stage"]: int(row["step"]) for row in rows if row.get("event") == "train"}
         return min(last.values()) if len(last) == stages else -1
 
     def rewind(self, step: int, epoch: int) -> None:
         """Drop the rows that a run which goes on from a checkpoint writes again.
 
-        These are the steps from `step` on, the evaluations of the epochs from `epoch` on and later checkpoints, and
-        a last row that a crash cut off. Every step is there once, whatever happened on the way.
+        Also a last row that a crash cut off. Every step is there once, whatever happened on the way.
         """
         self.close()
         if not self.path.exists():
@@ -83,14 +77,11 @@ def _row(line: bytes) -> dict[str, Any]:
 
 def _stays(row: dict[str, Any], step: int, epoch: int) -> bool:
     """Whether a row still holds for a run that goes on from this step in this epoch."""
-    match row.get("event"):
-        case None:
-            return False
-        case "train":
-            return bool(row["step"] < step)
-        case "eval":
-            return bool(row["epoch"] < epoch)
-        case "checkpoint":
-            return bool(row["step"] <= step)
-        case _:
-            return True
+    match row:
+        case {"event": "train", "step": trained}:
+            return bool(trained < step)
+        case {"event": "checkpoint", "step": saved}:
+            return bool(saved <= step)
+        case {"event": "eval", "epoch": evaluated}:
+            return bool(evaluated < epoch)
+    return "event" in row

@@ -12,20 +12,15 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from scpl_dist.storage.checkpoints import CheckpointError, compare, is_entry, manifest_of
+from scpl_dist.storage.checkpoints import CheckpointError, compare, manifest_of
 
 
 def part_name(block: int) -> str:
-    """File name of a block's part."""
     return f"block-{block:03d}.pt"
 
 
 def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
-    """Write the state of one block durably; gives ``{"name", "bytes", "sha256"}`` for the manifest.
-
-    Raises:
-        OSError: the file cannot be written; the message has the path and the space that is left.
-    """
+    """Write the state of one block durably; gives ``{"name", "bytes", "sha256"}`` for the manifest."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
@@ -38,9 +33,12 @@ def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
                 raise
             file.flush()
             os.fsync(file.fileno())
+            size = file.tell()
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} ({_free(path.parent)} MB free)", str(path)) from None
-    return {"name": path.name, "bytes": hashing.size, "sha256": hashing.digest.hexdigest()}
+        there = next(folder for folder in path.parents if folder.is_dir())
+        free = shutil.disk_usage(there).free // 1_000_000
+        raise OSError(error.errno, f"{error.strerror} ({free} MB free)", str(path)) from None
+    return {"name": path.name, "bytes": size, "sha256": hashing.digest.hexdigest()}
 
 
 class _Hashing(io.RawIOBase):
@@ -49,18 +47,15 @@ class _Hashing(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = hashlib.sha256()
-        self.size = 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         try:
-            written = self._file.write(data)
+            return self._file.write(data)
         except OSError as error:
             self.error = error
             raise
-        self.size += written
-        return written
 
 
 def read_part(
@@ -70,17 +65,12 @@ def read_part(
 
     Only the size if it is `verified`: the coordinator has hashed all files before it told the workers of the
     checkpoint, and nobody changes a committed one; see `scpl_dist.storage.resume`.
-
-    Raises:
-        CheckpointError: the part is missing or damaged.
     """
-    name = part_name(block)
-    path = checkpoint / name
-    files = manifest_of(checkpoint).get("files", [])
-    entries = {entry["name"]: entry for entry in files if is_entry(entry)}
-    if name not in entries:
-        raise CheckpointError(f"{checkpoint}: the manifest has no {name}: another model?")
-    compare(path, entries[name], hashing=not verified)
+    path = checkpoint / part_name(block)
+    entries = {entry["name"]: entry for entry in manifest_of(checkpoint)["files"]}
+    if path.name not in entries:
+        raise CheckpointError(f"{checkpoint}: the manifest has no {path.name}: another model?")
+    compare(path, entries[path.name], hashing=not verified)
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
@@ -88,10 +78,3 @@ def read_part(
     except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
         raise CheckpointError(f"{path}: not a part of a checkpoint: {error}") from None
     return state
-
-
-def _free(folder: Path) -> int:
-    """Megabytes that are free on the disk of a folder."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free // 1_000_000

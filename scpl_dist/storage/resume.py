@@ -5,8 +5,7 @@ file is compared first. A damaged one is named and passed over; if none is left 
 fresh start would look like a resumed one.
 
 The coordinator compares, once in a start and for all workers: it alone can still take the checkpoint before. The
-workers read the files a moment later, and a committed checkpoint is never changed, so hashing every byte again could
-find nothing but a broken transfer within that moment; they compare sizes, which shows a file system that is behind.
+workers compare sizes a moment later, as a committed checkpoint is never changed, but a file system may be behind.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import Any
 from scpl_dist.run.config import Config
 from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps, verify
 
-MODEL = ("run.method", "model.", "loss.")
-"""Keys that decide which tensors a checkpoint has and what they mean."""
+# Keys that decide which tensors a checkpoint has and what they mean.
+_MODEL = ("run.method", "model.", "loss.")
 
 
 def choose(
@@ -28,15 +27,9 @@ def choose(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its manifest.
 
-    Args:
-        run_dir: the run's folder.
-        resume: "never", "auto" (the newest whole one, none if there has never been one) or a folder: a checkpoint,
-            or a run.
-        warn: called with a text about each damaged checkpoint.
-        config: the run that goes on; a checkpoint of another model is as good as a damaged one.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is whole; or the folder is none.
+    `resume` is "never", "auto" (the newest whole one, none if there has never been one) or the folder of a checkpoint
+    or a run. `warn` hears of each damaged one; one of another model is as good as damaged. `CheckpointError` if there
+    are checkpoints, but none is whole, or if the folder is none.
     """
     if resume == "never":
         return None
@@ -64,15 +57,11 @@ def choose(
 
 
 def require_same_model(config: Config, run_dir: Path) -> None:
-    """Before anything is changed in a run's folder: are its checkpoints those of this model?
-
-    Raises:
-        CheckpointError: there are some, and none is.
-    """
+    """Before anything is changed in a run's folder: `CheckpointError` if it has only checkpoints of other models."""
     problems = []
     for checkpoint in steps(run_dir):
         try:
-            foreign = _foreign(config, manifest_of(checkpoint))
+            foreign, _ = _changes(config, manifest_of(checkpoint))
         except CheckpointError:
             continue  # damaged: `choose` will say so
         if not foreign:
@@ -82,26 +71,23 @@ def require_same_model(config: Config, run_dir: Path) -> None:
         raise CheckpointError(f"no usable checkpoint in {run_dir}: {'; '.join(problems)}")
 
 
-def _foreign(config: Config, manifest: dict[str, Any]) -> str:
-    return ", ".join(text for key, text in _changes(config, manifest).items() if key.startswith(MODEL))
-
-
-def _changes(config: Config, manifest: dict[str, Any]) -> dict[str, str]:
+def _changes(config: Config, manifest: dict[str, Any]) -> tuple[str, str]:
+    """What the run has changed of the model, and in all."""
     there, here = manifest.get("recipe", {}), config.recipe()
     changed = [key for key in sorted(here) if key in there and there[key] != here[key]]
-    return {key: f"{key} = {there[key]!r}, now {here[key]!r}" for key in changed}
+    texts = [f"{key} = {there[key]!r}, now {here[key]!r}" for key in changed]
+    return ", ".join(text for text in texts if text.startswith(_MODEL)), ", ".join(texts)
 
 
 def _usable(config: Config, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The manifest of a whole checkpoint of this run's model; other differences are warned of."""
     manifest = verify(checkpoint)
-    foreign = _foreign(config, manifest)
+    foreign, changed = _changes(config, manifest)
     if foreign:
         raise CheckpointError(f"{checkpoint / 'manifest.json'}: of another model: {foreign}")
-    changed = _changes(config, manifest)
     if changed:
         warn(
-            f"checkpoint {checkpoint.name} was written with other settings: {', '.join(changed.values())}; "
+            f"checkpoint {checkpoint.name} was written with other settings: {changed}; "
             "the result will not be that of an undisturbed run"
         )
     return manifest

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import tempfile
 import time
@@ -20,8 +19,8 @@ from scpl_dist.run.failures import Cause, Failure, Outcome
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.metrics_log import MetricsLog
 
-LEFTOVERS = frozenset({"log", "config.toml"})
-"""What a launcher may have put there before the run starts."""
+# What a launcher may have put there before the run starts.
+_LEFTOVERS = {"log", "config.toml"}
 
 
 class RunFolder:
@@ -43,28 +42,23 @@ class RunFolder:
                 pass
             folder.log.mkdir(exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"--run-dir {path}: not writable ({error.strerror}): choose another folder"
-            ) from None
+            reason = f"not writable ({error.strerror})"
+            raise ValueError(f"--run-dir {path}: {reason}: choose another folder") from None
         return folder
 
     @classmethod
     def create(cls, path: str | Path | None, config: Config, resume: bool = False) -> RunFolder:
         """The folder of a new run, or with `resume` of an old one, with its ``config.toml``.
 
-        `path` None makes ``runs/<time>-<method>``.
-
-        Raises:
-            ValueError: the folder cannot be written, or has another run in it.
+        `path` None makes ``runs/<time>-<method>``; `ValueError` if it cannot be written, or has another run in it.
         """
         path = _fresh(config.run.method) if path is None else Path(path)
         try:
             used = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         except OSError as error:
-            raise ValueError(
-                f"--run-dir {path}: not a folder ({error.strerror}): choose another one"
-            ) from None
-        if not resume and set(used) - LEFTOVERS:
+            reason = f"not a folder ({error.strerror})"
+            raise ValueError(f"--run-dir {path}: {reason}: choose another one") from None
+        if not resume and set(used) - _LEFTOVERS:
             raise ValueError(
                 f"--run-dir {path}: not empty ({', '.join(used[:5])}): choose another folder, or --resume auto to "
                 "go on with the run that is in it"
@@ -75,11 +69,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other launchers out of the folder; the lock goes with this process, however it ends.
-
-        Raises:
-            ValueError: a run is in progress in it.
-        """
+        """Keep other launchers out of the folder; the lock goes with this process, however it ends."""
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,14 +95,13 @@ class RunFolder:
         return text[begin:] if begin >= 0 else None
 
     def write(self, name: str, value: dict[str, Any]) -> None:
-        """Replace a JSON file in one step."""
         write_text(self.path / name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file, or None if it does not exist; `ValueError` if it is no JSON object."""
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path / name}: not JSON ({error})") from None
@@ -121,7 +110,6 @@ class RunFolder:
         return value
 
     def remove(self, *names: str) -> None:
-        """Remove files that may exist."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
@@ -137,25 +125,22 @@ class RunFolder:
         row |= {key: getattr(failure, key, None) for key in keys}
         self.write("exit.json", row | {"log": str(self.log)})
 
-    def fail(self, code: int, reason: str, cause: Cause | None = None) -> int:
-        """Write an ``exit.json`` for a run that nobody else could conclude; returns the code."""
-        failure = Failure(cause, reason, "") if cause else None
-        self.finish(Outcome(code, reason, failure))
-        return code
+    def fail(self, code: int, reason: str, cause: Cause | None = None) -> None:
+        """Write an ``exit.json`` for a run that nobody else could conclude."""
+        self.finish(Outcome(code, reason, Failure(cause, reason, "") if cause else None))
 
 
 def _fresh(method: str) -> Path:
     """A folder of its own for a run without a name, also if another one starts in the same second."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(method).name.rpartition(':')[2]}"
-    for number in itertools.count(1):
+    number = 1
+    while True:
         path = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
+            return path
         except FileExistsError:
-            continue
+            number += 1
         except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be made ({error.strerror}): choose a folder with --run-dir"
-            ) from None
-        return path
-    raise AssertionError
+            reason = f"cannot be made ({error.strerror})"
+            raise ValueError(f"{path}: {reason}: choose a folder with --run-dir") from None

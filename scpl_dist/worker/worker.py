@@ -80,7 +80,7 @@ class Worker:
         self.name = f"stage {self.worker_id.label}"
         self.device = _device(config)
         self.reason = ""  # why `run` did not return 0
-        self._trap = Trap.from_environment("worker", self.worker_id, run_dir) if run_dir else None
+        self._trap = Trap("worker", self.worker_id, run_dir) if run_dir else None
         self.timer = PhaseTimer(self._trap)
         self._control = control
         self._keys = keys.load_client(config.control.keys)

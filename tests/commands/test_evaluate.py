@@ -40,7 +40,8 @@ def saved(folder: Path, **values: object) -> Path:
         write_part(target / part_name(block), Updater(trainable, config).state_dict())
         for block, trainable in trainables.items()
     ]
-    checkpoints.commit(target, {"step": 8, "files": files}, keep=1)
+    position = {"epoch": 0, "step": 8, "batch": 0}
+    checkpoints.commit(target, {"step": 8, "position": position, "files": files}, keep=1)
     return folder
 
 

@@ -15,7 +15,8 @@ from scpl_dist.storage.parts import part_name, read_part, write_part
 def checkpoint(tmp_path: Path) -> Path:
     folder = folder_for(tmp_path, 1)
     files = [write_part(folder / part_name(0), {"weight": torch.arange(1000.0)})]
-    return commit(folder, {"step": 1, "files": files}, keep=1)
+    position = {"epoch": 0, "step": 1, "batch": 0}
+    return commit(folder, {"step": 1, "position": position, "files": files}, keep=1)
 
 
 def test_a_flipped_bit_of_a_weight_is_found_by_its_digest_only(checkpoint: Path) -> None:
