@@ -5,7 +5,7 @@
     start  <---- all workers are there          builds blocks and heads
                                                 joins the other workers' transport
     ready  ---->
-    go     <---- all workers are ready          Stage.run(): items until the stop marker
+    go     <---- all workers are ready          Executor.run(): items until the stop marker
     left   ---->
     close  <---- all workers have left          exit 0
 

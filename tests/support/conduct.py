@@ -107,7 +107,7 @@ class Running(Program):
         """Everything that still runs for this run folder, the launcher too."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
-            command = process.info["cmdline"] or []
+            command = words(process.info["cmdline"] or [])
             if str(self.run) in command and process.info["status"] != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found
@@ -168,7 +168,7 @@ def role_of(process: psutil.Process) -> str | None:
     It says so in its title, ``scpl-dist: stage 1 RUN_DIR``, or, where it was started as a program, by its command
     line and its rank.
     """
-    command: list[str] = process.cmdline()
+    command = words(process.cmdline())
     if command[:1] == ["scpl-dist:"]:
         return command[2] if command[1] == "stage" else command[1]
     if "scpl_dist.coordinator.service" in command:
@@ -177,6 +177,11 @@ def role_of(process: psutil.Process) -> str | None:
         rank: str | None = process.environ().get("RANK")
         return rank
     return None
+
+
+def words(command: list[str]) -> list[str]:
+    """Of a command line, or of a title, which may be one string with much nothing behind it."""
+    return " ".join(command).split()
 
 
 def halted(running: Running, stage: str, faults: int) -> psutil.Process:
