@@ -19,7 +19,7 @@ from scpl_dist import __version__
 from scpl_dist.commands import checkpoints
 from scpl_dist.commands.table import show
 from scpl_dist.control.keys import create
-from scpl_dist.launch import local, preflight
+from scpl_dist.launch import local
 from scpl_dist.launch.process import leave as _leave
 from scpl_dist.run import config as configuration
 from scpl_dist.run.errors import PreflightError
@@ -75,7 +75,9 @@ def train(
         require_same_model(settings, run_dir)
     if not dry_run:
         _leave(local.train(settings, run_dir, resume)[0])
-    plan = preflight.preflight(settings, absent=_without_data)
+    from scpl_dist.launch.preflight import preflight
+
+    plan = preflight(settings, absent=_without_data)
     print(plan.config.to_toml())
     print(plan.table())
 
@@ -159,10 +161,11 @@ def report(
 def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
     from scpl_dist import data
+    from scpl_dist.launch.preflight import preflight
     from scpl_dist.plan import forecast
     from scpl_dist.worker import costs
 
-    assembly = preflight.preflight(configuration.load(config, override or []))
+    assembly = preflight(configuration.load(config, override or []))
     print(forecast.forecast(assembly, data.resolve(assembly.config), costs.measure).text())
 
 

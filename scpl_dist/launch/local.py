@@ -33,7 +33,7 @@ from scpl_dist.run.network import VARIABLES, loopback
 from scpl_dist.storage.checkpoints import steps
 from scpl_dist.storage.run_folder import RunFolder
 
-_FOR_CHECK = ("scpl_dist.plan.plan", "scpl_dist.launch.preflight")
+_FOR_CHECK = ("scpl_dist.launch.preflight",)
 # Every optimizer imports torch._dynamo at its first step, which takes as long as torch itself.
 _FOR_RUN = (
     "torch.distributed.rpc",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, run
 
 GROUND = {"run"}
 FIVE = dict.fromkeys(("methods", "models", "transport", "storage", "control"), GROUND)
@@ -78,3 +79,9 @@ def test_what_runs_without_torch_reaches_no_module_that_imports_it() -> None:
     wrong = [name for name in reached if any(other.split(".")[0] == "torch" for other in IMPORTS[name])]
     assert not wrong, wrong
     assert "scpl_dist.storage.run_folder" in reached
+
+
+def test_the_command_is_there_before_torch() -> None:
+    # A launcher that has imported numpy with its threads could not fork.
+    code = "import sys, scpl_dist.cli; print({'torch', 'numpy'} & sys.modules.keys())"
+    assert run(sys.executable, "-c", code).stdout == "set()\n"
