@@ -24,5 +24,5 @@ class SetupError(Exception):
     """This host is not what the run needs: its interface or its run folder."""
 
 
-class NonFiniteLoss(Exception):
-    """A loss is NaN or infinite; raised before the update that it would spoil."""
+class NonFinite(Exception):
+    """A loss is NaN or infinite, before the update that it would spoil; or what a checkpoint would keep is."""

@@ -27,18 +27,21 @@ class CheckpointWriter:
     """One stage's writer; its thread calls what it is given.
 
     `report` hears of a checkpoint on disk: its sequence number, what `write_part` says of each file, and the seconds
-    that it took; `on_error` of the error that ended it, and the step; `watch` is called with "write" before each part
-    and "written" after it, and the step, for faults on purpose.
+    that it took; `on_error` of the error that ended it, and the step. `check` gets each block's state before it is
+    written, and raises if that must not be; `watch` is called with "write" before each part and "written" after it,
+    and the step, for faults on purpose.
     """
 
     def __init__(
         self,
         report: Callable[[int, list[dict[str, Any]], float], None],
         on_error: Callable[[Exception, int], None],
+        check: Callable[[int, dict[str, Any]], None] = lambda block, state: None,
         watch: Callable[[str, int], None] | None = None,
     ) -> None:
         self._report = report
         self._on_error = on_error
+        self._check = check
         self._watch = watch or (lambda phase, step: None)
         self._buffers: tuple[Any, list[Any]] | None = None
         self._writing = False
@@ -87,6 +90,7 @@ class CheckpointWriter:
         files = []
         for block, part in state.items():
             self._watch("write", step)
+            self._check(block, part)
             files.append(write_part(folder / part_name(block), part))
             self._watch("written", step)
         self._report(sequence, files, time.perf_counter() - start)

@@ -31,7 +31,7 @@ from scpl_dist.methods import Method
 from scpl_dist.methods.block import detached, floating, seed_operators
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
-from scpl_dist.run.errors import NonFiniteLoss
+from scpl_dist.run.errors import NonFinite
 from scpl_dist.run.phases import Phase
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.writer import CheckpointWriter
@@ -88,7 +88,7 @@ class Executor:
         }
 
     def run(self) -> None:
-        """Handle items until the stop marker; raises NonFiniteLoss, PeerLost, or Aborted from outside."""
+        """Handle items until the stop marker; raises NonFinite, PeerLost, or Aborted from outside."""
         while True:
             item, batches, received = self._next()
             self.timer.begin(item)
@@ -288,7 +288,7 @@ def _note_losses(work: ItemInProgress, block: int, terms: dict[str, Tensor], wei
     for name, term in terms.items():
         value = term.item()
         if not math.isfinite(value):
-            raise NonFiniteLoss(
+            raise NonFinite(
                 f"loss {name!r} of block {block} is {value}: lower optimizer.lr or check the data; "
                 "the update was not made"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.run.config import Config
@@ -46,6 +47,19 @@ class Updater:
             "heads": self.trainable.heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
+
+    def nonfinite(self, state: Mapping[str, Any]) -> str | None:
+        """What in such a state is NaN or infinite, such as "weight 0.bias"; a buffer may be infinite, as masks are."""
+        for part, module in (("block", self.trainable.block), ("heads", self.trainable.heads)):
+            weights = {name for name, _ in module.named_parameters()}
+            for name, value in state[part].items():
+                if name in weights and not value.isfinite().all():
+                    return f"weight {name}"
+                if isinstance(value, Tensor) and value.isnan().any():
+                    return f"buffer {name}"
+        leaves = pytree.tree_leaves(state["optimizers"])
+        finite = all(leaf.isfinite().all() for leaf in leaves if isinstance(leaf, Tensor))
+        return None if finite else "an optimizer's state"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put such a state back; raises CheckpointError if it belongs to another model."""

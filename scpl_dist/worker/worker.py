@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 import queue
@@ -26,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -42,7 +44,7 @@ from scpl_dist.data.loader import Loader
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
-from scpl_dist.run.errors import Aborted, NonFiniteLoss, PeerLost, SetupError
+from scpl_dist.run.errors import Aborted, NonFinite, PeerLost, SetupError
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.faults import Trap
 from scpl_dist.run.phases import Phase
@@ -199,7 +201,8 @@ class Worker:
             self._loader = Loader(source, config.run.seed, config.data.workers, *part)
         if self.worker_id.first:
             watch = None if self._trap is None else self._trap.spring
-            self._writer = CheckpointWriter(self._written, self._write_failed, watch)
+            check = functools.partial(_check, updaters)
+            self._writer = CheckpointWriter(self._written, self._write_failed, check, watch)
         return Executor(
             spec=spec,
             method=plan.method,
@@ -331,6 +334,13 @@ class Worker:
         threading.Thread(target=_end_process, args=(reason, code), name="abort", daemon=True).start()
 
 
+def _check(updaters: Mapping[int, Updater], block: int, state: dict[str, Any]) -> None:
+    """Before a part of a checkpoint is written: a loss may be finite where its gradient was not."""
+    name = updaters[block].nonfinite(state)
+    if name is not None:
+        raise NonFinite(f"{name} of block {block} is NaN or infinite, though no loss was: it is not saved")
+
+
 def _cause(error: Exception) -> tuple[Cause, str]:
     text = f"{type(error).__name__}: {error}"
     allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
@@ -342,7 +352,7 @@ def _cause(error: Exception) -> tuple[Cause, str]:
             return Cause.NETWORK if error.peer is None else Cause.PEER_LOST, str(error)
         case PeerLost():
             return Cause.PEER_LOST, text
-        case NonFiniteLoss():
+        case NonFinite():
             return Cause.NONFINITE, str(error)
         case SetupError():
             return Cause.CONFIG, str(error)

@@ -12,6 +12,7 @@ import pytest
 
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
+from scpl_dist.storage.checkpoints import steps
 from tests.support.command import scpl_dist
 from tests.support.conduct import IMPATIENT, IMPATIENT_S, Ended, Running, conduct, halted
 from tests.support.ports import free_port
@@ -144,6 +145,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(tmp_path: Pat
     assert ended.exit_json["stage"] in (0, 1)
     assert ended.exit_json["step"] >= 1
     assert not ended.rows("restart")  # it would come to the same
+
+
+def test_weights_that_are_not_finite_are_never_saved_though_every_loss_was(tmp_path: Path) -> None:
+    source = """
+        from torch import nn
+
+        class Root(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(32, 32)
+                self.calls = 0
+
+            def forward(self, x):
+                self.calls += self.training
+                nothing = (self.layer.weight.sum() * 0).abs().sqrt()  # 0, and its gradient is NaN
+                return self.layer(x) + (nothing if self.calls == 5 else 0)
+
+        def blocks(classes):
+            return [nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 32)), Root()]
+    """
+    file = tmp_path / "model.py"
+    file.write_text(textwrap.dedent(source))
+    settings = ["run.epochs=1", "checkpoint.every_steps=2", "checkpoint.best=false", "runtime.max_restarts=3"]
+    ended = conduct(tmp_path / "run", f'model.name="{file}:blocks"', *settings)
+    failed(ended, "weight layer.weight of block 1 is NaN or infinite", "not saved", stage=1)
+    assert ended.exit_json["cause"] == "nonfinite"
+    assert len(ended.rows("train")) == 10  # both blocks' losses of all 5 steps were finite
+    assert [path.name for path in steps(ended.run)] == ["step-2", "step-4"]
+    assert not ended.rows("restart")
 
 
 def test_a_worker_that_never_arrives_is_missed(tmp_path: Path) -> None:

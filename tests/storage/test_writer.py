@@ -29,7 +29,7 @@ class Log:
         self.errors: queue.Queue[tuple[Exception, int]] = queue.Queue()
 
     def writer(self, watch: Any = None) -> CheckpointWriter:
-        return CheckpointWriter(self._report, lambda error, step: self.errors.put((error, step)), watch)
+        return CheckpointWriter(self._report, lambda error, step: self.errors.put((error, step)), watch=watch)
 
     def _report(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
         assert seconds > 0

@@ -77,3 +77,25 @@ def test_a_state_of_another_model_is_refused() -> None:
     for wrong in wrongs:
         with pytest.raises(CheckpointError, match="belongs to another model"):
             updater.load_state_dict(state | wrong)
+
+
+def test_what_is_not_finite_in_a_state_is_named_and_an_infinite_buffer_is_not() -> None:
+    block = Paths()
+    block.block.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    updater = Updater(block, CONFIG)
+    assert updater.nonfinite(updater.state_dict()) is None
+    updater.backward(loss(block, 0))
+    updater.step({"lr": 1e-3})
+    assert updater.nonfinite(updater.state_dict()) is None
+    moment = next(iter(updater.optimizers[0].state.values()))["exp_avg"]
+    for value, name in (
+        (block.heads["classifier"].bias, "weight classifier.bias"),
+        (block.block.mask, "buffer mask"),
+        (moment, "an optimizer's state"),
+    ):
+        assert isinstance(value, Tensor)
+        before = value.detach().clone()
+        with torch.no_grad():
+            value[0] = torch.nan
+            assert updater.nonfinite(updater.state_dict()) == name
+            value.copy_(before)
