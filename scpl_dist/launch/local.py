@@ -62,7 +62,7 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
     config = Config.model_validate(checked)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     signals: list[int] = []
-    with folder.locked():
+    with folder.taken(config):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: signals.append(number))
         return _launch(config, folder, resume, signals), folder

@@ -76,17 +76,18 @@ def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
     preflight(config)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
-    coordinator = CoordinatorProcess(folder, spawn, resume)
-    process = coordinator.process
-    endpoint = coordinator.endpoint(lambda: ended(process) is None)
-    code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]
-    try:
-        code = process.wait(10) or code
-    except psutil.TimeoutExpired:
-        kill([process])
-    coordinator.close()
-    if folder.read("exit.json") is None:
-        folder.fail(1, "the coordinator did not finish the run")
+    with folder.taken(config):
+        coordinator = CoordinatorProcess(folder, spawn, resume)
+        process = coordinator.process
+        endpoint = coordinator.endpoint(lambda: ended(process) is None)
+        code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]
+        try:
+            code = process.wait(10) or code
+        except psutil.TimeoutExpired:
+            kill([process])
+        coordinator.close()
+        if folder.read("exit.json") is None:
+            folder.fail(1, "the coordinator did not finish the run")
     reason = (folder.read("exit.json") or {}).get("reason", "")
     return code, f"the run ended: {reason}"
 

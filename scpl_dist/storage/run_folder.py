@@ -20,7 +20,7 @@ from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.metrics_log import MetricsLog
 
 # What a launcher may have put there before the run starts.
-_LEFTOVERS = {"log", "config.toml"}
+_LEFTOVERS = {".lock", "log", "config.toml"}
 
 
 class RunFolder:
@@ -48,7 +48,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path | None, config: Config, resume: bool = False) -> RunFolder:
-        """The folder of a new run, or with `resume` of an old one, with its ``config.toml``.
+        """The folder of a new run, or with `resume` of an old one; what is in it stays until it is `taken`.
 
         `path` None makes ``runs/<time>-<method>``; `ValueError` if it cannot be written, or has another run in it.
         """
@@ -63,13 +63,11 @@ class RunFolder:
                 f"--run-dir {path}: not empty ({', '.join(used[:5])}): choose another folder, or --resume auto to "
                 "go on with the run that is in it"
             )
-        folder = cls.open_for_writing(path)
-        write_text(path / "config.toml", config.to_toml())
-        return folder
+        return cls.open_for_writing(path)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other launchers out of the folder; the lock goes with this process, however it ends."""
+    def taken(self, config: Config) -> Iterator[None]:
+        """Keep others out, and make the folder this run's; the lock goes with this process, however it ends."""
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +75,7 @@ class RunFolder:
                 raise ValueError(
                     f"--run-dir {self.path}: a run is in progress in this folder: wait for its end, or stop it first"
                 ) from None
+            write_text(self.path / "config.toml", config.to_toml())
             yield
 
     def log_size(self, name: str) -> int:

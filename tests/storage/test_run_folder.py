@@ -20,6 +20,8 @@ from scpl_dist.storage.run_folder import RunFolder
 def test_a_new_folder_has_its_configuration_and_a_place_for_logs(tmp_path: Path) -> None:
     config = configuration.load(values={"run.epochs": 7})
     folder = RunFolder.create(tmp_path / "deep" / "run", config)
+    with folder.taken(config):
+        pass
     assert configuration.load(folder.path / "config.toml") == config
     assert folder.log.is_dir()
 
@@ -34,6 +36,8 @@ def test_a_folder_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_folder_with_another_run_is_kept_unless_that_run_goes_on(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, Config())
+    with folder.taken(Config()):
+        pass
     RunFolder.create(tmp_path, Config())  # nothing has happened in there yet
     folder.metrics.append({"event": "start"})
     folder.metrics.close()
@@ -67,10 +71,13 @@ def test_reading_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
-    with RunFolder(tmp_path).locked(), pytest.raises(ValueError, match="a run is in progress"):
-        RunFolder(tmp_path).locked().__enter__()
-    with RunFolder(tmp_path).locked():
-        pass
+    first, second = (configuration.load(values={"run.epochs": epochs}) for epochs in (7, 8))
+    with RunFolder(tmp_path).taken(first):
+        with pytest.raises(ValueError, match="a run is in progress"):
+            RunFolder.create(tmp_path, second, resume=True).taken(second).__enter__()
+        assert configuration.load(tmp_path / "config.toml") == first
+    with RunFolder(tmp_path).taken(second):
+        assert configuration.load(tmp_path / "config.toml") == second
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
