@@ -53,6 +53,11 @@ def train(
     from scpl_dist.launch import local
     from scpl_dist.run import config, imports
 
+    if imports.in_progress:
+        raise ValueError(
+            f"scpl_dist.train() was called while a process of a run imported {imports.in_progress[0]}: write the call "
+            'under if __name__ == "__main__":'
+        )
     values: dict[str, Any] = {"metrics.port": 0, **(settings or {})}
     for key, given in (("model.name", blocks), ("data.name", data)):
         if given is not None:

@@ -11,6 +11,7 @@ import pytest
 
 import scpl_dist
 from tests.support.command import scpl_dist as command
+from tests.support.programs import run
 
 
 def test_the_exported_names_are_exactly_these() -> None:
@@ -45,3 +46,17 @@ def test_what_is_no_run_is_a_mistake_of_the_user(tmp_path: Path) -> None:
 
 def test_the_version_is_one_line() -> None:
     assert command("--version").stdout == f"scpl-dist {scpl_dist.__version__}\n"
+
+
+def test_a_script_without_a_guard_is_told_so_instead_of_starting_runs_without_end(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import scpl_dist\n"
+        "from torch import nn\n"
+        "def blocks(classes):\n"
+        "    return [nn.Flatten(), nn.LazyLinear(8)]\n"
+        "scpl_dist.train(blocks, settings={'run.epochs': 1})\n"
+    )
+    done = run(sys.executable, script, cwd=tmp_path, code=1)
+    assert done.stderr.splitlines()[-1].endswith('write the call under if __name__ == "__main__":')
+    assert not (tmp_path / "runs").exists()

@@ -22,6 +22,8 @@ from pydantic import ConfigDict, ValidationError, validate_call
 
 # Start of the names of modules that were loaded from a path, which no other process can import by name.
 _FROM_FILE = "scpl_dist_user_"
+# What `load_object` imports at this moment: a file that starts a run then would start runs without end.
+in_progress: list[str] = []
 
 
 def checked(function: Callable[..., Any], key: str) -> Callable[..., Any]:
@@ -63,7 +65,13 @@ def load_object(name: str, key: str) -> Callable[..., Any]:
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise ValueError(f"{key} = {name!r}: write package.module:function or path/to/file.py:function")
-    module = _from_file(Path(place), name, key) if place.endswith(".py") else _from_package(place, name, key)
+    in_progress.append(name)
+    try:
+        module = (
+            _from_file(Path(place), name, key) if place.endswith(".py") else _from_package(place, name, key)
+        )
+    finally:
+        in_progress.pop()
     if not hasattr(module, attribute):
         public = ", ".join(sorted(entry for entry in vars(module) if not entry.startswith("_"))[:20])
         raise ValueError(f"{key} = {name!r}: {place} has no {attribute!r}; it has {public or 'nothing'}")
