@@ -78,6 +78,8 @@ class Service:
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
         self._found: queue.SimpleQueue[events.Event] = queue.SimpleQueue()  # signal handlers, publisher
         chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
+        if resume == "auto" and chosen is None:
+            print(f"nothing to resume in {folder.path}: the run starts at its beginning", file=sys.stderr)
         position = chosen[1]["position"] if chosen else None
         restore = str(chosen[0].resolve()) if chosen else ""
         origin = Origin(generation, resume=position, restore=restore, folder=str(folder.path.resolve()))

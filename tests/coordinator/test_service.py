@@ -264,6 +264,12 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
         assert from_plain(item) == sequence.next()
 
 
+def test_a_folder_with_nothing_to_resume_is_named(start: Any) -> None:
+    coordinator = start(resume="auto")
+    coordinator.workers()[0].hello(version="9.9.9")
+    assert f"nothing to resume in {coordinator.folder}" in coordinator.end()[2]
+
+
 def test_a_damaged_checkpoint_is_never_resumed_silently(start: Any) -> None:
     first = start()
     workers = first.started()
