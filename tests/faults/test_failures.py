@@ -46,9 +46,10 @@ def test_a_killed_worker_is_named_with_its_place(stage: int, phase: str, tmp_pat
     assert ended.exit_json["step"] in range(step + 1)  # as far as its last heartbeat told
 
 
-def test_a_worker_that_is_killed_while_it_imports_is_named(tmp_path: Path) -> None:
-    with Running(tmp_path / "run") as running:
-        running.importing("1", "libtorch").kill()
+def test_a_worker_that_is_killed_before_it_joins_is_named(tmp_path: Path) -> None:
+    fault = Fault(action="stop", stage=1, phase="loading")
+    with Running(tmp_path / "run", faults=(fault,)) as running:
+        halted(running, "1", 1).kill()
         ended = running.end()
     assert ended.code == 1, ended.screen
     assert "the worker of rank 1 ended before it joined the run (killed by SIGKILL)" in ended.last_line

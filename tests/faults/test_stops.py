@@ -44,19 +44,11 @@ def stopped_before_the_first_step(number: signal.Signals, running: Running) -> N
     assert not list(ended.run.glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize(
-    ("number", "role", "library"),
-    [
-        (signal.SIGINT, "0", "libtorch"),
-        (signal.SIGTERM, "coordinator", "zmq"),
-    ],
-)
-def test_a_process_that_is_still_importing_ends_the_run(
-    number: signal.Signals, role: str, library: str, tmp_path: Path
-) -> None:
-    with Running(tmp_path / "run", "runtime.max_restarts=3") as running:
-        running.importing(role, library).send_signal(number)
-        stopped_before_the_first_step(number, running)
+def test_a_coordinator_that_has_only_just_begun_ends_the_run(tmp_path: Path) -> None:
+    fault = Fault(action="hang", stage=1, phase="loading")  # no step is made, however late the signal comes
+    with Running(tmp_path / "run", "runtime.max_restarts=3", faults=(fault,)) as running:
+        running.importing("coordinator", "zmq").send_signal(signal.SIGTERM)
+        stopped_before_the_first_step(signal.SIGTERM, running)
 
 
 @pytest.mark.parametrize(
