@@ -267,7 +267,7 @@ def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     fixed = config.model_copy(update={"control": config.control.fixed()})
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
     with folder.taken(fixed):
-        folder.remove("run.json", "exit.json", "result.json")
+        folder.clear()
         return serve(str(folder.path), uuid.uuid4().hex, resume)
 
 

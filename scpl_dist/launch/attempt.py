@@ -102,11 +102,13 @@ class Attempt:
 
     def _look_at_coordinator(self) -> None:
         self._code = ended(self._coordinator.process)
-        if self._code is not None:
+        if self._code == 0:
+            self._end_within(_GRACE_S)
+        elif self._code is not None:
             if self._code == 1:
                 self._dump_stacks()
             # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
-            self._end_within(_GRACE_S if self._code == 0 else _FAILED_GRACE_S if self._code > 0 else 0)
+            self._end_within(_FAILED_GRACE_S if self._code > 0 else 0)
         elif not self._is_stopped():
             self._responsive = time.monotonic()
         elif time.monotonic() - self._responsive >= self._config.runtime.timeout_s:

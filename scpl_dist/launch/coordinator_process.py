@@ -32,7 +32,7 @@ class CoordinatorProcess:
         may_restart: bool = False,
     ) -> None:
         self._folder = folder
-        folder.remove("run.json", "exit.json", "result.json")
+        folder.clear()
         self._generation = uuid.uuid4().hex
         order = Order(
             entry="scpl_dist.coordinator.service:serve",
