@@ -9,6 +9,7 @@ The training thread never waits for the coordinator, and the worker sounds alive
 from __future__ import annotations
 
 import math
+import signal
 import socket as sockets
 import threading
 import time
@@ -53,6 +54,8 @@ class Channel:
         self._outbox = deque[Message]([hello])
         self._flush_s: float | None = None  # set when it shall close
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
+        self._bell.setblocking(False)
+        self._on_signal: Callable[[int], None] | None = None
         arguments = (address, timeout_s, keys)
         self._thread = threading.Thread(target=self._main, args=arguments, name="control", daemon=True)
         self._thread.start()
@@ -62,16 +65,33 @@ class Channel:
         self._outbox.append(message)
         self._wake()
 
+    def watch_signals(self, on_signal: Callable[[int], None]) -> None:
+        """Have the control thread call `on_signal` with the number of each SIGTERM and SIGINT; in the main thread only.
+
+        The main thread runs no handler while it waits in native code, for example for a peer that never comes; but
+        whatever it does, the interpreter writes the number of a signal to a descriptor at once.
+        """
+        self._on_signal = on_signal
+        signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: None)
+
     def close(self, flush_s: float = 2.0) -> bool:
         """Send what is queued, for at most `flush_s` seconds, and end the thread; whether it has ended."""
         self._flush_s = flush_s
         self._wake()
         self._thread.join(flush_s + 1.0)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        if self._on_signal is not None:
+            signal.set_wakeup_fd(-1)
+        self._alarm.close()
+        self._bell.close()
+        return True
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
-            self._bell.send(b"!", sockets.MSG_DONTWAIT)
+            self._bell.send(b"\0")  # no signal has this number
 
     def _main(self, address: str, timeout_s: float, keys: Client | None) -> None:
         try:
@@ -111,12 +131,12 @@ class Channel:
         finally:
             socket.disable_monitor()
             context.destroy()  # waits for at most LINGER
-            self._alarm.close()
-            self._bell.close()
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         with suppress(BlockingIOError):
-            self._alarm.recv(1 << 16, sockets.MSG_DONTWAIT)
+            for number in filter(None, self._alarm.recv(1 << 16, sockets.MSG_DONTWAIT)):
+                if self._on_signal is not None:
+                    self._on_signal(number)
         # Again: 1000 messages wait already, so the coordinator is slow or gone; the rest is sent later, in order.
         with suppress(zmq.Again):
             while self._outbox:

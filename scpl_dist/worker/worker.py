@@ -30,7 +30,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -93,7 +92,6 @@ class Worker:
         self._loader: Loader[Item] | None = None
         self._writer: CheckpointWriter | None = None
         self._executor: Executor | None = None
-        self._stop_signal: int | None = None
         alone = int(os.environ.get("LOCAL_WORLD_SIZE", self.layout.world)) == self.layout.world
         coordinator = network.resolve(network.split_endpoint(control)[0], "control.host")
         self._problem: SetupError | None = None
@@ -119,8 +117,7 @@ class Worker:
             keys=self._keys,
         )
         # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._channel.watch_signals(self._on_signal)
         try:
             self._train()
             return 0
@@ -255,9 +252,6 @@ class Worker:
 
     def _heartbeat(self) -> messages.Heartbeat:
         """Called by the control thread."""
-        if self._stop_signal is not None:
-            number, self._stop_signal = self._stop_signal, None
-            self._channel.send(messages.StopRequested(signal=number))
         timer = self.timer
         return messages.Heartbeat(
             phase=timer.phase,
@@ -309,9 +303,10 @@ class Worker:
             micro_batch=self.timer.micro_batch,
         )
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Ask the coordinator for a stop in order; the control thread sends it, a handler must not take locks."""
-        self._stop_signal = number
+    def _on_signal(self, number: int) -> None:
+        """Ask the coordinator for a stop in order. Called by the control thread."""
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._channel.send(messages.StopRequested(signal=number))
 
     def _written(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
         """A part of a checkpoint is on disk. Runs in the writer's thread."""

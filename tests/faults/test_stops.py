@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scpl_dist.run.faults import Fault
@@ -57,7 +58,6 @@ def test_a_coordinator_that_has_only_just_begun_ends_the_run(tmp_path: Path) -> 
         (signal.SIGINT, 1, 1, "loading"),  # before its hello
         (signal.SIGINT, 1, 0, "data"),  # after it: stage 0 reads the data set, and this one waits for that
         (signal.SIGTERM, 1, 1, "starting"),  # all have joined, and build their blocks
-        (signal.SIGINT, 0, 1, "starting"),  # one that is ready, or will be soon
     ],
 )
 def test_a_worker_that_is_loading_ends_the_run(
@@ -68,6 +68,22 @@ def test_a_worker_that_is_loading_ends_the_run(
         until_nothing(lambda: not fired(running.run))
         running.role(str(target)).send_signal(number)
         stopped_before_the_first_step(number, running)
+
+
+def test_a_worker_that_waits_in_native_code_ends_the_run(tmp_path: Path) -> None:
+    fault = Fault(action="hang", stage=1, phase="starting")
+    with Running(tmp_path / "run", "runtime.max_restarts=3", faults=(fault,)) as running:
+
+        def missing() -> str:
+            """What tells that stage 0 has opened the store, in which it then waits for stage 1: a connection to it."""
+            ends = running.role("0").net_connections() if fired(running.run) else []
+            connected = [end for end in ends if end.status == psutil.CONN_ESTABLISHED]
+            own = {end.laddr.port for end in connected}
+            return "" if any(end.raddr.port in own for end in connected) else "the store"
+
+        until_nothing(missing)
+        running.role("0").send_signal(signal.SIGINT)
+        stopped_before_the_first_step(signal.SIGINT, running)
 
 
 def test_a_launcher_that_is_still_importing_leaves_nothing(tmp_path: Path) -> None:
