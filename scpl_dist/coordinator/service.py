@@ -99,7 +99,7 @@ class Service:
 
     def _status(self) -> Status:
         with self._lock:
-            return snapshot(self._coordinator, time.monotonic(), self._restarted)
+            return snapshot(self._coordinator, self._coordinator.clock(time.monotonic()), self._restarted)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self._found.put(events.Signal("coordinator", number))
@@ -131,7 +131,7 @@ class Service:
                 self._handle(event)
             if time.monotonic() >= tick:
                 self._handle(events.Tick())
-                self._progress.update(time.monotonic())
+                self._progress.update(self._coordinator.clock(time.monotonic()))
                 tick = time.monotonic() + TICK_S
 
     def _events(self) -> Iterator[events.Event]:

@@ -29,6 +29,7 @@ from scpl_dist.worker.stacks import SIGNAL as STACKS
 # Seconds that the rest has to end after its first part ended: in order, and after a failure.
 _GRACE_S = 10.0
 _FAILED_GRACE_S = 3.0
+_LOOK_S = 1.0  # more between two looks, which are 0.05 s apart, does not count as time
 
 
 class Attempt:
@@ -51,7 +52,8 @@ class Attempt:
         self._coordinator = CoordinatorProcess(folder, start, resume, causes, may_restart)
         self._code: int | None = None  # of the coordinator
         self._workers: dict[int, psutil.Process] = {}  # that have not ended, by rank
-        self._responsive = time.monotonic()  # when the coordinator was last seen not to be stopped
+        self._looked = time.monotonic()
+        self._unresponsive = 0.0  # seconds for which the coordinator has been seen to be stopped
 
     def run(self) -> End:
         try:
@@ -109,9 +111,13 @@ class Attempt:
                 self._dump_stacks()
             # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
             self._end_within(_FAILED_GRACE_S if self._code > 0 else 0)
-        elif not self._is_stopped():
-            self._responsive = time.monotonic()
-        elif time.monotonic() - self._responsive >= self._config.runtime.timeout_s:
+        now = time.monotonic()
+        passed = min(
+            now - self._looked, _LOOK_S
+        )  # more, if this process was stopped itself, perhaps with the others
+        self._looked = now
+        self._unresponsive = self._unresponsive + passed if self._code is None and self._is_stopped() else 0.0
+        if self._unresponsive >= self._config.runtime.timeout_s:
             self._end_within(0)
 
     def _is_stopped(self) -> bool:

@@ -401,6 +401,38 @@ def test_a_coordinator_that_was_stopped_blames_nobody() -> None:
     assert run.outcome is None
     run.pass_time(5, beating=run.stages)
     assert run.outcome is None
+    (warning,) = run.rows("warning")
+    assert "the coordinator did not run for 3600.0 s" in warning["text"]
+
+
+def test_a_pause_is_no_time_for_a_checkpoint_under_way_either() -> None:
+    run = Run(small(checkpoint__every_steps=1)).start()
+    run.play(until=at_step(1))
+    assert run.coordinator.flow is not None
+    assert run.coordinator.flow.checkpoints.pending
+    run.now += 3600
+    run.pass_time(5, beating=run.stages)
+    assert run.outcome is None
+    run.pass_time(10, beating=run.stages)
+    assert "publishing the checkpoint" in run.failure.message
+
+
+def test_workers_that_left_a_coordinator_that_was_stopped_are_not_to_blame() -> None:
+    run = Run().start()
+    run.pass_time(1, beating=run.stages)
+    run.now += 30  # with a time-out of 10 s
+    run.event(Unreachable(b"peer0"))
+    run.pass_time(2)
+    assert (run.failure.cause, run.failure.stage) == ("coordinator_lost", None)
+    assert "did not run for 30.0 s" in run.failure.message
+
+
+def test_a_death_long_after_a_pause_has_nothing_to_do_with_it() -> None:
+    run = Run().start()
+    run.now += 30
+    run.pass_time(5, beating=run.stages)
+    run.event(Exited(1, -signal.SIGKILL))
+    assert (run.failure.cause, run.failure.stage) == ("died", 1)
 
 
 def test_the_first_primary_cause_wins_over_deaths() -> None:
