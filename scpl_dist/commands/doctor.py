@@ -144,9 +144,9 @@ def _folder(config: Config, run_dir: Path) -> str:
 
 
 def _files(config: Config, run_dir: Path) -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = soft >= 1024 or soft == resource.RLIM_INFINITY
-    return _wanted(enough, f"limit {soft}", "run ulimit -n 1024")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a run raises its own limit to
+    enough = hard >= 1024 or hard == resource.RLIM_INFINITY
+    return _wanted(enough, f"limit {hard}", "raise the hard limit, ulimit -Hn, to 1024")
 
 
 def _clock(config: Config, run_dir: Path) -> str:

@@ -16,8 +16,11 @@ QUEUED = 1000  # messages of a connection, at either end
 
 
 def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """What both ends set: nothing unlimited. A vanished host is noticed by its silence, which both ends watch: ZeroMQ's
-    own heartbeats would break the connection to a process that is only stopped for a moment, and lose messages."""
+    """What both ends set: nothing is unlimited.
+
+    A vanished host is noticed by its silence, which both ends watch. Heartbeats of ZeroMQ would break the connection
+    to a process that is only stopped for a moment, and lose messages.
+    """
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
     socket.set_hwm(QUEUED)

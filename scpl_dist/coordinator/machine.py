@@ -94,9 +94,9 @@ class Coordinator:
                     self._do(warning(report))
             case Committed():
                 self._committed(event, now)
-            case events.NotWritten(what, text):
+            case events.NotWritten(what, text, cause):
                 self.checkpoint_failures += what == "checkpoint"
-                self._fail(failure(Cause.DISK, f"{what} could not be written: {text}"))
+                self._fail(failure(cause, f"{what} could not be written: {text}"))
         return self._commands
 
     def clock(self, now: float) -> float:

@@ -11,6 +11,7 @@ imports no torch, and nothing here waits for a peer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import queue
@@ -43,6 +44,7 @@ from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
+from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
@@ -179,7 +181,7 @@ class Service:
                 try:
                     self._folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:
-                    return [events.NotWritten("metrics.jsonl", str(error))]
+                    return [events.NotWritten("metrics.jsonl", str(error), _cause(error))]
             case events.Say():
                 self._progress.say(command)
             case events.Commit():
@@ -210,7 +212,8 @@ class Service:
             checkpoints.commit(source, self._manifest(command), self._config.checkpoint.keep)
             self._trap.spring("committed", command.step)
         except Exception as error:  # whatever it is, the coordinator must hear of it
-            self._found.put(events.NotWritten("checkpoint", f"{type(error).__name__}: {error}"))
+            text = f"{type(error).__name__}: {error}"
+            self._found.put(events.NotWritten("checkpoint", text, _cause(error)))
             return
         size = sum(int(file["bytes"]) for file in command.files)
         self._found.put(events.Committed(command.step, size, command.seconds + time.monotonic() - begin))
@@ -252,6 +255,12 @@ class Service:
         return outcome.code
 
 
+def _cause(error: Exception) -> Cause:
+    """Why something could not be written."""
+    full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return Cause.OPEN_FILES if full else Cause.DISK
+
+
 def _try(what: str, write: Callable[[], object]) -> None:
     try:
         write()
@@ -264,6 +273,7 @@ def alone(config: Config, run_dir: Path | None, resume: str) -> int:
 
     With ``control.port = 0`` the port is the one that workers expect. ValueError if the folder cannot be used.
     """
+    open_files.raise_limit()
     fixed = config.model_copy(update={"control": config.control.fixed()})
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
     with folder.taken(fixed):

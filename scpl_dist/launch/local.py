@@ -27,6 +27,7 @@ import psutil
 from scpl_dist.launch.attempt import Attempt
 from scpl_dist.launch.process import call, spawn
 from scpl_dist.launch.restarts import End, Restarts
+from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import PreflightError
 from scpl_dist.run.network import VARIABLES, loopback
@@ -53,6 +54,7 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
         ValueError: something cannot be used, or another run is in progress in the folder; nothing has begun.
     """
     _set_environment(config)
+    open_files.raise_limit()
     _import(_FOR_CHECK)
     # In a process of its own: nothing of data and model stays in this one.
     entry, arguments = "scpl_dist.launch.preflight:checked", {"config": config.model_dump(mode="json")}

@@ -20,7 +20,7 @@ from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.preflight import preflight
 from scpl_dist.launch.process import die_with_parent, ended, kill, spawn
 from scpl_dist.run import config as configuration
-from scpl_dist.run import network
+from scpl_dist.run import network, open_files
 from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
@@ -39,6 +39,7 @@ def main(config: Config, run_dir: Path | None, control: str | None, companion: b
     control.port; with `companion` rank 0 starts the coordinator, and tells it what to `resume`. Returns the exit code.
     """
     die_with_parent()
+    open_files.raise_limit()
     fixed = config.model_copy(update={"control": config.control.fixed()})
     try:
         rank, world_size = _ranks(config)

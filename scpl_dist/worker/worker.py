@@ -115,6 +115,7 @@ class Worker:
             on_lost=self._abort,
             timeout_s=self.config.runtime.timeout_s,
             keys=self._keys,
+            arrival_s=self.config.runtime.first_step_timeout_s,
         )
         # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
         self._channel.watch_signals(self._on_signal)
