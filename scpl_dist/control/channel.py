@@ -59,6 +59,9 @@ class Channel:
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
         self._bell.setblocking(False)
         self._on_signal: Callable[[int], None] | None = None
+        self.connected = (
+            threading.Event()
+        )  # set when the coordinator has been there, or nobody looks for it any more
         arguments = (address, timeout_s, keys, max(timeout_s, arrival_s))
         self._thread = threading.Thread(target=self._main, args=arguments, name="control", daemon=True)
         self._thread.start()
@@ -101,6 +104,7 @@ class Channel:
             reason = self._serve(address, timeout_s, keys, arrival_s)
         except BaseException:  # a silent end of this thread would look like a dead worker
             reason = f"the control thread failed:\n{traceback.format_exc()}"
+        self.connected.set()
         if reason is not None:
             self._on_lost(reason)
 
@@ -109,6 +113,7 @@ class Channel:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = dealer(context, address, keys)
         lifeline = Lifeline(socket, address, timeout_s, arrival_s)
+        socket.connect(address)
         poller = zmq.Poller()
         for source in (socket, lifeline.monitor, self._alarm):
             poller.register(source, zmq.POLLIN)
@@ -124,6 +129,8 @@ class Channel:
                 reason = lifeline.check(now)
                 if reason is not None:
                     return reason
+                if lifeline.connected:
+                    self.connected.set()
                 if now >= beat:
                     self._outbox.append(self._heartbeat())
                     beat = now + HEARTBEAT_S
@@ -158,7 +165,7 @@ class Lifeline:
         self._timeout_s = timeout_s
         self._arrival_s = arrival_s
         self._told = False  # that it is waited for
-        self._connected = False
+        self.connected = False
         self._broken: float | None = None
         self._refusals = 0
 
@@ -175,10 +182,11 @@ class Lifeline:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self._refusals += 1
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connected = True
+                self.connected = True
+                self.heard = now
                 self._broken = None
                 self._refusals = 0
-            elif event == zmq.EVENT_DISCONNECTED and self._connected:
+            elif event == zmq.EVENT_DISCONNECTED and self.connected:
                 self._broken = self._broken or now
         if self._refusals >= REFUSALS:
             return (
@@ -193,7 +201,7 @@ class Lifeline:
         if self._broken is not None and now - self._broken >= HEAL_S:
             return f"the connection to the coordinator at {self._address} broke and did not come back in {HEAL_S:g} s"
         silent = now - self.heard
-        if self._connected:
+        if self.connected:
             if silent >= self._timeout_s:
                 return f"the coordinator at {self._address} has been silent for {self._timeout_s:g} s"
         elif silent >= self._arrival_s:

@@ -53,7 +53,7 @@ def router(
 
 
 def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) -> zmq.Socket[bytes]:
-    """A worker's socket, connecting to `address` such as "tcp://127.0.0.1:4711"."""
+    """A worker's socket, to be connected to `address` such as "tcp://127.0.0.1:4711" once its events are watched."""
     socket = _configured(context.socket(zmq.DEALER))
     socket.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))  # nobody can guess it and take over
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -63,5 +63,4 @@ def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) 
         socket.curve_publickey = keys.public
         socket.curve_secretkey = keys.secret
         socket.curve_serverkey = keys.server
-    socket.connect(address)
     return socket

@@ -118,6 +118,7 @@ class Worker:
             arrival_s=self.config.runtime.first_step_timeout_s,
         )
         # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
+        self._channel.connected.wait()
         self._channel.watch_signals(self._on_signal)
         try:
             self._train()
