@@ -245,6 +245,8 @@ class Service:
         if found.cause is Cause.DIED and name is not None:
             # Whoever died before it could report may have left its reason in the log.
             found = replace(found, traceback=self._folder.last_words(name, self._logs[name]))
+        if found.cause is Cause.DISK:  # what fills it is of no use any more
+            checkpoints.clear_unfinished(self._folder.path)
         _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
         events_log = "".join(f"{line}\n" for line in self._coordinator.log.lines())
         _try("log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", events_log))
@@ -298,9 +300,13 @@ def serve(
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
         service = Service(config, folder, generation, resume, restarted, launched, may_restart)
-    except (ValueError, checkpoints.CheckpointError) as error:
+    except (ValueError, OSError, checkpoints.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        cause = Cause.CHECKPOINT if isinstance(error, checkpoints.CheckpointError) else Cause.CONFIG
+        cause = Cause.CONFIG
+        if isinstance(error, checkpoints.CheckpointError):
+            cause = Cause.CHECKPOINT
+        elif isinstance(error, OSError):
+            cause = _cause(error)
         code = MEANING[cause].code
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
             RunFolder(Path(run_dir)).fail(code, str(error), cause)

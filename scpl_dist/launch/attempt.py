@@ -145,17 +145,22 @@ class Attempt:
             # It still loaded, so nothing has begun.
             code = 128 - self._code
             reason = f"stopped by {signal.Signals(-self._code).name} before the first step"
-            print(reason, file=sys.stderr)
+            text = reason
         elif self._told > 1:
             code = 128 + self._signals[-1]
             reason = f"stopped at once by a second signal; {self._loss()}"
+            text = ""
         else:
             cause = Cause.CONFIG if self._code == 2 else Cause.COORDINATOR_LOST
             code = meaning(cause).code
             reason = self._loss()
             text = f"\nThe run failed.\n  log:        {self._folder.log}\n  cause:      {reason}"
+        try:
+            self._folder.fail(code, reason, cause)
+        except OSError as error:
+            print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
+        if text:
             print(text, file=sys.stderr)
-        self._folder.fail(code, reason, cause)
         return End(code, cause or "", reason, None, step)
 
     def _loss(self) -> str:
@@ -167,4 +172,6 @@ class Attempt:
             return f"the coordinator (pid {process.pid}) {what}, and the workers ended without it"
         if code < 0:
             return f"the coordinator (pid {process.pid}) was killed by {signal.Signals(-code).name}"
-        return f"the coordinator exited with code {code} before it could finish the run"
+        return (
+            f"the coordinator exited with code {code} before it could finish the run; see what it said above"
+        )

@@ -97,11 +97,16 @@ def clear(run_dir: Path, chosen: Path | None) -> None:
 
     They are damaged, or belong to steps that are trained again; left in place they would push out good ones.
     """
-    for leftover in (run_dir / "checkpoints").glob("step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    clear_unfinished(run_dir)
     for checkpoint in steps(run_dir):
         if chosen is not None and _step_of(checkpoint) > _step_of(chosen):
             _set_aside(checkpoint, "aside")
+
+
+def clear_unfinished(run_dir: Path) -> None:
+    """Remove what has been written of checkpoints that will never be complete."""
+    for leftover in (run_dir / "checkpoints").glob("step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:

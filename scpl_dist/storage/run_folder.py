@@ -75,7 +75,13 @@ class RunFolder:
                 raise ValueError(
                     f"--run-dir {self.path}: a run is in progress in this folder: wait for its end, or stop it first"
                 ) from None
-            write_text(self.path / "config.toml", config.to_toml())
+            try:
+                write_text(self.path / "config.toml", config.to_toml())
+            except OSError as error:
+                raise ValueError(
+                    f"--run-dir {self.path}: config.toml cannot be written ({error.strerror}): free some space, or "
+                    "choose another folder"
+                ) from None
             yield
 
     def log_size(self, name: str) -> int:

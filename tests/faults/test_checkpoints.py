@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import called
+from tests.support import programs
+from tests.support.command import called, scpl_dist
 from tests.support.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
@@ -162,6 +163,30 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_p
         20,
     )
     assert called("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
+
+
+@pytest.mark.parametrize("size", ["300k", "4k"], ids=["at the first checkpoint", "at the start"])
+def test_on_a_disk_that_is_too_small_the_cause_is_said_and_nothing_useless_stays(
+    size: str, tmp_path: Path
+) -> None:
+    programs.need_root()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    programs.run("mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk, code=0)
+    try:
+        ended = conduct(disk / "run", *SETTINGS)
+        assert ended.code == 1, ended.screen
+        assert "No space left on device" in ended.screen
+        assert "Traceback" not in ended.screen.partition("The run failed.")[0]
+        if size == "300k":
+            assert "No space left on device" in ended.last_line
+            assert ended.exit_json["cause"] == "disk"
+            assert not any((ended.run / "checkpoints").iterdir())
+        else:
+            again = scpl_dist("train", "--resume", "auto", "--run-dir", ended.run, code=2)
+            assert "config.toml cannot be written (No space left on device): free some space" in again.stderr
+    finally:
+        programs.run("umount", disk, code=0)
 
 
 def test_another_model_is_refused_before_anything_changes(finished: Ended, tmp_path: Path) -> None:
