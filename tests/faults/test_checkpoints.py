@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support import programs
 from tests.support.command import called, scpl_dist
@@ -135,6 +137,29 @@ def test_without_a_good_checkpoint_nothing_is_trained(finished: Ended, tmp_path:
         assert reason in ended.last_line
     assert ended.rows("train") == before
     assert ended.exit_json["code"] == 1
+
+
+def test_a_checkpoint_with_nan_which_an_earlier_version_wrote_is_named_with_the_way_on(
+    finished: Ended, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    checkpoint = run / "checkpoints" / "step-20"
+    part = checkpoint / "block-001.pt"
+    state = torch.load(part, weights_only=True)
+    name = next(name for name in state["block"] if name.endswith("weight"))
+    state["block"][name].fill_(torch.nan)
+    torch.save(state, part)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (entry,) = (entry for entry in manifest["files"] if entry["name"] == part.name)
+    content = part.read_bytes()
+    entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    ended = conduct(run, *SETTINGS, "runtime.max_restarts=3", options=("--resume", "auto"))
+    assert ended.code == 1, ended.screen
+    assert f"step-20: weight {name} of block 1 is NaN or infinite" in ended.last_line
+    assert "move this checkpoint away, and --resume auto takes the one before" in ended.last_line
+    assert not ended.rows("restart")
 
 
 def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_path: Path) -> None:
