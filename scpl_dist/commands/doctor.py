@@ -24,7 +24,7 @@ from torch.distributed import rpc
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
 from scpl_dist.run import network
-from scpl_dist.run.config import Config, Control, Metrics
+from scpl_dist.run.config import USUAL_PORT, Config, Control, Metrics
 
 
 class Finding(NamedTuple):
@@ -107,6 +107,8 @@ def _control_port(config: Config, run_dir: Path) -> str:
 def _port(section: str, listening: Control | Metrics) -> str:
     address, port = network.resolve(listening.host, f"{section}.host"), listening.port
     key = f"{section}.port = {port}"
+    if port == "auto":
+        return f"{key}: {USUAL_PORT}, or any free one if that is taken"
     if port == 0:
         return f"{key}: any free one"
     try:

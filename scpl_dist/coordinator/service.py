@@ -37,7 +37,7 @@ from scpl_dist.control.messages import VERSION, Abort
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events
 from scpl_dist.coordinator.event_log import Origin
-from scpl_dist.coordinator.http_server import HttpServer
+from scpl_dist.coordinator.http_server import listening
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
@@ -85,7 +85,7 @@ class Service:
         origin = Origin(generation, resume=position, restore=restore, folder=str(folder.path.resolve()))
         self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
-        self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
+        self._http = listening(self._status, config.metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         control = config.control
         guards = keys.load_server(control.keys)

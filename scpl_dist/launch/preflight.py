@@ -44,7 +44,8 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     plan.check()
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
-    _check_port("metrics", config.metrics.host, config.metrics.port)
+    if config.metrics.port != "auto":
+        _check_port("metrics", config.metrics.host, config.metrics.port)
     _check_port("control", config.control.host, config.control.port)
     return plan
 

@@ -22,6 +22,7 @@ from scpl_dist.run.network import is_loopback
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+USUAL_PORT = 9400  # of the metrics
 
 
 class Section(BaseModel):
@@ -159,8 +160,8 @@ class Metrics(Section):
 
     host: str = "127.0.0.1"
     """Address to serve on."""
-    port: Port = 9400
-    """Port to serve on; 0 takes any free one."""
+    port: Port | Literal["auto"] = "auto"
+    """Port to serve on; 0 takes any free one, and auto 9400, or any free one if something has that."""
 
 
 class Control(Section):
