@@ -152,7 +152,7 @@ class Checkpoint(Section):
     keep: Positive = 2
     """Newest checkpoints to keep."""
     best: bool = True
-    """Keep the checkpoint of the epoch with the best validation accuracy too; needs every_steps > 0."""
+    """Keep the checkpoint of the epoch with the best validation accuracy too."""
 
 
 class Metrics(Section):

@@ -419,7 +419,7 @@ def test_a_vanished_connection_is_noticed_without_a_launcher(start: Any) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_code(start: Any, number: signal.Signals) -> None:
-    coordinator = start(run__epochs=5000)
+    coordinator = start(run__epochs=5000, checkpoint__best=False)
     workers = coordinator.started()
     coordinator.process.send_signal(number)
     finish(coordinator, workers)
