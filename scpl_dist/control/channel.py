@@ -34,8 +34,8 @@ REFUSALS = 5  # failed handshakes in a row; a single one may be a coordinator th
 class Channel:
     """One thread that owns the socket. The callables run in it and must not block.
 
-    `on_lost` is called once, with the reason, when the coordinator is gone, has been silent for `timeout_s` seconds,
-    or this thread fails.
+    `on_lost` is called once, with the reason, when the coordinator is gone, has been silent for `timeout_s` seconds or
+    was not there within `arrival_s` (by default the same), or this thread fails.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Channel:
         on_lost: Callable[[str], None],
         timeout_s: float,
         keys: Client | None = None,
+        arrival_s: float | None = None,
     ) -> None:
         self._heartbeat = heartbeat
         self._on_message = on_message
@@ -56,7 +57,7 @@ class Channel:
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
         self._bell.setblocking(False)
         self._on_signal: Callable[[int], None] | None = None
-        arguments = (address, timeout_s, keys)
+        arguments = (address, timeout_s, timeout_s if arrival_s is None else arrival_s, keys)
         self._thread = threading.Thread(target=self._main, args=arguments, name="control", daemon=True)
         self._thread.start()
 
@@ -93,19 +94,19 @@ class Channel:
         with suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
             self._bell.send(b"\0")  # no signal has this number
 
-    def _main(self, address: str, timeout_s: float, keys: Client | None) -> None:
+    def _main(self, address: str, timeout_s: float, arrival_s: float, keys: Client | None) -> None:
         try:
-            reason = self._serve(address, timeout_s, keys)
+            reason = self._serve(address, timeout_s, arrival_s, keys)
         except BaseException:  # a silent end of this thread would look like a dead worker
             reason = f"the control thread failed:\n{traceback.format_exc()}"
         if reason is not None:
             self._on_lost(reason)
 
-    def _serve(self, address: str, timeout_s: float, keys: Client | None) -> str | None:
+    def _serve(self, address: str, timeout_s: float, arrival_s: float, keys: Client | None) -> str | None:
         """Until closed (None) or the coordinator is lost (why)."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = dealer(context, address, keys)
-        lifeline = Lifeline(socket, address, timeout_s)
+        lifeline = Lifeline(socket, address, timeout_s, arrival_s)
         poller = zmq.Poller()
         for source in (socket, lifeline.monitor, self._alarm):
             poller.register(source, zmq.POLLIN)
@@ -147,12 +148,13 @@ class Channel:
 class Lifeline:
     """Notices that the coordinator is gone or refuses this worker's key: by the connection, or by silence."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float, arrival_s: float) -> None:
         self.monitor = socket.get_monitor_socket()
         self.heard = time.monotonic()
         self._checked = self.heard
         self._address = address
         self._timeout_s = timeout_s
+        self._arrival_s = arrival_s
         self._connected = False
         self._broken: float | None = None
         self._refusals = 0
@@ -170,6 +172,8 @@ class Lifeline:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self._refusals += 1
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if not self._connected:
+                    self.heard = now
                 self._connected = True
                 self._broken = None
                 self._refusals = 0
@@ -187,7 +191,8 @@ class Lifeline:
             self._broken = self._broken and now
         if self._broken is not None and now - self._broken >= HEAL_S:
             return f"the connection to the coordinator at {self._address} broke and did not come back in {HEAL_S:g} s"
-        if now - self.heard >= self._timeout_s:
-            state = "has been silent" if self._connected else "could not be reached"
-            return f"the coordinator at {self._address} {state} for {self._timeout_s:g} s"
+        if self._connected and now - self.heard >= self._timeout_s:
+            return f"the coordinator at {self._address} has been silent for {self._timeout_s:g} s"
+        if not self._connected and now - self.heard >= self._arrival_s:
+            return f"the coordinator at {self._address} could not be reached for {self._arrival_s:g} s"
         return None

@@ -32,13 +32,16 @@ _FAILED_GRACE_S = 3.0
 
 
 class Attempt:
-    """The processes of one start; `signals` are the numbers of those that the launcher has got, and grows meanwhile."""
+    """The processes of one start, from the checkpoint `restore` if it is not empty.
+
+    `signals` are the numbers of those that the launcher has got, and grows meanwhile.
+    """
 
     def __init__(
         self,
         config: Config,
         folder: RunFolder,
-        resume: str,
+        restore: str,
         causes: Sequence[str],
         may_restart: bool,
         signals: Sequence[int],
@@ -48,7 +51,7 @@ class Attempt:
         self._signals = signals
         self._told = 0
         self._deadline = float("inf")
-        self._coordinator = CoordinatorProcess(folder, start, resume, causes, may_restart)
+        self._coordinator = CoordinatorProcess(folder, start, restore, causes, may_restart)
         self._code: int | None = None  # of the coordinator
         self._workers: dict[int, psutil.Process] = {}  # that have not ended, by rank
         self._responsive = time.monotonic()  # when the coordinator was last seen not to be stopped

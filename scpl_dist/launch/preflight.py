@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +16,15 @@ from scpl_dist.run.config import Config
 from scpl_dist.run.network import resolve
 
 
-def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
+def preflight(
+    config: Config,
+    absent: Callable[[str], None] | None = None,
+    position: Mapping[str, Any] | None = None,
+) -> Plan:
     """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
-    then. None makes that a ValueError, as is any other mistake.
+    then. None makes that a ValueError, as is any other mistake. `position` is that of the checkpoint to go on from.
     """
     try:
         source = data.resolve(config)
@@ -37,7 +41,7 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
             f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
             f"samples; use at most {size}"
         )
-    ItemSequence(config, source.sizes)  # raises if replicas cannot share the batches
+    ItemSequence(config, source.sizes, position)  # raises if they do not fit together
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
     plan = Plan.plan(config, source.classes, source.example())
@@ -50,9 +54,9 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     return plan
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
+def checked(config: dict[str, Any], position: dict[str, Any] | None) -> dict[str, Any]:
     """The configuration to run, as `scpl_dist.launch.process.call` takes and gives it."""
-    return preflight(Config.model_validate(config)).config.model_dump(mode="json")
+    return preflight(Config.model_validate(config), position=position).config.model_dump(mode="json")
 
 
 def _measured(config: Config, source: DataSource) -> Config:
