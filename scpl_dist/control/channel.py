@@ -59,9 +59,8 @@ class Channel:
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
         self._bell.setblocking(False)
         self._on_signal: Callable[[int], None] | None = None
-        self.connected = (
-            threading.Event()
-        )  # set when the coordinator has been there, or nobody looks for it any more
+        # Set when the coordinator has been there, or nobody looks for it any more.
+        self.connected = threading.Event()
         arguments = (address, timeout_s, keys, max(timeout_s, arrival_s))
         self._thread = threading.Thread(target=self._main, args=arguments, name="control", daemon=True)
         self._thread.start()

@@ -33,13 +33,16 @@ _LOOK_S = 1.0  # more between two looks, which are 0.05 s apart, does not count 
 
 
 class Attempt:
-    """The processes of one start; `signals` are the numbers of those that the launcher has got, and grows meanwhile."""
+    """The processes of one start, from the checkpoint `restore` if it is not empty.
+
+    `signals` are the numbers of those that the launcher has got, and grows meanwhile.
+    """
 
     def __init__(
         self,
         config: Config,
         folder: RunFolder,
-        resume: str,
+        restore: str,
         causes: Sequence[str],
         may_restart: bool,
         signals: Sequence[int],
@@ -49,7 +52,7 @@ class Attempt:
         self._signals = signals
         self._told = 0
         self._deadline = float("inf")
-        self._coordinator = CoordinatorProcess(folder, start, resume, causes, may_restart)
+        self._coordinator = CoordinatorProcess(folder, start, restore, causes, may_restart)
         self._code: int | None = None  # of the coordinator
         self._workers: dict[int, psutil.Process] = {}  # that have not ended, by rank
         self._looked = time.monotonic()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 
@@ -16,11 +18,15 @@ from scpl_dist.run.config import Config
 from scpl_dist.run.network import resolve
 
 
-def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
+def preflight(
+    config: Config,
+    absent: Callable[[str], None] | None = None,
+    position: Mapping[str, Any] | None = None,
+) -> Plan:
     """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
-    then. None makes that a ValueError, as is any other mistake.
+    then. None makes that a ValueError, as is any other mistake. `position` is that of the checkpoint to go on from.
     """
     try:
         source = data.resolve(config)
@@ -28,20 +34,17 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
         if absent is None or config.pipeline.partition == "measured":
             raise
         absent(str(error))
-        plan = Plan.plan(config, error.classes, error.example)
-        plan.check()
-        return plan
+        return _plan(config, error.classes, error.example, position)
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
             f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
             f"samples; use at most {size}"
         )
-    ItemSequence(config, source.sizes)  # raises if replicas cannot share the batches
+    ItemSequence(config, source.sizes, position)  # raises if they do not fit together
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
-    plan = Plan.plan(config, source.classes, source.example())
-    plan.check()
+    plan = _plan(config, source.classes, source.example(), position)
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
     _check_port("metrics", config.metrics.host, config.metrics.port)
@@ -49,9 +52,37 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
     return plan
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
+def _plan(config: Config, classes: int, example: Any, position: Mapping[str, Any] | None) -> Plan:
+    """The plan after all checks that need no data; what is only doubtful is said."""
+    plan = Plan.plan(config, classes, example)
+    plan.check()
+    unread = type(plan.method).unread(config)
+    if unread and position is None:
+        given, reason = config.recipe(), f"the method {plan.method.name} does not read it; leave it out"
+        raise ValueError("\n".join(f"{key} = {given[key]!r}: {reason}" for key in unread))
+    for text in [*plan.doubts(), *_crowd(config)]:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    return plan
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _crowd(config: Config) -> Iterator[str]:
+    """Whether the workers of this host get in each other's way, which they do less on GPUs."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.layout.world))
+    threads, there = config.runtime.threads, cores()
+    gpu = config.runtime.device != "cpu" and torch.cuda.is_available()
+    if workers * threads > there and not gpu:
+        fix = f"use runtime.threads = {there // workers}" if workers <= there else "use fewer workers here"
+        yield f"runtime.threads = {threads} for each of {workers} workers, on {there} CPU core(s): {fix}"
+
+
+def checked(config: dict[str, Any], position: dict[str, Any] | None) -> dict[str, Any]:
     """The configuration to run, as `scpl_dist.launch.process.call` takes and gives it."""
-    return preflight(Config.model_validate(config)).config.model_dump(mode="json")
+    return preflight(Config.model_validate(config), position=position).config.model_dump(mode="json")
 
 
 def _measured(config: Config, source: DataSource) -> Config:
@@ -65,7 +96,7 @@ def _measured(config: Config, source: DataSource) -> Config:
     return partitioned(costs.counts(plan, source))
 
 
-def _check_port(section: str, host: str, port: int) -> None:
+def _check_port(section: str, host: str, port: int | Literal["auto"]) -> None:
     if port == 0:
         return
     address = resolve(host, f"{section}.host")
@@ -73,7 +104,7 @@ def _check_port(section: str, host: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address, port))
+            probe.bind((address, 0 if port == "auto" else port))
         except OSError as error:
             raise ValueError(
                 f"{section}.port = {port}: cannot listen on {host}:{port} ({error.strerror}); choose another one, "

@@ -22,6 +22,8 @@ from scpl_dist.launch.process import die_with_parent, ended, kill, spawn
 from scpl_dist.run import config as configuration
 from scpl_dist.run import network, open_files
 from scpl_dist.run.config import Config
+from scpl_dist.storage.checkpoints import CheckpointError
+from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
 
@@ -50,7 +52,7 @@ def main(config: Config, run_dir: Path | None, control: str | None, companion: b
             code, reason = _lead(fixed, run_dir, resume)
         else:
             code, reason = _work(config, run_dir, control, rank)
-    except ValueError as error:
+    except (ValueError, CheckpointError) as error:
         _tell_torchrun(str(error))
         raise
     if code != 0:
@@ -75,10 +77,11 @@ def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tupl
 
 def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
-    preflight(config)
+    restore, manifest = begin(run_dir, resume, config)
+    preflight(config, position=manifest.get("position"))
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     with folder.taken(config):
-        coordinator = CoordinatorProcess(folder, spawn, resume)
+        coordinator = CoordinatorProcess(folder, spawn, restore)
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)
         code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]

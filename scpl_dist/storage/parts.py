@@ -66,8 +66,8 @@ def read_part(
 ) -> dict[str, Any]:
     """State of one block, after its size and digest were compared with the manifest.
 
-    Only the size if it is `verified`: the coordinator has hashed all files before it told the workers of the
-    checkpoint, and nobody changes a committed one; see `scpl_dist.storage.resume`.
+    Only the size if it is `verified`: all files have been hashed before the coordinator was told of the checkpoint,
+    and nobody changes a committed one; see `scpl_dist.storage.resume`.
     """
     path = checkpoint / part_name(block)
     entries = {entry["name"]: entry for entry in manifest_of(checkpoint)["files"]}

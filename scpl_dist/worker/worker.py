@@ -192,7 +192,10 @@ class Worker:
                         f"{start.restore}: {name} of block {block} is NaN or infinite, which an earlier version did "
                         "save: move this checkpoint away, and --resume auto takes the one before"
                     )
-                updater.load_state_dict(state)
+                try:
+                    updater.load_state_dict(state)
+                except CheckpointError as error:  # a start from the same one would end here again
+                    raise SetupError(str(error)) from error
         store = rendezvous.join(self._store_listener, rank, start.endpoints, runtime.timeout_s)
         transport = select.connectable(config, rank, start.generation, self.device, start.endpoints)
         if self.layout.world > 1:

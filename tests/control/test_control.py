@@ -331,7 +331,13 @@ def test_a_coordinator_that_is_not_there_is_noticed() -> None:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         lost: queue.SimpleQueue[str] = queue.SimpleQueue()
         channel = Channel(
-            address, HELLO, lambda: Heartbeat(phase=Phase.IDLE), lambda message: None, lost.put, timeout_s=0.5
+            address,
+            HELLO,
+            lambda: Heartbeat(phase=Phase.IDLE),
+            lambda message: None,
+            lost.put,
+            timeout_s=0.1,
+            arrival_s=0.5,
         )
         assert "could not be reached for 0.5 s" in lost.get(timeout=LIMIT_S)
         assert channel.close(0.0)

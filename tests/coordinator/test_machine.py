@@ -74,6 +74,19 @@ def test_checkpoints_follow_their_steps_and_never_come_twice(every: int, picture
     assert steps == sorted(set(steps))
 
 
+def test_the_best_weights_stay_also_where_checkpoints_are_written_at_the_end_only() -> None:
+    run = Run(small(checkpoint__best=True)).start()
+    while (item := run.next_item) is not None:
+        for stage in run.stages:
+            if isinstance(item, Evaluate) and (stage, item.epoch) == (2, 1):
+                begin, end = item.micro_batches[0]
+                run.done(stage, correct=end - begin)
+            else:
+                run.done(stage)
+    assert kinds(run.items()) == "tttevvxc" + "tttevvxc" + "tttevvxcs"
+    assert [(commit.step, commit.best) for commit in run.only(Commit)] == [(3, True), (6, True), (9, False)]
+
+
 def test_the_learning_rate_is_a_staircase_from_lr_towards_end_lr() -> None:
     run = Run(small(optimizer__lr=1.0, optimizer__end_lr=0.0)).start().play()
     rates = [item.schedule["lr"] for item in run.items_of(Train)]
