@@ -113,9 +113,15 @@ class Running(Program):
         return found
 
     def role(self, name: str) -> psutil.Process:
-        """The process of the "launcher", of the "coordinator" or of a stage, such as "0"."""
+        """The process of the "launcher", of the "coordinator" or of a stage, such as "0", once it is there."""
+
+        def missing() -> str:
+            assert not self.ended, self.output
+            return "" if self._find(name) else f"process {name}"
+
+        until_nothing(missing)
         process = self._find(name)
-        assert process is not None, f"no process {name}: {self.process.poll()}"
+        assert process is not None, f"process {name} has ended"
         return process
 
     def importing(self, name: str, library: str) -> psutil.Process:
