@@ -31,6 +31,11 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
         plan = Plan.plan(config, error.classes, error.example)
         plan.check()
         return plan
+    return examine(config, source)
+
+
+def examine(config: Config, source: DataSource) -> Plan:
+    """`preflight` of a run whose data set has been read."""
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
@@ -42,6 +47,12 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
         config = _measured(config, source)
     plan = Plan.plan(config, source.classes, source.example())
     plan.check()
+    shape, wanted = source.batch("train", 0, torch.arange(2))[1].shape[1:], plan.method.task.label_shape
+    if shape != wanted:
+        raise ValueError(
+            f"data.name = {config.data.name!r}: the label of a sample has shape {tuple(shape)}, and the heads learn "
+            f"labels of shape {wanted}: give each sample one class, an integer from 0"
+        )
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
     _check_port("metrics", config.metrics.host, config.metrics.port)
