@@ -57,9 +57,10 @@ def failure_text(failure: Failure, log: Path, name: str | None) -> str:
     said = failure.traceback or _tail(file)
     if said:
         lines += ["", said.rstrip(), ""]
-    keys = ("stage", "replica", "host", "rank", "pid", "phase", "step", "micro_batch")
+    keys = ("stage", "host", "rank", "pid", "phase", "step", "micro_batch")
     known = {key: getattr(failure, key) for key in keys}
-    known["replica"] = failure.replica or None  # the first one goes without saying
+    if name is not None:
+        known["stage"] = name.removeprefix("stage")  # with its replica, where the stage has several workers
     where = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in known.items() if value is not None)
     if where:
         lines.append(f"  where:      {where}")
