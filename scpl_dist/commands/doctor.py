@@ -23,6 +23,7 @@ from torch.distributed import rpc
 
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
+from scpl_dist.plan.forecast import cores
 from scpl_dist.run import network
 from scpl_dist.run.config import Config, Control, Metrics
 
@@ -62,10 +63,9 @@ def _device(config: Config, run_dir: Path) -> str:
     if config.runtime.device == "cuda" and count == 0:
         raise ValueError('runtime.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
     gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = config.runtime.threads
     fix = f"runtime.threads = {threads} is more: lower it"
-    return _wanted(threads <= cores, f"{gpus or 'no GPU'}; {cores} CPU cores", fix)
+    return _wanted(threads <= cores(), f"{gpus or 'no GPU'}; {cores()} CPU cores", fix)
 
 
 def _backends(config: Config, run_dir: Path) -> str:
