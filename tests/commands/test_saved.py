@@ -83,3 +83,21 @@ def test_a_file_that_cannot_be_written_or_would_lie_is_refused(
     said = called("export", run, tmp_path / name, "--checkpoint", "step-10", code=2).stderr
     assert says.format(folder=tmp_path) in said
     assert len(said.splitlines()) == 1
+
+
+def test_whoever_only_reads_leaves_a_run_folder_as_it_is(run: Path, tmp_path: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+    before = {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}
+    called("evaluate", run, "--checkpoint", "step-10")
+    called("export", run, tmp_path / "out.safetensors", "--checkpoint", "step-10")
+    called("report", run, tmp_path / "out.png")
+    called("top", run, "--once", code=2)
+    called("checkpoint", "ls", run)
+    # A folder's time changes with each entry that comes or goes, so a file that is tried and removed is seen, too.
+    assert {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]} == before
+
+
+def test_a_picture_that_cannot_be_written_is_a_mistake(run: Path, tmp_path: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+    said = called("report", run, tmp_path / "nowhere" / "out.png", code=2).stderr
+    assert "out.png cannot be written (No such file or directory): name another file" in said
