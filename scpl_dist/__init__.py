@@ -88,7 +88,7 @@ def evaluate(
         run_dir: run folder.
         split: part of the data: "train", "validation" or "test".
         checkpoint: such as "step-200", "best" or "latest"; None takes the newest.
-        threshold: let a sample leave at the first block that gives one class at least this probability, above 0.
+        threshold: let a sample leave at the first block that gives one class at least this probability, in (0, 1].
             None lets all samples go through all blocks, as in the run itself.
         block: let all samples leave behind this block instead; blocks count from 0.
 
@@ -98,8 +98,8 @@ def evaluate(
         them got a right answer.
 
     Raises:
-        ValueError: no run folder, or a split, a threshold or a block that means nothing for this run.
-        RuntimeError: there is no such checkpoint, or it is damaged.
+        ValueError: no run folder, or a checkpoint, a split, a threshold or a block that this run does not have.
+        RuntimeError: there is no checkpoint, or it is damaged, or has weights that are NaN or infinite.
     """
     from scpl_dist.commands.evaluate import evaluate
 
@@ -113,16 +113,17 @@ def export(run_dir: str | Path, target: str | Path, checkpoint: str | None = Non
 
     Args:
         run_dir: run folder.
-        target: safetensors file to write. Its keys are ``blocks.<i>.<name>``, and ``heads.<i>.<name>`` for what the
-            local objective of block ``i`` added; dtypes and shapes are those of the modules.
+        target: file to write, whose name ends in ".safetensors". Its keys are ``blocks.<i>.<name>``, and
+            ``heads.<i>.<name>`` for what the local objective of block ``i`` added; dtypes and shapes are those of the
+            modules.
         checkpoint: such as "step-200", "best" or "latest"; None takes the newest.
 
     Returns:
         The number of tensors.
 
     Raises:
-        ValueError: no run folder.
-        RuntimeError: there is no such checkpoint, or it is damaged.
+        ValueError: no run folder, no such checkpoint, or a file that cannot be written or is not called so.
+        RuntimeError: there is no checkpoint, or it is damaged, or has weights that are NaN or infinite.
     """
     from scpl_dist.commands import saved
 

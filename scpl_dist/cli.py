@@ -160,12 +160,13 @@ def report(
 def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
     from scpl_dist import data
-    from scpl_dist.launch.preflight import preflight
+    from scpl_dist.launch.preflight import examine
     from scpl_dist.plan import forecast
     from scpl_dist.worker import costs
 
-    assembly = preflight(configuration.load(config, override or []))
-    print(forecast.forecast(assembly, data.resolve(assembly.config), costs.measure).text())
+    settings = configuration.load(config, override or [])
+    source = data.resolve(settings)
+    print(forecast.forecast(examine(settings, source), source, costs.measure).text())
 
 
 @app.command()

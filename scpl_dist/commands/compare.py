@@ -21,6 +21,7 @@ from scpl_dist.commands import report
 from scpl_dist.coordinator.status import shares
 from scpl_dist.launch import preflight
 from scpl_dist.methods import resolve
+from scpl_dist.plan.forecast import cores
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
@@ -29,6 +30,7 @@ ONE_PROCESS = "bp, one process"
 # Column in the CSV -> heading elsewhere.
 COLUMNS = {
     "method": "method",
+    "threads": "workers x threads",
     "accuracy": "accuracy %",
     "best": "best epoch %",
     "seconds": "seconds",
@@ -53,6 +55,7 @@ class Entry:
     results: list[dict[str, Any]] = field(default_factory=list)  # result.json of each run that finished
     curves: list[report.Curve] = field(default_factory=list)  # of the same runs
     failure: str = ""  # why a run failed
+    threads: str = ""  # such as "2 x 1": workers, and threads of each
     parameters: tuple[int, int] | None = None  # of the blocks, and of the blocks with their heads
 
     def values(self, key: str) -> list[float]:
@@ -72,7 +75,7 @@ class Entry:
         return f"{statistics.fmean(found):.2f}{deviation}"
 
     def row(self) -> dict[str, str]:
-        row = dict.fromkeys(COLUMNS, "") | {"method": self.label}
+        row = dict.fromkeys(COLUMNS, "") | {"method": self.label, "threads": self.threads}
         if self.parameters is not None:
             row["parameters"], row["with_heads"] = (f"{count:,}" for count in self.parameters)
         if not self.results:
@@ -146,7 +149,9 @@ def compare(
     entries = [Entry(name, [*own[name], whole]) for name in methods if name != "gpipe"]
     if base.layout.world > 1:
         alone = [*own["bp"], whole, "pipeline.stages=1", "pipeline.replicas=1"]
-        entries.append(Entry(ONE_PROCESS, [*alone, "pipeline.partition=uniform"]))
+        # It has the cores that the workers have in all, or it would be slow for want of them.
+        alone += ["pipeline.partition=uniform", f"runtime.threads={_threads_in_all(base)}"]
+        entries.append(Entry(ONE_PROCESS, alone))
     if "gpipe" in methods:
         parts = _best_parts(config, [*shared, *own["gpipe"]], micro_batches, folder)
         entries.append(Entry(f"gpipe, {parts} parts", [*own["gpipe"], f"pipeline.micro_batches={parts}"]))
@@ -155,6 +160,8 @@ def compare(
         for seed in range(base.run.seed, base.run.seed + seeds):
             name = f"{entry.label.replace(',', '').replace(' ', '-')}-seed{seed}"
             trial(entry, config, [*shared, *entry.settings, f"run.seed={seed}"], folder / name)
+        settled = configuration.load(config, [*shared, *entry.settings])
+        entry.threads = f"{settled.layout.world} x {settled.runtime.threads}"
         entry.parameters = _parameters(config, [*shared, *entry.settings])
         comparison.write()  # after each method, so that an interrupted comparison leaves what it has
     return comparison
@@ -169,6 +176,10 @@ def own_settings(method: str, base: Config) -> list[str]:
             file=sys.stderr,
         )
     return [f"run.method={method}", *(f"{key}={json.dumps(value)}" for key, value in unread.items())]
+
+
+def _threads_in_all(base: Config) -> int:
+    return max(base.runtime.threads, min(cores(), base.layout.world * base.runtime.threads))
 
 
 def trial(entry: Entry, config: Path | None, overrides: Sequence[str], run_dir: Path) -> None:

@@ -23,7 +23,7 @@ from torch.distributed import rpc
 
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
-from scpl_dist.launch.preflight import cores
+from scpl_dist.plan.forecast import cores
 from scpl_dist.run import network
 from scpl_dist.run.config import USUAL_PORT, Config, Control, Metrics
 

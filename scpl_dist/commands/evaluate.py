@@ -62,8 +62,9 @@ def evaluate(
     method, last = plan.method, len(trainables) - 1
     if not source.sizes.get(split):
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
-    if threshold is not None and not threshold > 0:
-        raise ValueError(f"--exit-threshold {threshold}: give the probability to leave with, such as 0.9")
+    if threshold is not None and not 0 < threshold <= 1:
+        fix = "give the probability to leave with, above 0 and at most 1, such as 0.9"
+        raise ValueError(f"--exit-threshold {threshold}: {fix}")
     if block is not None and not 0 <= block <= last:
         raise ValueError(f"--block {block}: the model has the blocks 0 to {last}")
     exits = list(trainables)

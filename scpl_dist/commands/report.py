@@ -53,7 +53,10 @@ def report(run_dir: Path, target: Path | None = None) -> Path:
     _accuracies(accuracies, [row for row in rows if row["event"] == "eval"])
     _times(times, (folder.read("result.json") or {}).get("per_stage", []))
     target = target or run_dir / "report.png"
-    figure.savefig(target, dpi=120)
+    try:
+        figure.savefig(target, dpi=120)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written ({error.strerror}): name another file") from None
     return target
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from scpl_dist import data
@@ -12,8 +14,9 @@ from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
 from scpl_dist.storage import checkpoints
+from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.parts import read_part
-from scpl_dist.worker.updater import restore
+from scpl_dist.worker.updater import nonfinite, restore
 
 
 def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
@@ -21,18 +24,45 @@ def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource
     if not (run_dir / "config.toml").is_file():
         raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     configuration = config.load(run_dir / "config.toml")
-    folder = checkpoints.find(run_dir, checkpoint)
+    found = checkpoints.find(run_dir, checkpoint)
     source = data.resolve(configuration)
     plan = Plan.plan(configuration, source.classes, source.example())
     trainables = plan.trainables(range(len(plan.parameters)))
-    for index, trainable in trainables.items():
-        restore(trainable, (), read_part(folder, index) | {"optimizers": []})
+    spoilt = _restore(trainables, found)
+    if spoilt is not None:
+        good = [each.name for each in checkpoints.steps(run_dir) if _is_sound(trainables, each)]
+        fix = f"take --checkpoint {good[-1]}, the last that is finite" if good else "no other one is finite"
+        raise CheckpointError(f"{found}: {spoilt} is NaN or infinite: {fix}")
+    for trainable in trainables.values():
         trainable.eval()
     return plan, source, trainables
 
 
+def _restore(trainables: Mapping[int, TrainableBlock], checkpoint: Path) -> str | None:
+    """Take the weights of a checkpoint; returns what is NaN or infinite in them, such as "weight 0.bias of block 1"."""
+    for index, trainable in trainables.items():
+        state = read_part(checkpoint, index) | {"optimizers": []}
+        restore(trainable, (), state)
+        name = nonfinite(trainable, state)
+        if name is not None:
+            return f"{name} of block {index}"
+    return None
+
+
+def _is_sound(trainables: Mapping[int, TrainableBlock], checkpoint: Path) -> bool:
+    try:
+        return _restore(trainables, checkpoint) is None
+    except CheckpointError:
+        return False
+
+
 def export(run_dir: Path, target: Path, checkpoint: str | None = None) -> int:
     """What `scpl_dist.export` does."""
+    if target.suffix != ".safetensors":
+        fix = target.with_suffix(".safetensors")
+        raise ValueError(f"{target}: export writes the format safetensors only; call the file {fix}")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}; make it first")
     plan, _, trainables = load(run_dir, checkpoint)
     tensors = {
         f"{part}.{index}.{key}": tensor.detach().clone().contiguous()
@@ -40,5 +70,9 @@ def export(run_dir: Path, target: Path, checkpoint: str | None = None) -> int:
         for part, module in (("blocks", trainable.block), ("heads", trainable.heads))
         for key, tensor in module.state_dict().items()
     }
-    save_file(tensors, target, metadata={"model": plan.config.model.name, "method": plan.config.run.method})
+    metadata = {"model": plan.config.model.name, "method": plan.config.run.method}
+    try:
+        save_file(tensors, target, metadata)
+    except SafetensorError as error:
+        raise ValueError(f"{target} cannot be written: {error}") from None
     return len(tensors)

@@ -165,7 +165,8 @@ class Coordinator:
                 self.rejected["garbage"] += 1
 
     def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
-        member = Member(peer, hello, heard=now, changed=now)
+        several = self.layout.rank(hello.stage, 1) >= 0
+        member = Member(peer, hello, heard=now, changed=now, several=several)
         rank = self.layout.rank(*member.place)
         reason = objection(member, self.members.values(), self.config)
         if reason is None:

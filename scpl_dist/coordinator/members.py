@@ -21,6 +21,7 @@ class Member:
     hello: Hello
     heard: float  # when a message came last
     changed: float  # when it last did something else than before
+    several: bool = False  # whether its stage has several workers
     phase: Phase = Phase.STARTING
     step: int = 0
     epoch: int = 0
@@ -50,8 +51,9 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Such as "stage 1", or "stage 1 replica 2"."""
-        return f"stage {self.stage}" + ("" if self.first else f" replica {self.hello.replica}")
+        """As the worker calls itself: "stage 1", or "stage 1.0" where the stage has several."""
+        several = self.several or not self.first
+        return f"stage {self.stage}.{self.hello.replica}" if several else f"stage {self.stage}"
 
     def beat(self, message: Heartbeat, now: float) -> None:
         before = (self.phase, self.step, self.micro_batch, self.stats.begun)

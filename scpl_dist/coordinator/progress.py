@@ -57,9 +57,10 @@ def failure_text(failure: Failure, log: Path, name: str | None) -> str:
     said = failure.traceback or _tail(file)
     if said:
         lines += ["", said.rstrip(), ""]
-    keys = ("stage", "replica", "host", "rank", "pid", "phase", "step", "micro_batch")
+    keys = ("stage", "host", "rank", "pid", "phase", "step", "micro_batch")
     known = {key: getattr(failure, key) for key in keys}
-    known["replica"] = failure.replica or None  # the first one goes without saying
+    if name is not None:
+        known["stage"] = name.removeprefix("stage")  # with its replica, where the stage has several workers
     where = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in known.items() if value is not None)
     if where:
         lines.append(f"  where:      {where}")
@@ -88,9 +89,12 @@ def summary(outcome: Outcome, folder: Path) -> str:
     if result["samples_per_second"]:
         lines[0] += f", {result['samples_per_second']:.0f} samples/s"
     if result["accuracy_last"] is not None:
-        lines.append(f"test accuracy {result['accuracy_last']:.4f}")
+        lines.append(f"test accuracy {result['accuracy_last']:.4f} after the last epoch")
         if result["accuracy_best"] is not None:
-            best = f", {result['accuracy_best']:.4f} in the best epoch ({result['best_epoch']}"
-            lines[-1] += f"{best}, by {result['selected_by']} accuracy)"
+            best, epoch = (
+                result["accuracy_best"],
+                result["best_epoch"] + 1,
+            )  # epochs count from 1 on the screen
+            lines[-1] += f", {best:.4f} after epoch {epoch}, the best by {result['selected_by']} accuracy"
     lines.append(f"run folder {folder}")
     return "\n".join(lines)

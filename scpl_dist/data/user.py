@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset, default_collate
 from scpl_dist.data.source import SPLITS, DataSource, Split
 from scpl_dist.data.splits import check_labels, complete
 from scpl_dist.run.config import Config
-from scpl_dist.run.imports import bind
+from scpl_dist.run.imports import bind, blaming
 
 
 def load(config: Config, function: Callable[..., Any]) -> ItemSource:
@@ -29,11 +29,16 @@ def load(config: Config, function: Callable[..., Any]) -> ItemSource:
             f'data.augmentation = "strong": the data sets of {name} are fed as they are; set it to "none" '
             "and augment inside the data set"
         )
-    returned = bind(function, "data.args", config.data.args, root, name=name)(root)
+    call = bind(function, "data.args", config.data.args, root, name=name)
+    with blaming("data.name", name):
+        returned = call(root)
     if not isinstance(returned, tuple | list) or len(returned) not in (2, 3):
         raise ValueError(f"data.name = {name!r}: return (train, validation, test) or (train, test) data sets")
     splits: tuple[Split, ...] = SPLITS if len(returned) == 3 else ("train", "test")
-    return ItemSource(f"data.name = {name!r}", dict(zip(splits, returned, strict=True)))
+    with blaming("data.name", name):
+        source = ItemSource(f"data.name = {name!r}", dict(zip(splits, returned, strict=True)))
+        source.example()  # the first batch is made here, where an error of the data set is told in one line
+    return source
 
 
 class ItemSource(DataSource):
@@ -62,9 +67,9 @@ class ItemSource(DataSource):
         chosen = part.positions[indices]
         dataset = self._datasets[part.stored]
         if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-            # Rows of tensors have one shape and were checked at the start: take them at once.
+            # Rows of tensors have one shape and one label each, which was checked at the start: take them at once.
             inputs, targets = dataset[chosen]
-            return _single_precision(inputs), targets.to(torch.int64)
+            return _single_precision(inputs), targets.to(torch.int64).flatten()
         positions = chosen.tolist()
         where = f"{self._where}, {split}"
         with self._lock:
@@ -121,9 +126,11 @@ def _label(value: Any, where: str, index: int) -> int:
     try:
         return operator.index(value)
     except TypeError:
+        several = hasattr(value, "__len__") and not isinstance(value, str)
+        what = f"{len(value)} labels" if several else f"label {value!r}"
         raise ValueError(
-            f"{where}: sample {index} has label {value!r} of type {type(value).__name__}; "
-            "labels are integers from 0"
+            f"{where}: sample {index} has {what} of type {type(value).__name__}; "
+            "each sample has one class, an integer from 0"
         ) from None
 
 

@@ -13,6 +13,7 @@ import torch
 from scpl_dist import data
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.data import DataSource
+from scpl_dist.plan.forecast import cores
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
 from scpl_dist.run.network import resolve
@@ -35,6 +36,11 @@ def preflight(
             raise
         absent(str(error))
         return _plan(config, error.classes, error.example, position)
+    return examine(config, source, position)
+
+
+def examine(config: Config, source: DataSource, position: Mapping[str, Any] | None = None) -> Plan:
+    """`preflight` of a run whose data set has been read."""
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
@@ -45,6 +51,12 @@ def preflight(
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
     plan = _plan(config, source.classes, source.example(), position)
+    shape, wanted = source.batch("train", 0, torch.arange(2))[1].shape[1:], plan.method.task.label_shape
+    if shape != wanted:
+        raise ValueError(
+            f"data.name = {config.data.name!r}: the label of a sample has shape {tuple(shape)}, and the heads learn "
+            f"labels of shape {wanted}: give each sample one class, an integer from 0"
+        )
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
     _check_port("metrics", config.metrics.host, config.metrics.port)
@@ -63,11 +75,6 @@ def _plan(config: Config, classes: int, example: Any, position: Mapping[str, Any
     for text in [*plan.doubts(), *_crowd(config)]:
         print(f"warning: {text}", file=sys.stderr, flush=True)
     return plan
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _crowd(config: Config) -> Iterator[str]:

@@ -90,8 +90,11 @@ def simulate(programs: Sequence[Iterable[Action]], capacity: int) -> list[list[t
     """Run the lowered programs of all stages, stage 0 first, against each other with bounded channels.
 
     A stage waits in ROOM while ``capacity`` (``pipeline.max_in_flight``) messages are not yet received, and in RECV for
-    its message: nowhere else. The replicas of a stage have one program, so those that add up or gather meet in the same
-    order. Returns for every stage its actions as (start, end, action) in units of `COST`.
+    its message. Nothing else takes time but what has a `COST`: messages arrive at once, and a stage is one worker, so
+    waits for the data (LOAD) and for other replicas (GATHER, and the STEP after a SUM) are not seen. Those of replicas
+    cannot lock a run up: the workers of a stage have one program, and so meet in the same order.
+
+    Returns for every stage its actions as (start, end, action) in units of `COST`.
     """
     queues = [deque(program) for program in programs]
     clock = [0] * len(queues)

@@ -5,6 +5,7 @@ A worker builds only its own blocks, and gets the weights that a process buildin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from scpl_dist.models.trace import trace
-from scpl_dist.run.imports import bind, checked
+from scpl_dist.run.imports import bind, blaming, checked
 from scpl_dist.run.registry import Registry
 from scpl_dist.run.seeds import derive
 
@@ -42,8 +43,10 @@ def build(
     unknown name or arguments, or if the function returns no list of blocks.
     """
     function = resolve(name, args)
-    with torch.device(device):
-        with seeded(seed, "weights"):
+    with torch.device(device), warnings.catch_warnings():
+        # Weights that the function reads go nowhere on "meta", as they shall; torch has a line for each of them.
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter .* to a meta parameter")
+        with blaming("model.name", name), seeded(seed, "weights"):
             returned = function(classes)
         entries = list(returned) if isinstance(returned, nn.ModuleList | nn.Sequential) else returned
         if not isinstance(entries, Sequence) or not entries:
@@ -69,7 +72,7 @@ def outline(
 
 def _module(name: str, entry: Any, index: int, seed: int) -> nn.Module:
     if callable(entry) and not isinstance(entry, nn.Module):
-        with seeded(seed, "weights", index):
+        with blaming("model.name", name), seeded(seed, "weights", index):
             entry = entry()
     if not isinstance(entry, nn.Module):
         raise ValueError(f"model.name = {name!r}: block {index} is {type(entry).__name__}, not nn.Module")

@@ -6,6 +6,7 @@ where to cut, and what the links between them must carry, before anything is sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ class Cut:
     bytes: int  # the most that a step sends from one stage to the next; 0 with one stage
 
 
+def cores() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Forecast:
     plan: Plan
@@ -35,6 +41,7 @@ class Forecast:
     sent: list[int]  # bytes of each block's output for one batch
     cuts: list[Cut]  # the best one for each number of stages, from 1
     present: Cut  # the one of the configuration
+    at_once: float  # workers that this machine can keep busy: its GPUs, or its cores by `runtime.threads`
 
     def text(self) -> str:
         plan = self.plan
@@ -45,15 +52,20 @@ class Forecast:
             sent = f"{self.sent[block] / 1e6:.3f}" if block < len(self.seconds) - 1 else ""
             cost = f"{1000 * seconds:10.2f}  {share:4.0f} %"
             rows.append(f"{block:5}  {cost}  {own:10,}  {own + heads:10,}  {sent:>17}".rstrip())
-        rows += ["", "stages  speed-up  samples/s  ms a step  MB/s on a link  pipeline.partition"]
+        rows += ["", "stages  speed-up  here  samples/s  ms a step  MB/s on a link  pipeline.partition"]
         rows += [self._row(cut) for cut in self.cuts]
         replicas = plan.config.pipeline.replicas
-        return "\n".join([*rows, self._row(self.present) + f"  now, with pipeline.replicas = {replicas}"])
+        rows += [self._row(self.present) + f"  now, with pipeline.replicas = {replicas}", ""]
+        rows.append(
+            "All but 'here' assume a GPU, or runtime.threads cores, for each worker alone; this machine can keep "
+            f"{self.at_once:g}\nof them busy, and 'here' is the most that it can come to."
+        )
+        return "\n".join(rows)
 
     def _row(self, cut: Cut) -> str:
         speed = self.plan.config.data.batch_size / cut.seconds
         link = cut.bytes / cut.seconds / 1e6
-        times = f"{cut.speedup:8.2f}  {speed:9.0f}  {1000 * cut.seconds:9.2f}"
+        times = f"{cut.speedup:8.2f}  {min(cut.speedup, self.at_once):4.2f}  {speed:9.0f}  {1000 * cut.seconds:9.2f}"
         return f"{len(cut.counts):6}  {times}  {link:14.1f}  {cut.counts}"
 
 
@@ -75,7 +87,11 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
     numbers = range(1, len(seconds) + 1)
     cuts = [_cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent) for stages in numbers]
     present = [len(spec.blocks) for spec in plan.specs]
-    return Forecast(plan, seconds, sent, cuts, _cut(present, plan.config.layout.replicas, seconds, sent))
+    runtime = plan.config.runtime
+    cuda = runtime.device != "cpu" and torch.cuda.is_available()
+    at_once = torch.cuda.device_count() if cuda else max(1.0, cores() / runtime.threads)
+    now = _cut(present, plan.config.layout.replicas, seconds, sent)
+    return Forecast(plan, seconds, sent, cuts, now, at_once)
 
 
 def _bytes_of_two(plan: Plan, output: Any) -> int:

@@ -3,6 +3,9 @@
 Models and data sets are named in a text file and built in several processes, so what they need is a name that
 every process can look up, not an object that one of them has. `key` is the key of the configuration that holds the
 name or the arguments, such as ``model.name``; the messages begin with it.
+
+What the user's code raises on the way becomes a message of one line with its file and line (`blaming`): the traceback
+would be that of this package for the most part.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,18 +64,21 @@ def bind(
 
 
 def load_object(name: str, key: str) -> Callable[..., Any]:
-    """Import the callable of this name, ValueError if there is none; a relative path starts at the working directory.
+    """Import the callable of this name; a relative path starts at the working directory.
 
-    An exception that the user's code raises while it is imported is passed on as it is.
+    ValueError if there is none, and for whatever the file raises while it is imported.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise ValueError(f"{key} = {name!r}: write package.module:function or path/to/file.py:function")
     in_progress.append(name)
     try:
-        module = (
-            _from_file(Path(place), name, key) if place.endswith(".py") else _from_package(place, name, key)
-        )
+        with blaming(key, name):
+            module = (
+                _from_file(Path(place), name, key)
+                if place.endswith(".py")
+                else _from_package(place, name, key)
+            )
     finally:
         in_progress.pop()
     if not hasattr(module, attribute):
@@ -111,6 +120,45 @@ def _from_package(place: str, name: str, key: str) -> ModuleType:
             raise  # the module exists, something that it imports does not
         fix = "install it, or write path/to/file.py:function"
         raise ValueError(f"{key} = {name!r}: there is no module {error.name!r}; {fix}") from None
+
+
+@contextmanager
+def blaming(key: str, name: str) -> Iterator[None]:
+    """Around the user's code: what it raises becomes a ValueError with the place in that code, and with what to do.
+
+    A ValueError of this package, or of one that is installed, stays as it is: it says all that itself.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        nearest = [f"{module}." for module in modules if f"{module}.".startswith(("scpl_dist.", _FROM_FILE))]
+        if isinstance(error, ValueError) and not nearest[-1].startswith(_FROM_FILE):
+            raise
+        fix = next(text for kind, text in _FIXES.items() if isinstance(error, kind))
+        text = error.msg if isinstance(error, SyntaxError) else error
+        what = f"{type(error).__name__}: {text}; {fix}"
+        raise ValueError(f"{key} = {name!r}: {_place(error)}: {what}") from error
+
+
+_FIXES: dict[type[BaseException], str] = {
+    SyntaxError: "correct it there",
+    ImportError: "install what is missing, or correct the import",
+    SystemExit: 'what a file does as a program stands under if __name__ == "__main__":',
+    BaseException: "it comes from this line, so mend it there",
+}
+
+
+def _place(error: BaseException) -> str:
+    """File and line of an error: the innermost that are of neither a library nor this package, if there are such."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}, line {error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
+    paths = sysconfig.get_paths()
+    libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parents[1]))
+    theirs = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    frame = (theirs or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -111,14 +111,21 @@ def clear_unfinished(run_dir: Path) -> None:
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:
-    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest."""
-    if name not in ("best", "latest", None):
-        return run_dir / "checkpoints" / name
-    found = named(run_dir, name) if name else steps(run_dir)
-    if not found:
-        reason = f" that is called {name!r}" if name else ": was the run ended before its first one?"
-        raise CheckpointError(f"{run_dir} has no checkpoint{reason}")
-    return found[-1]
+    """A checkpoint of a run, such as "step-40", "best" or "latest"; None takes the newest.
+
+    `CheckpointError` if there is none at all, `ValueError` if there is none of this name.
+    """
+    there = steps(run_dir)
+    if not there:
+        raise CheckpointError(f"{run_dir} has no checkpoint: was the run ended before its first one?")
+    if name is None:
+        return there[-1]
+    found = named(run_dir, name) if name in ("best", "latest") else [run_dir / "checkpoints" / name]
+    for checkpoint in found:
+        if checkpoint.is_dir():
+            return checkpoint
+    names = ", ".join(checkpoint.name for checkpoint in there)
+    raise ValueError(f"--checkpoint {name}: {run_dir} has no such checkpoint; it has {names}")
 
 
 def manifest_of(checkpoint: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class RpcTransport(Transport):
         options = rpc.TensorPipeRpcBackendOptions(
             num_worker_threads=_SERVER_THREADS,
             # Not "shm": its thread polls without a pause and takes the processor from the stages of the same host.
-            # Large tensors of a host still go from memory to memory, through the channel "cma".
+            # Large tensors of a host are still copied from process to process, through the channel "cma".
             _transports=["uv"],
             init_method=_STORE,
             rpc_timeout=self.timeout_s,  # bounds the rendezvous of processes that are all alive

@@ -49,21 +49,25 @@ class Updater:
         }
 
     def nonfinite(self, state: Mapping[str, Any]) -> str | None:
-        """What in such a state is NaN or infinite, such as "weight 0.bias"; a buffer may be infinite, as masks are."""
-        for part, module in (("block", self.trainable.block), ("heads", self.trainable.heads)):
-            weights = {name for name, _ in module.named_parameters()}
-            for name, value in state[part].items():
-                if name in weights and not value.isfinite().all():
-                    return f"weight {name}"
-                if isinstance(value, Tensor) and value.isnan().any():
-                    return f"buffer {name}"
-        leaves = pytree.tree_leaves(state["optimizers"])
-        finite = all(leaf.isfinite().all() for leaf in leaves if isinstance(leaf, Tensor))
-        return None if finite else "an optimizer's state"
+        return nonfinite(self.trainable, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put such a state back; raises CheckpointError if it belongs to another model."""
         restore(self.trainable, self.optimizers, state)
+
+
+def nonfinite(trainable: TrainableBlock, state: Mapping[str, Any]) -> str | None:
+    """What in such a state is NaN or infinite, such as "weight 0.bias"; a buffer may be infinite, as masks are."""
+    for part, module in (("block", trainable.block), ("heads", trainable.heads)):
+        weights = {name for name, _ in module.named_parameters()}
+        for name, value in state[part].items():
+            if name in weights and not value.isfinite().all():
+                return f"weight {name}"
+            if isinstance(value, Tensor) and value.isnan().any():
+                return f"buffer {name}"
+    leaves = pytree.tree_leaves(state["optimizers"])
+    finite = all(leaf.isfinite().all() for leaf in leaves if isinstance(leaf, Tensor))
+    return None if finite else "an optimizer's state"
 
 
 def restore(

@@ -7,6 +7,7 @@ import pytest
 
 from scpl_dist.commands import report
 from scpl_dist.commands.compare import COLUMNS, Comparison, Entry, own_settings
+from scpl_dist.plan.forecast import cores
 from scpl_dist.run.config import Loss, load
 from tests.support.command import called, scpl_dist
 
@@ -91,6 +92,11 @@ def test_methods_are_compared_and_a_failure_is_a_row(tmp_path: Path) -> None:
         assert float(rows[label]["speedup_one"]) > 0
     assert rows["gpipe, 2 parts"]["parameters"] == f"{256 * 8 + 8 + 8 * 8 + 8:,}"
     assert rows["gpipe, 2 parts"]["with_heads"] == f"{256 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10:,}"
+    assert {label: row["threads"] for label, row in rows.items()} == {
+        "early_exit": "2 x 1",
+        "bp, one process": f"1 x {min(2, cores())}",
+        "gpipe, 2 parts": "2 x 1",
+    }
     assert (folder / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     assert "early_exit" in done.stdout
     picture = report.report(folder / "gpipe-2-parts-seed0")

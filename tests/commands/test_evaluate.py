@@ -50,8 +50,8 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("early") / "run", **{"run.method": "early_exit"})
 
 
-def test_nobody_leaves_before_the_end_at_an_impossible_threshold(early: Path) -> None:
-    found = evaluate(early, threshold=1.1)
+def test_nobody_leaves_before_the_end_at_the_highest_threshold(early: Path) -> None:
+    found = evaluate(early, threshold=1.0)
     assert found.left == [0, 0, 0, found.total]
     assert found.mean_depth == 4
     assert found.accuracy == evaluate(early).accuracy
@@ -96,6 +96,12 @@ def test_associated_learning_has_a_shortcut_from_every_block(tmp_path: Path) -> 
         found = evaluate(run, block=block)
         assert found.left[block] == found.total == 355
     assert evaluate(run, block=3).accuracy == evaluate(run).accuracy
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3.0, float("nan")])
+def test_a_threshold_is_a_probability(early: Path, threshold: float) -> None:
+    with pytest.raises(ValueError, match=rf"--exit-threshold {threshold}: give the probability"):
+        evaluate(early, threshold=threshold)
 
 
 def test_blocks_without_a_classifier_say_what_is_possible(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_checkpoint_needs_one_part_of_each_stage_and_the_marker_to_have_passed
 
 @pytest.mark.parametrize(
     ("place", "reason"),
-    [((1, 1), "stage 1 replica 1 does not exist"), ((2, 0), "stage 2 is taken by rank 2")],
+    [((1, 1), "stage 1.1 does not exist"), ((2, 0), "stage 2.0 is taken by rank 2")],
 )
 def test_a_worker_without_a_place_is_refused(place: tuple[int, int], reason: str) -> None:
     run = Run()
@@ -97,7 +97,7 @@ def test_a_worker_has_one_place() -> None:
     run.hello(2)
     run.hello(1, peer=coordinator.peer_of(2))
     (refusal,) = run.sent(Refuse)
-    assert "stage 2 is taken by rank 2" in refusal.reason
+    assert "stage 2.0 is taken by rank 2" in refusal.reason
 
 
 def test_the_dead_replica_is_to_blame_and_not_the_one_that_missed_it() -> None:
@@ -109,7 +109,15 @@ def test_the_dead_replica_is_to_blame_and_not_the_one_that_missed_it() -> None:
     run.event(Tick())
     failure = run.failure
     assert (failure.stage, failure.replica, failure.rank, failure.cause) == (2, 1, 4, "died")
-    assert failure.message.startswith("stage 2 replica 1 (host4, pid 104) died")
+    assert failure.message.startswith("stage 2.1 (host4, pid 104) died")
+
+
+def test_the_coordinator_calls_a_worker_as_it_calls_itself() -> None:
+    run = Run().start()
+    members = run.coordinator.members
+    labels = [f"stage {worker.label}" for worker in run.coordinator.layout.workers]
+    assert [members[rank].name for rank in range(5)] == labels
+    assert labels == ["stage 0.0", "stage 1", "stage 2.0", "stage 0.1", "stage 2.1"]
 
 
 def by_stage(collector: RunCollector) -> dict[tuple[str, str], float]:

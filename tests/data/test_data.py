@@ -189,6 +189,22 @@ def text_label(root):
 def fraction_label(root):
     return ([(torch.zeros(3), 0.5)],) * 2
 
+def sequence_label(root):
+    return ([(torch.zeros(3), torch.tensor([0, 1]))],) * 2
+
+class Sequences(torch.utils.data.Dataset):
+    targets = [0, 1]
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        return torch.zeros(3), [0, 1]
+
+def targets_are_not_the_labels(root):
+    return (Sequences(),) * 3
+
+def column(root):
+    return (torch.utils.data.TensorDataset(torch.zeros(4, 3), torch.tensor([[0], [1], [1], [0]])),) * 3
+
 def one_class(root):
     return ([(torch.zeros(3), 0)] * 4,) * 3
 
@@ -263,6 +279,8 @@ def test_targets_save_reading_every_sample_and_classes_are_counted(own: Callable
         ("wrong_label", "test: sample 0 has label 5; 2 classes have the labels 0 to 1"),
         ("text_label", "sample 0 has label 'cat' of type str"),
         ("fraction_label", "sample 0 has label 0.5 of type float"),
+        ("sequence_label", "sample 0 has 2 labels of type Tensor; each sample has one class"),
+        ("targets_are_not_the_labels", "validation: sample 0 has 2 labels of type list"),
         ("one_class", "has 1 class"),
         ("empty", "validation: has no samples"),
         ("no_pair", "sample 0 is no pair"),
@@ -274,6 +292,10 @@ def test_targets_save_reading_every_sample_and_classes_are_counted(own: Callable
 def test_wrong_data_sets_are_refused(own: Callable[..., DataSource], function: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         own(function)
+
+
+def test_a_column_of_labels_is_one_label_a_sample(own: Callable[..., DataSource]) -> None:
+    assert own("column").batch("train", 0, torch.tensor([2, 0]))[1].tolist() == [1, 0]
 
 
 def test_args_that_do_not_fit_and_strong_augmentation_are_refused(own: Callable[..., DataSource]) -> None:

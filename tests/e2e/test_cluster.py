@@ -178,7 +178,7 @@ def test_replicas_on_hosts_of_their_own_share_a_stage_until_one_is_cut_off(
     here = outcome(programs[0])
     for program in programs[1:]:
         outcome(program)
-    assert "stage 1 replica 1" in here
+    assert "stage 1.1" in here
     ended = json.loads((run / "exit.json").read_text())
     assert (ended["code"], ended["stage"], ended["replica"], ended["host"]) == (1, 1, 1, "host-c")
     found = losses(run)

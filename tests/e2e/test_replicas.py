@@ -59,7 +59,7 @@ def test_a_killed_replica_costs_a_restart_and_no_bit(undisturbed: Ended, tmp_pat
     assert ended.code == 0, ended.screen
     assert ended.losses() == undisturbed.losses()
     assert [row["cause"] for row in ended.rows("restart")] == ["died"]
-    assert "stage 1 replica 1" in ended.rows("restart")[0]["reason"]
+    assert "stage 1.1" in ended.rows("restart")[0]["reason"]
 
 
 def test_a_checkpoint_of_replicas_is_that_of_a_run_without(undisturbed: Ended) -> None:
@@ -78,7 +78,7 @@ def test_a_replica_that_hangs_is_named(tmp_path: Path) -> None:
     assert ended.code == 1, ended.screen
     found = ended.exit_json
     assert (found["stage"], found["replica"], found["rank"]) == (1, 1, 3)
-    assert ended.last_line.startswith("  cause:      stage 1 replica 1 has made no progress for")
+    assert ended.last_line.startswith("  cause:      stage 1.1 has made no progress for")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from scpl_dist import data
+from scpl_dist.data import DataSource
+from scpl_dist.data.source import Split
 from scpl_dist.launch import preflight as preflights
-from scpl_dist.launch.preflight import preflight
+from scpl_dist.launch.preflight import examine, preflight
 from scpl_dist.run.config import load
 
 MODEL = """
@@ -105,3 +109,20 @@ def test_what_is_hardly_meant_is_a_warning_with_the_fix(
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: ")
     assert text in warning
+
+
+class SequenceLabels(DataSource):
+    """The digits, with labels as a data set of an installed package may give them."""
+
+    def __init__(self) -> None:
+        self._digits = data.resolve(load())
+        self.classes, self.sizes = self._digits.classes, self._digits.sizes
+
+    def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        inputs, labels = self._digits.batch(split, epoch, indices)
+        return inputs, labels[:, None].expand(-1, 5)
+
+
+def test_labels_that_no_head_can_learn_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match=r"data.name = 'digits': the label of a sample has shape \(5,\)"):
+        examine(load(values={"metrics.port": 0}), SequenceLabels())

@@ -51,6 +51,17 @@ class Constant(nn.Module):
 def constant(classes):
     return [nn.Linear(4, 8), Constant()]
 
+def restored(classes):
+    first = nn.Linear(4, 8)
+    first.load_state_dict({"weight": torch.full((8, 4), 7.0), "bias": torch.zeros(8)})
+    return [first, nn.Linear(8, 8)]
+
+def raising(classes):
+    return [nn.Linear(4, 8), nn.Linear(8, "wide")]
+
+def raising_factory(classes):
+    return [lambda: nn.Linear(4, 8), lambda: nn.Linear(8, undefined)]
+
 class Total(nn.Module):
     def forward(self, x):
         return x.sum()
@@ -145,6 +156,24 @@ def test_unknown_names_and_args_are_refused(own: str) -> None:
 def test_functions_that_return_no_blocks_are_refused(own: str, function: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         models.build(f"{own}:{function}", {}, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [("raising", "TypeError: "), ("raising_factory", "NameError: name 'undefined' is not defined")],
+)
+def test_what_a_model_function_raises_is_told_with_its_place(own: str, function: str, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{own}:{function}': {own}, line \d+: {says}"):
+        models.outline(f"{own}:{function}", {}, 3, torch.zeros(2, 4))
+
+
+def test_weights_that_a_model_function_reads_are_used_and_said_nothing_of(
+    own: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    models.outline(f"{own}:restored", {}, 3, torch.zeros(2, 4))
+    assert [str(warning.message) for warning in recwarn] == []
+    (block,) = models.build(f"{own}:restored", {}, 3, seed=0, blocks=[0])
+    assert torch.equal(block.state_dict()["weight"], torch.full((8, 4), 7.0))
 
 
 def test_a_block_that_does_not_fit_is_named_with_both_shapes(own: str) -> None:

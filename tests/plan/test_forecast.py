@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from scpl_dist import data
@@ -47,7 +49,22 @@ def test_the_stream_is_as_fast_as_its_slowest_stage() -> None:
 def test_replicas_share_the_time_of_their_stage() -> None:
     found = plan([0.03, 0.01, 0.01, 0.01], pipeline__replicas=[2, 1])
     assert found.present.seconds == pytest.approx(0.02)
-    assert found.text().endswith("[2, 2]  now, with pipeline.replicas = [2, 1]")
+    assert "[2, 2]  now, with pipeline.replicas = [2, 1]\n" in found.text()
+
+
+def test_what_this_machine_allows_stands_beside_what_enough_devices_would_bring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forecast, "cores", lambda: 3)
+    found = plan([0.01] * 4, runtime__threads=2, runtime__device="cpu")
+    rows = [line.split() for line in found.text().splitlines()]
+    assert [row[:3] for row in rows[7:11]] == [
+        ["1", "1.00", "1.00"],
+        ["2", "2.00", "1.50"],
+        ["3", "2.00", "1.50"],
+        ["4", "4.00", "1.50"],
+    ]
+    assert "this machine can keep 1.5\nof them busy" in found.text()
 
 
 @pytest.mark.parametrize(
@@ -65,6 +82,20 @@ def test_the_command_measures_and_prints_both_tables() -> None:
     lines = scpl_dist("plan", "-o", "data.batch_size=64").stdout.splitlines()
     assert lines[0].split() == HEADING
     assert [line.split()[0] for line in lines[1:5]] == ["0", "1", "2", "3"]
-    assert [line.split()[0] for line in lines[7:]] == ["1", "2", "3", "4", "2"]
+    assert [line.split()[0] for line in lines[7:12]] == ["1", "2", "3", "4", "2"]
     assert float(lines[7].split()[1]) == 1.0
     assert "its stages wait for each other" in called("plan", "-o", "run.method=bp", code=2).stderr
+
+
+def test_the_data_set_is_read_once(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "def data(root):\n"
+        f"    with open({str(tmp_path / 'calls')!r}, 'a') as calls:\n"
+        "        calls.write('x')\n"
+        "    return (TensorDataset(torch.zeros(64, 1, 16, 16), torch.arange(64) % 2),) * 2\n"
+    )
+    called("plan", "-o", f"data.name={file}:data", "-o", "data.batch_size=8", "-o", "metrics.port=0")
+    assert (tmp_path / "calls").read_text() == "x"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.run.imports import bind, checked, load_object, name_of
+from scpl_dist.run.imports import bind, blaming, checked, load_object, name_of
 
 
 def write(folder: Path, text: str, name: str = "own.py") -> Path:
@@ -123,14 +123,39 @@ def test_checked_functions_refuse_other_types_and_pass_everything_else_on() -> N
         call(-1)
 
 
-def test_errors_inside_the_users_code_come_through(tmp_path: Path) -> None:
-    broken = write(tmp_path, "import no_such_dependency\n", "broken.py")
-    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
-        load_object(f"{broken}:f", "model.name")
-    raising = write(tmp_path, "1 / 0\n", "raising.py")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = [\n", "line 1: SyntaxError: '\\[' was never closed; correct it there"),
+        ("\nimport no_such_dependency\n", "line 2: ModuleNotFoundError: .*'no_such_dependency'; install"),
+        ("from json import nothing\n", "line 1: ImportError: cannot import name 'nothing' .*; install"),
+        ("\n\n1 / 0\n", "line 3: ZeroDivisionError: division by zero; .* mend it there"),
+        ("import json\njson.loads('{')\n", "line 2: JSONDecodeError: Expecting property name"),
+        ("int('x')\n", "line 1: ValueError: invalid literal"),
+        ("raise SystemExit(3)\n", "line 1: SystemExit: 3; .* if __name__"),
+    ],
+)
+def test_what_a_file_raises_is_told_in_one_line_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    path = write(tmp_path, text)
     for _ in range(2):  # a failed import leaves nothing half loaded behind
-        with pytest.raises(ZeroDivisionError):
-            load_object(f"{raising}:f", "model.name")
+        with pytest.raises(ValueError, match=rf"^model\.name = '{path}:f': {path}, {says}") as error:
+            load_object(f"{path}:f", "model.name")
+        assert "\n" not in str(error.value)
+
+
+def test_the_place_of_an_error_is_in_the_file_that_is_to_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = write(tmp_path, "\ndef half(number):\n    return number / 0\n", "helper_of_a_test.py")
+    path = write(tmp_path, "import helper_of_a_test\nhelper_of_a_test.half(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"'{path}:f': {helper}, line 3: ZeroDivisionError"):
+        load_object(f"{path}:f", "model.name")
+
+
+def test_a_value_error_that_says_all_itself_stays_as_it_is() -> None:
+    with pytest.raises(ValueError, match=r"^a\.b = 'json:f': there"), blaming("a.b", "json:f"):
+        raise ValueError("a.b = 'json:f': there is nothing; write it")
 
 
 def test_arguments_that_a_function_does_not_take_are_refused_with_those_that_it_takes() -> None:
