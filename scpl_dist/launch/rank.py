@@ -18,10 +18,11 @@ import torch
 
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.preflight import preflight
-from scpl_dist.launch.process import die_with_parent, ended, kill, spawn
+from scpl_dist.launch.process import ended, kill, spawn
 from scpl_dist.run import config as configuration
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
+from scpl_dist.run.descent import die_with_parent
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
 

@@ -1,0 +1,122 @@
+"""Processes that read a data set whose samples may be drawn at random.
+
+The generators of torch, numpy and ``random`` belong to a process: a sample that is drawn in a thread takes from what
+dropout draws, and the other way round. Such samples are read elsewhere, then:
+
+    thread of the loader --- split, epoch, positions ---> reader, a fork of the worker: DataSource.batch
+                        <--- the batch, or what it raised ---
+
+As a gain, samples are read on several cores. Readers know nothing of the run, and die with the worker.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import queue
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import setproctitle
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from scpl_dist.data.source import DataSource, Split
+from scpl_dist.run.descent import die_with_parent
+
+FORKS = sys.platform.startswith("linux")
+"""Whether there can be readers: elsewhere a fork of a process with threads does not work."""
+
+
+class Readers:
+    """So many processes; `batch` may be called by as many threads at once.
+
+    They end with the thread that has made them, if `close` is not called before.
+    """
+
+    def __init__(self, source: DataSource, processes: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._free: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._processes = []
+        ends: list[Connection] = []
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(source, theirs, [*ends, ours]), daemon=True)
+            process.start()
+            theirs.close()
+            ends.append(ours)
+            self._free.put(ours)
+            self._processes.append(process)
+
+    def batch(self, split: Split, epoch: int, indices: Tensor) -> tuple[Any, Tensor]:
+        """What `DataSource.batch` gives or raises, in a free reader."""
+        reader = self._free.get()
+        try:
+            reader.send((split, epoch, indices.tolist()))
+            raised, answer = pickle.loads(reader.recv_bytes())
+        except (EOFError, OSError):
+            raise RuntimeError(
+                "a process that reads the data set has died, perhaps because the memory was full; "
+                "data.workers = 0 reads it in the worker itself"
+            ) from None
+        finally:
+            self._free.put(reader)
+        if raised:
+            raise answer
+        batch: tuple[Any, Tensor] = pytree.tree_map_only(np.ndarray, torch.from_numpy, answer)
+        return batch
+
+    def close(self) -> None:
+        """End the processes; whoever waits for one hears that it has died."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(1.0)
+
+
+def _serve(source: DataSource, requests: Connection, of_parent: Sequence[Connection]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # the worker decides what they mean
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # it is the worker's
+    die_with_parent()
+    setproctitle.setproctitle("scpl-dist: reader")
+    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork
+    for connection in of_parent:
+        connection.close()
+    while True:
+        try:
+            split, epoch, positions = requests.recv()
+        except EOFError:
+            return
+        requests.send_bytes(_answer(source, split, epoch, positions))
+
+
+def _answer(source: DataSource, split: Split, epoch: int, positions: list[int]) -> bytes:
+    """Whether something was raised, and that or the batch.
+
+    Tensors go as arrays, which need no shared memory: containers have little of it.
+    """
+    try:
+        batch = source.batch(split, epoch, torch.tensor(positions, dtype=torch.int64))
+        return pickle.dumps((False, pytree.tree_map_only(Tensor, _plain, batch)), protocol=5)
+    except Exception as error:
+        traceback.print_exc()
+        try:
+            answer = pickle.dumps((True, error))
+            pickle.loads(answer)  # some exceptions can be written but not read
+        except Exception:
+            answer = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+        return answer
+
+
+def _plain(tensor: Tensor) -> Any:
+    try:
+        return tensor.numpy()
+    except TypeError:  # numpy has no such type
+        return tensor
