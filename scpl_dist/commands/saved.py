@@ -13,6 +13,7 @@ from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.parts import read_part
+from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.updater import restore
 
 
@@ -22,7 +23,7 @@ def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource
         raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     configuration = config.load(run_dir / "config.toml")
     folder = checkpoints.find(run_dir, checkpoint)
-    source = data.resolve(configuration)
+    source = data.resolve(configuration, RunFolder(run_dir).labels())
     plan = Plan.plan(configuration, source.classes, source.example())
     trainables = plan.trainables(range(len(plan.parameters)))
     for index, trainable in trainables.items():

@@ -10,17 +10,21 @@ import torch
 
 from scpl_dist import data
 from scpl_dist.coordinator.item_sequence import ItemSequence
-from scpl_dist.data import DataSource
+from scpl_dist.data import DataSource, Labels
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
 from scpl_dist.run.network import resolve
 
 
-def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Plan:
+def preflight(
+    config: Config,
+    absent: Callable[[str], None] | None = None,
+    labels: Callable[[Labels], None] | None = None,
+) -> Plan:
     """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
-    then. None makes that a ValueError, as is any other mistake.
+    then. None makes that a ValueError, as is any other mistake. `labels` is called with those of `DataSource.labels`.
     """
     try:
         source = data.resolve(config)
@@ -31,6 +35,8 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
         plan = Plan.plan(config, error.classes, error.example)
         plan.check()
         return plan
+    if labels is not None:
+        labels(source.labels)
     size = source.sizes["train"]
     if config.data.batch_size > size:
         raise ValueError(
@@ -50,8 +56,10 @@ def preflight(config: Config, absent: Callable[[str], None] | None = None) -> Pl
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration to run, as `scpl_dist.launch.process.call` takes and gives it."""
-    return preflight(Config.model_validate(config)).config.model_dump(mode="json")
+    """The configuration to run and the labels found, as `scpl_dist.launch.process.call` takes and gives them."""
+    labels: dict[str, list[int]] = {}
+    plan = preflight(Config.model_validate(config), labels=labels.update)
+    return {"config": plan.config.model_dump(mode="json"), "labels": labels}
 
 
 def _measured(config: Config, source: DataSource) -> Config:

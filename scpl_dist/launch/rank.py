@@ -75,9 +75,10 @@ def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tupl
 
 def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
-    preflight(config)
+    labels: dict[str, list[int]] = {}
+    preflight(config, labels=labels.update)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
-    with folder.taken(config):
+    with folder.taken(config, labels):
         coordinator = CoordinatorProcess(folder, spawn, resume)
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)

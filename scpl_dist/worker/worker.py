@@ -167,7 +167,7 @@ class Worker:
         if self.worker_id.stage != 0:
             return None
         self.timer.enter(Phase.DATA)
-        source = data.resolve(self.config)
+        source = data.resolve(self.config, None if self.run_dir is None else RunFolder(self.run_dir).labels())
         part = (self.worker_id.replica, self.worker_id.replicas)
         self._loader = Loader(source, self.config.run.seed, self.config.data.workers, *part)
         example = tensors.describe(source.example(), "the data set")

@@ -66,7 +66,7 @@ def test_a_folder_of_png_files_is_learnt(tmp_path: Path) -> None:
     assert accuracy(run) > 0.9  # chance is 0.5
 
 
-def test_a_data_set_that_draws_trains_to_the_same_bits(
+def test_a_data_set_that_draws_is_read_once_for_its_labels_and_trains_to_the_same_bits(
     tmp_path: Path,
 ) -> None:
     run, source = tmp_path / "run", random_data.__name__
@@ -74,7 +74,9 @@ def test_a_data_set_that_draws_trains_to_the_same_bits(
     overrides += ["data.args.record=true", "data.batch_size=16", "run.epochs=2"]
     settings = [part for text in overrides for part in ("-o", text)]
     scpl_dist("train", "--run-dir", run, *settings, *options(data__workers=2, metrics__port=0))
+    assert (tmp_path / "test").stat().st_size == 3 * 20  # for the labels, and in two evaluations
     evaluated = called("evaluate", run).stdout
+    assert (tmp_path / "test").stat().st_size == 4 * 20
     wanted = reference.train(load(None, overrides))
     assert losses(run) == wanted.losses
     assert [accuracy for _, split, accuracy in accuracies(run) if split == "test"] == wanted.accuracy
