@@ -15,10 +15,11 @@ import multiprocessing
 import pickle
 import queue
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Iterator, Sequence
+from io import BufferedRWPair
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,15 @@ class Readers:
 
     def __init__(self, source: DataSource, processes: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._free: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[BufferedRWPair] = queue.SimpleQueue()
         self._processes = []
-        ends: list[Connection] = []
+        ends: list[BufferedRWPair] = []
         for _ in range(processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(source, theirs, [*ends, ours]), daemon=True)
+            ours, theirs = _pipe()
+            ends.append(ours)
+            process = context.Process(target=_serve, args=(source, theirs, list(ends)), daemon=True)
             process.start()
             theirs.close()
-            ends.append(ours)
             self._free.put(ours)
             self._processes.append(process)
 
@@ -58,9 +59,10 @@ class Readers:
         """What `DataSource.batch` gives or raises, in a free reader."""
         reader = self._free.get()
         try:
-            reader.send((split, epoch, indices.tolist()))
-            raised, answer = pickle.loads(reader.recv_bytes())
-        except (EOFError, OSError):
+            pickle.dump((split, epoch, indices.tolist()), reader)
+            reader.flush()
+            raised, answer = pickle.load(reader)
+        except (EOFError, OSError, pickle.UnpicklingError):
             raise RuntimeError(
                 "a process that reads the data set has died, perhaps because the memory was full; "
                 "data.workers = 0 reads it in the worker itself"
@@ -80,7 +82,14 @@ class Readers:
             process.join(1.0)
 
 
-def _serve(source: DataSource, requests: Connection, of_parent: Sequence[Connection]) -> None:
+def _pipe() -> Iterator[BufferedRWPair]:
+    """Its two ends."""
+    for end in socket.socketpair():
+        with end:  # the file keeps it open
+            yield end.makefile("rwb")
+
+
+def _serve(source: DataSource, requests: BufferedRWPair, of_parent: Sequence[BufferedRWPair]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the worker decides what they mean
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # it is the worker's
@@ -91,28 +100,28 @@ def _serve(source: DataSource, requests: Connection, of_parent: Sequence[Connect
         connection.close()
     while True:
         try:
-            split, epoch, positions = requests.recv()
+            split, epoch, positions = pickle.load(requests)
         except EOFError:
             return
-        requests.send_bytes(_answer(source, split, epoch, positions))
+        # With this protocol arrays are written from where they are, and read to where they shall be.
+        pickle.dump(_answer(source, split, epoch, positions), requests, protocol=5)
+        requests.flush()
 
 
-def _answer(source: DataSource, split: Split, epoch: int, positions: list[int]) -> bytes:
+def _answer(source: DataSource, split: Split, epoch: int, positions: list[int]) -> tuple[bool, Any]:
     """Whether something was raised, and that or the batch.
 
     Tensors go as arrays, which need no shared memory: containers have little of it.
     """
     try:
         batch = source.batch(split, epoch, torch.tensor(positions, dtype=torch.int64))
-        return pickle.dumps((False, pytree.tree_map_only(Tensor, _plain, batch)), protocol=5)
+        return False, pytree.tree_map_only(Tensor, _plain, batch)
     except Exception as error:
         traceback.print_exc()
         try:
-            answer = pickle.dumps((True, error))
-            pickle.loads(answer)  # some exceptions can be written but not read
+            return True, pickle.loads(pickle.dumps(error))  # some exceptions can be written but not read
         except Exception:
-            answer = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
-        return answer
+            return True, RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _plain(tensor: Tensor) -> Any:
