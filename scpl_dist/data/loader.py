@@ -47,7 +47,7 @@ class Loader(Generic[Item]):
         self._replica, self._replicas = replica, replicas
         if source.draws and not FORKS:
             workers = 0
-        self._readers = Readers(source, workers) if source.draws and workers else None
+        self._readers = Readers(source.batch, workers) if source.draws and workers else None
         self._ahead = _Ahead(workers) if workers else None
         self._items: queue.SimpleQueue[tuple[Item, Sequence[_Making]] | Exception] = queue.SimpleQueue()
         self._order = lru_cache(maxsize=1)(permutation)
@@ -94,7 +94,8 @@ class Loader(Generic[Item]):
         indices = torch.arange(start, stop)
         if shuffled:
             indices = self._order(self._seed, epoch, self._source.sizes["train"])[start:stop]
-        return (self._readers or self._source).batch(split, epoch, indices)
+        batch: Batch = (self._readers or self._source.batch)(split, epoch, indices)
+        return batch
 
 
 class _Ahead:

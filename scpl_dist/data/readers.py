@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BufferedRWPair
 from typing import Any
 
@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from scpl_dist.data.source import DataSource, Split
 from scpl_dist.run.descent import die_with_parent
 
 FORKS = sys.platform.startswith("linux")
@@ -36,12 +35,12 @@ FORKS = sys.platform.startswith("linux")
 
 
 class Readers:
-    """So many processes; `batch` may be called by as many threads at once.
+    """So many processes that call a function; it may be called by as many threads at once.
 
     They end with the thread that has made them, if `close` is not called before.
     """
 
-    def __init__(self, source: DataSource, processes: int) -> None:
+    def __init__(self, function: Callable[..., Any], processes: int) -> None:
         context = multiprocessing.get_context("fork")
         self._free: queue.SimpleQueue[BufferedRWPair] = queue.SimpleQueue()
         self._processes = []
@@ -49,19 +48,18 @@ class Readers:
         for _ in range(processes):
             ours, theirs = _pipe()
             ends.append(ours)
-            process = context.Process(target=_serve, args=(source, theirs, list(ends)), daemon=True)
+            process = context.Process(target=_serve, args=(function, theirs, list(ends)), daemon=True)
             process.start()
             theirs.close()
             self._free.put(ours)
             self._processes.append(process)
 
-    def batch(self, split: Split, epoch: int, indices: Tensor) -> tuple[Any, Tensor]:
-        """What `DataSource.batch` gives or raises, in a free reader."""
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives or raises, in a free reader."""
         reader = self._free.get()
         try:
-            pickle.dump((split, epoch, indices.tolist()), reader)
-            reader.flush()
-            raised, answer = pickle.load(reader)
+            _send(arguments, reader)
+            raised, answer = _receive(reader)
         except (EOFError, OSError, pickle.UnpicklingError):
             raise RuntimeError(
                 "a process that reads the data set has died, perhaps because the memory was full; "
@@ -71,8 +69,7 @@ class Readers:
             self._free.put(reader)
         if raised:
             raise answer
-        batch: tuple[Any, Tensor] = pytree.tree_map_only(np.ndarray, torch.from_numpy, answer)
-        return batch
+        return answer
 
     def close(self) -> None:
         """End the processes; whoever waits for one hears that it has died."""
@@ -89,7 +86,9 @@ def _pipe() -> Iterator[BufferedRWPair]:
             yield end.makefile("rwb")
 
 
-def _serve(source: DataSource, requests: BufferedRWPair, of_parent: Sequence[BufferedRWPair]) -> None:
+def _serve(
+    function: Callable[..., Any], requests: BufferedRWPair, of_parent: Sequence[BufferedRWPair]
+) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the worker decides what they mean
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # it is the worker's
@@ -100,28 +99,33 @@ def _serve(source: DataSource, requests: BufferedRWPair, of_parent: Sequence[Buf
         connection.close()
     while True:
         try:
-            split, epoch, positions = pickle.load(requests)
+            arguments = _receive(requests)
         except EOFError:
             return
-        # With this protocol arrays are written from where they are, and read to where they shall be.
-        pickle.dump(_answer(source, split, epoch, positions), requests, protocol=5)
-        requests.flush()
+        _send(_answer(function, arguments), requests)
 
 
-def _answer(source: DataSource, split: Split, epoch: int, positions: list[int]) -> tuple[bool, Any]:
-    """Whether something was raised, and that or the batch.
-
-    Tensors go as arrays, which need no shared memory: containers have little of it.
-    """
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Whether something was raised, and that or the result."""
     try:
-        batch = source.batch(split, epoch, torch.tensor(positions, dtype=torch.int64))
-        return False, pytree.tree_map_only(Tensor, _plain, batch)
+        return False, function(*arguments)
     except Exception as error:
         traceback.print_exc()
         try:
             return True, pickle.loads(pickle.dumps(error))  # some exceptions can be written but not read
         except Exception:
             return True, RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _send(value: Any, to: BufferedRWPair) -> None:
+    """Tensors go as arrays, which need no shared memory: containers have little of it."""
+    # With this protocol arrays are written from where they are, and read to where they shall be.
+    pickle.dump(pytree.tree_map_only(Tensor, _plain, value), to, protocol=5)
+    to.flush()
+
+
+def _receive(come_from: BufferedRWPair) -> Any:
+    return pytree.tree_map_only(np.ndarray, torch.from_numpy, pickle.load(come_from))
 
 
 def _plain(tensor: Tensor) -> Any:

@@ -15,13 +15,17 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset, TensorDataset, default_collate
 
+from scpl_dist.data.readers import FORKS, Readers
 from scpl_dist.data.source import SPLITS, DataSource, Labels, Split
 from scpl_dist.data.splits import check_labels, complete
 from scpl_dist.models.build import seed_generators, seeded
@@ -47,20 +51,24 @@ def load(config: Config, function: Callable[..., Any], labels: Labels) -> ItemSo
         raise ValueError(f"data.name = {name!r}: return (train, validation, test) or (train, test) data sets")
     splits: tuple[Split, ...] = SPLITS if len(returned) == 3 else ("train", "test")
     datasets = dict(zip(splits, returned, strict=True))
-    return ItemSource(f"data.name = {name!r}", datasets, config.run.seed, labels)
+    return ItemSource(f"data.name = {name!r}", datasets, config.run.seed, labels, config.data.workers)
 
 
 class ItemSource(DataSource):
     """Map-style data sets, collated batch by batch.
 
     Shapes and labels are checked at once if a data set has no ``targets``; otherwise as batches are made. `labels` are
-    those of an earlier look, which saves another one; they are not used for a data set that has another length now.
+    those of an earlier look, which saves another one; they are not used for a data set that has another length now. A
+    look takes so many processes as there are `workers`.
     """
 
-    def __init__(self, where: str, datasets: dict[Split, Any], seed: int, labels: Labels) -> None:
+    def __init__(
+        self, where: str, datasets: dict[Split, Any], seed: int, labels: Labels, workers: int = 1
+    ) -> None:
         self._where = where
         self._datasets = datasets
         self._seed = seed
+        self._workers = workers
         self._lock = threading.Lock()  # most data sets are not written for several threads
         self.draws = not all(map(_stored, datasets.values()))
         found: dict[Split, list[int]] = {
@@ -92,7 +100,7 @@ class ItemSource(DataSource):
             samples = self._read(part.stored, epoch if split == "train" else 0, positions)
         labels = torch.tensor([_label(item[1], where, position) for position, item in samples])
         check_labels(labels, self.classes, f"{where}, in the batch of {positions[:3]}...")
-        inputs = [item[0] for item in _alike(samples, where)]
+        inputs = list(_alike(((position, _shapes(item[0]), item[0]) for position, item in samples), where))
         try:
             collated = default_collate(inputs)
         except TypeError:
@@ -107,9 +115,7 @@ class ItemSource(DataSource):
         if _stored(dataset):
             return [(position, dataset[position]) for position in positions]
         samples = []
-        with seeded(
-            self._seed, "samples"
-        ):  # once for all: to put generators back takes longer than to seed them
+        with seeded(self._seed, "samples"):  # once: to put generators back takes longer than to seed them
             for position in positions:
                 seed_generators(derive(self._seed, "sample", epoch, position))
                 samples.append((position, dataset[position]))
@@ -129,25 +135,47 @@ class ItemSource(DataSource):
         if targets is None and self._unlabelled(split) and len(known) == len(dataset):
             targets = known
         if targets is None:
-            targets = [item[1] for item in _alike(self._all(split, where), where)]
+            with closing(self._look_at_all(split, where)) as samples:
+                targets = list(_alike(samples, where))
         if len(targets) != len(dataset):
             raise ValueError(f"{where}: has {len(dataset)} samples but {len(targets)} targets")
         if hasattr(targets, "tolist"):
             targets = targets.tolist()
         return [_label(target, where, index) for index, target in enumerate(targets)]
 
-    def _all(self, split: Split, where: str) -> Iterator[tuple[int, Any]]:
-        """Every sample, and now and then how far it is."""
+    def _look_at_all(self, split: Split, where: str) -> Generator[tuple[int, Any, Any], None, None]:
+        """Position, shapes and label of every sample, and a word now and then how far that is."""
         size, said = len(self._datasets[split]), time.monotonic()
-        for begin in range(0, size, _AT_ONCE):
-            if time.monotonic() - said > _PATIENCE_S:
-                said = time.monotonic()
-                note = f"{where}: read {begin} of {size} samples for their labels; an attribute targets would save this"
-                print(note, file=sys.stderr, flush=True)
-            for index, item in self._read(split, 0, range(begin, min(begin + _AT_ONCE, size))):
-                if not isinstance(item, tuple | list) or len(item) != 2:
-                    raise ValueError(f"{where}: sample {index} is no pair of (input, label)")
-                yield index, item
+        starts = range(0, size, _AT_ONCE)
+        with self._many(partial(self._look, split, where), starts) as looks:
+            for begin, found in zip(starts, looks, strict=True):
+                yield from found
+                if time.monotonic() - said > _PATIENCE_S:
+                    said = time.monotonic()
+                    note = f"{where}: read {begin + len(found)} of {size} samples for their labels"
+                    print(f"{note}; an attribute targets would save this", file=sys.stderr, flush=True)
+
+    def _look(self, split: Split, where: str, begin: int) -> list[tuple[int, Any, Any]]:
+        found = []
+        positions = range(len(self._datasets[split]))[begin : begin + _AT_ONCE]
+        for index, item in self._read(split, 0, positions):
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise ValueError(f"{where}: sample {index} is no pair of (input, label)")
+            found.append((index, _shapes(item[0]), item[1]))
+        return found
+
+    @contextmanager
+    def _many(self, look: Callable[[int], Any], starts: range) -> Iterator[Iterator[Any]]:
+        """What a function gives for each, in order; in as many processes as there are workers, if that is worth it."""
+        if self._workers < 2 or len(starts) < 2 or not self.draws or not FORKS:
+            yield map(look, starts)
+            return
+        readers, pool = Readers(look, self._workers), ThreadPoolExecutor(self._workers)
+        try:
+            yield pool.map(readers, starts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            readers.close()
 
 
 def _stored(dataset: Any) -> bool:
@@ -157,18 +185,21 @@ def _stored(dataset: Any) -> bool:
     return type(dataset) in (list, tuple, TensorDataset)
 
 
-def _alike(samples: Iterable[tuple[int, Any]], where: str) -> Iterator[Any]:
-    """Samples, given with their positions, if their inputs have the shapes of the first one's."""
+def _shapes(value: Any) -> Any:
+    return pytree.tree_map(lambda leaf: tuple(getattr(leaf, "shape", ())), value)
+
+
+def _alike(samples: Iterable[tuple[int, Any, Any]], where: str) -> Iterator[Any]:
+    """What comes with position and shapes of each sample, if the shapes are those of the first one."""
     first: Any = None
-    for position, item in samples:
-        shapes = pytree.tree_map(lambda leaf: tuple(getattr(leaf, "shape", ())), item[0])
+    for position, shapes, value in samples:
         first = first or (position, shapes)
         if shapes != first[1]:
             raise ValueError(
                 f"{where}: sample {position} has shape {shapes}, sample {first[0]} has {first[1]}; "
                 "all inputs need one shape"
             )
-        yield item
+        yield value
 
 
 def _label(value: Any, where: str, index: int) -> int:

@@ -179,6 +179,31 @@ def test_labels_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
+def test_labels_are_read_by_all_workers(tmp_path: Path) -> None:
+    config = load(None, [NOISY, f"data.root={tmp_path}", "data.args.record=true"])
+    several = data.resolve(
+        load(None, [NOISY, f"data.root={tmp_path}", "data.args.record=true", "data.workers=3"])
+    )
+    assert (tmp_path / "train").stat().st_size == 60
+    assert several.labels == data.resolve(config).labels
+
+
+def test_a_wrong_sample_that_workers_meet_is_named_and_ends_them() -> None:
+    broken = {part: Broken(100, None) for part in ("train", "test")}
+    before = psutil.Process().children()
+    with pytest.raises(ValueError, match=r"^sample 1 is broken$"):
+        ItemSource("here", {"train": broken["train"], "test": broken["test"]}, 0, {}, workers=2)
+    uneven = [(torch.zeros(3 if index < 50 else 4), index % 2) for index in range(100)]
+    with pytest.raises(ValueError, match=r"sample 50 has shape \(4,\), sample 0 has \(3,\)") as raised:
+        ItemSource("here", {"train": Listed(uneven), "test": uneven}, 0, {}, workers=2)
+    assert raised.tb is not None
+    assert psutil.Process().children() == before
+
+
+class Listed(list[Any]):
+    """A list that may be more than one."""
+
+
 def test_who_waits_long_for_labels_hears_how_far_they_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
