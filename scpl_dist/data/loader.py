@@ -150,12 +150,10 @@ class _Ahead:
         return begun < self._threads or (self._largest > 0 and (begun + 1) * self._largest <= AHEAD_BYTES)
 
     def _make(self, make: _Making, future: Future[Batch]) -> None:
-        batch: Batch | None = None
-        error: BaseException | None = None
         try:
-            batch = make()
+            batch, error = make(), None
         except BaseException as raised:
-            error = raised
+            batch, error = None, raised
         with self._lock:
             if future.done():  # by an abort
                 return
