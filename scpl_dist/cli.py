@@ -24,7 +24,7 @@ from scpl_dist.launch.process import leave as _leave
 from scpl_dist.run import config as configuration
 from scpl_dist.run.errors import PreflightError
 from scpl_dist.storage.checkpoints import CheckpointError
-from scpl_dist.storage.resume import require_same_model
+from scpl_dist.storage.resume import begin
 
 _STYLE: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, **_STYLE)
@@ -71,13 +71,12 @@ def train(
     if resume != "never":
         config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
-    if resume == "auto" and run_dir is not None:
-        require_same_model(settings, run_dir)
     if not dry_run:
         _leave(local.train(settings, run_dir, resume)[0])
     from scpl_dist.launch.preflight import preflight
 
-    plan = preflight(settings, absent=_without_data)
+    _, manifest = begin(run_dir, resume, settings)
+    plan = preflight(settings, _without_data, manifest.get("position"))
     print(plan.config.to_toml())
     print(plan.table())
 

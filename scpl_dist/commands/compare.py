@@ -8,6 +8,7 @@ GPipe with the number of micro-batches that a short trial shows to be best.
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from scpl_dist.commands import report
 from scpl_dist.coordinator.status import shares
 from scpl_dist.launch import preflight
+from scpl_dist.methods import resolve
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
 from scpl_dist.storage.run_folder import RunFolder
@@ -139,16 +141,15 @@ def compare(
         raise ValueError(f"--run-dir {folder}: not empty; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     shared = [*overrides, "metrics.port=0", "control.port=0"]
-    entries = [
-        Entry(name, [f"run.method={name}", "pipeline.micro_batches=1"]) for name in methods if name != "gpipe"
-    ]
+    own = {name: own_settings(name, base) for name in (*methods, "bp")}
+    whole = "pipeline.micro_batches=1"
+    entries = [Entry(name, [*own[name], whole]) for name in methods if name != "gpipe"]
     if base.layout.world > 1:
-        alone = ["run.method=bp", "pipeline.micro_batches=1", "pipeline.stages=1", "pipeline.replicas=1"]
+        alone = [*own["bp"], whole, "pipeline.stages=1", "pipeline.replicas=1"]
         entries.append(Entry(ONE_PROCESS, [*alone, "pipeline.partition=uniform"]))
     if "gpipe" in methods:
-        parts = _best_parts(config, shared, micro_batches, folder)
-        settings = ["run.method=gpipe", f"pipeline.micro_batches={parts}"]
-        entries.append(Entry(f"gpipe, {parts} parts", settings))
+        parts = _best_parts(config, [*shared, *own["gpipe"]], micro_batches, folder)
+        entries.append(Entry(f"gpipe, {parts} parts", [*own["gpipe"], f"pipeline.micro_batches={parts}"]))
     comparison = Comparison(folder, entries, _note(base, seeds))
     for entry in entries:
         for seed in range(base.run.seed, base.run.seed + seeds):
@@ -157,6 +158,17 @@ def compare(
         entry.parameters = _parameters(config, [*shared, *entry.settings])
         comparison.write()  # after each method, so that an interrupted comparison leaves what it has
     return comparison
+
+
+def own_settings(method: str, base: Config) -> list[str]:
+    """Overrides that choose a method, and take back those of the shared settings that it does not read."""
+    unread = resolve(method).unread(base)
+    if unread:
+        print(
+            f"warning: {', '.join(unread)}: not for the method {method}, which does not read this",
+            file=sys.stderr,
+        )
+    return [f"run.method={method}", *(f"{key}={json.dumps(value)}" for key, value in unread.items())]
 
 
 def trial(entry: Entry, config: Path | None, overrides: Sequence[str], run_dir: Path) -> None:
@@ -185,7 +197,7 @@ def _best_parts(config: Path | None, shared: Sequence[str], choices: Sequence[in
     """The number of micro-batches with which a short run of GPipe is fastest; the first if all fail."""
     entries = {parts: Entry("gpipe", []) for parts in choices}
     for parts, entry in entries.items() if len(choices) > 1 else ():
-        settings = ["run.method=gpipe", f"pipeline.micro_batches={parts}", "run.epochs=2"]
+        settings = [f"pipeline.micro_batches={parts}", "run.epochs=2"]
         trial(entry, config, [*shared, *settings], folder / f"trial-gpipe-{parts}")
     return max(entries, key=lambda parts: entries[parts].speed or 0.0)
 

@@ -23,8 +23,9 @@ from torch.distributed import rpc
 
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
+from scpl_dist.launch.preflight import cores
 from scpl_dist.run import network
-from scpl_dist.run.config import Config, Control, Metrics
+from scpl_dist.run.config import USUAL_PORT, Config, Control, Metrics
 
 
 class Finding(NamedTuple):
@@ -62,10 +63,9 @@ def _device(config: Config, run_dir: Path) -> str:
     if config.runtime.device == "cuda" and count == 0:
         raise ValueError('runtime.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
     gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = config.runtime.threads
     fix = f"runtime.threads = {threads} is more: lower it"
-    return _wanted(threads <= cores, f"{gpus or 'no GPU'}; {cores} CPU cores", fix)
+    return _wanted(threads <= cores(), f"{gpus or 'no GPU'}; {cores()} CPU cores", fix)
 
 
 def _backends(config: Config, run_dir: Path) -> str:
@@ -107,6 +107,8 @@ def _control_port(config: Config, run_dir: Path) -> str:
 def _port(section: str, listening: Control | Metrics) -> str:
     address, port = network.resolve(listening.host, f"{section}.host"), listening.port
     key = f"{section}.port = {port}"
+    if port == "auto":
+        return f"{key}: {USUAL_PORT}, or any free one if that is taken"
     if port == 0:
         return f"{key}: any free one"
     try:
@@ -144,9 +146,9 @@ def _folder(config: Config, run_dir: Path) -> str:
 
 
 def _files(config: Config, run_dir: Path) -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = soft >= 1024 or soft == resource.RLIM_INFINITY
-    return _wanted(enough, f"limit {soft}", "run ulimit -n 1024")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a run raises its own limit to
+    enough = hard >= 1024 or hard == resource.RLIM_INFINITY
+    return _wanted(enough, f"limit {hard}", "raise the hard limit, ulimit -Hn, to 1024")
 
 
 def _clock(config: Config, run_dir: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import signal
 import socket as sockets
+import sys
 import threading
 import time
 import traceback
@@ -28,6 +29,7 @@ from scpl_dist.control.sockets import dealer
 
 HEARTBEAT_S = 0.5
 HEAL_S = 2.0  # a connection may be gone for so long before the coordinator counts as lost
+WORD_S = 10.0  # who waits for the coordinator for longer says so
 REFUSALS = 5  # failed handshakes in a row; a single one may be a coordinator that just starts
 
 
@@ -35,7 +37,7 @@ class Channel:
     """One thread that owns the socket. The callables run in it and must not block.
 
     `on_lost` is called once, with the reason, when the coordinator is gone, has been silent for `timeout_s` seconds,
-    or this thread fails.
+    or this thread fails. It may take `arrival_s` seconds to come, if that is longer: the data set is looked at before.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Channel:
         on_lost: Callable[[str], None],
         timeout_s: float,
         keys: Client | None = None,
+        arrival_s: float = 0.0,
     ) -> None:
         self._heartbeat = heartbeat
         self._on_message = on_message
@@ -56,7 +59,9 @@ class Channel:
         self._alarm, self._bell = sockets.socketpair()  # the bell wakes the thread up
         self._bell.setblocking(False)
         self._on_signal: Callable[[int], None] | None = None
-        arguments = (address, timeout_s, keys)
+        # Set when the coordinator has been there, or nobody looks for it any more.
+        self.connected = threading.Event()
+        arguments = (address, timeout_s, keys, max(timeout_s, arrival_s))
         self._thread = threading.Thread(target=self._main, args=arguments, name="control", daemon=True)
         self._thread.start()
 
@@ -93,19 +98,21 @@ class Channel:
         with suppress(OSError):  # full: the thread will wake anyway; closed: it has ended
             self._bell.send(b"\0")  # no signal has this number
 
-    def _main(self, address: str, timeout_s: float, keys: Client | None) -> None:
+    def _main(self, address: str, timeout_s: float, keys: Client | None, arrival_s: float) -> None:
         try:
-            reason = self._serve(address, timeout_s, keys)
+            reason = self._serve(address, timeout_s, keys, arrival_s)
         except BaseException:  # a silent end of this thread would look like a dead worker
             reason = f"the control thread failed:\n{traceback.format_exc()}"
+        self.connected.set()
         if reason is not None:
             self._on_lost(reason)
 
-    def _serve(self, address: str, timeout_s: float, keys: Client | None) -> str | None:
+    def _serve(self, address: str, timeout_s: float, keys: Client | None, arrival_s: float) -> str | None:
         """Until closed (None) or the coordinator is lost (why)."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = dealer(context, address, keys)
-        lifeline = Lifeline(socket, address, timeout_s)
+        lifeline = Lifeline(socket, address, timeout_s, arrival_s)
+        socket.connect(address)
         poller = zmq.Poller()
         for source in (socket, lifeline.monitor, self._alarm):
             poller.register(source, zmq.POLLIN)
@@ -121,6 +128,8 @@ class Channel:
                 reason = lifeline.check(now)
                 if reason is not None:
                     return reason
+                if lifeline.connected:
+                    self.connected.set()
                 if now >= beat:
                     self._outbox.append(self._heartbeat())
                     beat = now + HEARTBEAT_S
@@ -147,13 +156,15 @@ class Channel:
 class Lifeline:
     """Notices that the coordinator is gone or refuses this worker's key: by the connection, or by silence."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], address: str, timeout_s: float, arrival_s: float) -> None:
         self.monitor = socket.get_monitor_socket()
         self.heard = time.monotonic()
         self._checked = self.heard
         self._address = address
         self._timeout_s = timeout_s
-        self._connected = False
+        self._arrival_s = arrival_s
+        self._told = False  # that it is waited for
+        self.connected = False
         self._broken: float | None = None
         self._refusals = 0
 
@@ -170,10 +181,11 @@ class Lifeline:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self._refusals += 1
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connected = True
+                self.connected = True
+                self.heard = now
                 self._broken = None
                 self._refusals = 0
-            elif event == zmq.EVENT_DISCONNECTED and self._connected:
+            elif event == zmq.EVENT_DISCONNECTED and self.connected:
                 self._broken = self._broken or now
         if self._refusals >= REFUSALS:
             return (
@@ -187,7 +199,13 @@ class Lifeline:
             self._broken = self._broken and now
         if self._broken is not None and now - self._broken >= HEAL_S:
             return f"the connection to the coordinator at {self._address} broke and did not come back in {HEAL_S:g} s"
-        if now - self.heard >= self._timeout_s:
-            state = "has been silent" if self._connected else "could not be reached"
-            return f"the coordinator at {self._address} {state} for {self._timeout_s:g} s"
+        silent = now - self.heard
+        if self.connected:
+            if silent >= self._timeout_s:
+                return f"the coordinator at {self._address} has been silent for {self._timeout_s:g} s"
+        elif silent >= self._arrival_s:
+            return f"the coordinator at {self._address} could not be reached for {self._arrival_s:g} s"
+        elif silent >= WORD_S and not self._told:
+            self._told = True
+            print(f"waiting for the coordinator at {self._address}", file=sys.stderr, flush=True)
         return None

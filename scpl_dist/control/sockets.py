@@ -16,12 +16,14 @@ QUEUED = 1000  # messages of a connection, at either end
 
 
 def _configured(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """What both ends set: nothing unlimited, and a vanished host is noticed."""
+    """What both ends set: nothing is unlimited.
+
+    A vanished host is noticed by its silence, which both ends watch. Heartbeats of ZeroMQ would break the connection
+    to a process that is only stopped for a moment, and lose messages.
+    """
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
     socket.set_hwm(QUEUED)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
     return socket
 
@@ -51,7 +53,7 @@ def router(
 
 
 def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) -> zmq.Socket[bytes]:
-    """A worker's socket, connecting to `address` such as "tcp://127.0.0.1:4711"."""
+    """A worker's socket, to be connected to `address` such as "tcp://127.0.0.1:4711" once its events are watched."""
     socket = _configured(context.socket(zmq.DEALER))
     socket.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))  # nobody can guess it and take over
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -61,5 +63,4 @@ def dealer(context: zmq.Context[Any], address: str, keys: Client | None = None) 
         socket.curve_publickey = keys.public
         socket.curve_secretkey = keys.secret
         socket.curve_serverkey = keys.server
-    socket.connect(address)
     return socket

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from scpl_dist.control.admission import TurnedAway
 from scpl_dist.control.messages import Message
-from scpl_dist.run.failures import Outcome
+from scpl_dist.run.failures import Cause, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Committed:
 class NotWritten:
     what: str  # "checkpoint" or the name of a file
     message: str
+    cause: Cause = Cause.DISK
 
 
 @dataclass(frozen=True, slots=True)

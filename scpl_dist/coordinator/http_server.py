@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from socketserver import TCPServer, ThreadingMixIn
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry, MetricsHandler
 
 from scpl_dist.coordinator.metrics import RunCollector
 from scpl_dist.coordinator.status import Status
+from scpl_dist.run.config import USUAL_PORT, Metrics
 
 CONNECTIONS = 64
 
@@ -60,6 +62,18 @@ class HttpServer(ThreadingMixIn, TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is no news."""
+
+
+def listening(status: Callable[[], Status], metrics: Metrics) -> HttpServer:
+    """A server on the port that the user has named; else on the usual one, or on any if another run has that."""
+    if metrics.port != "auto":
+        return HttpServer(status, metrics.host, metrics.port)
+    try:
+        return HttpServer(status, metrics.host, USUAL_PORT)
+    except ValueError:
+        found = HttpServer(status, metrics.host, 0)
+    print(f"port {USUAL_PORT} is taken: the metrics are at {found.url}", file=sys.stderr, flush=True)
+    return found
 
 
 class _Handler(MetricsHandler):

@@ -111,8 +111,7 @@ class ItemSequence:
             self._saved = None
 
     def _run(self) -> Iterator[Item]:
-        checkpoint = self._config.checkpoint
-        may_be_best = checkpoint.best and checkpoint.every_steps > 0
+        may_be_best = self._config.checkpoint.best
         while self._epoch < self._config.run.epochs:
             while self._batch < self.steps_per_epoch:
                 yield self._train()

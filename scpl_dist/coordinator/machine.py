@@ -50,7 +50,9 @@ class Coordinator:
         self.number = 0  # of the last event that was handled
         self.log = EventLog(config, origin)
         self._since = math.nan  # when the present state began
-        self._tick = math.nan
+        self._last = math.nan  # when the last event came, by the caller's clock
+        self._paused = 0.0  # seconds in which this process was stopped
+        self._last_pause = (0.0, -math.inf)  # how long the last of these times was, and when it was over
         self._suspects = Suspects(config.layout)
         self._signalled: dict[str, int] = {}
         self._stop_at = math.inf
@@ -62,12 +64,13 @@ class Coordinator:
         """React to one event, at `now` monotonic seconds: what to do, in order; nothing once the run is over."""
         if self.outcome is not None:
             return []
-        if self.number == 0:
-            self._since = now
-            self._tick = now
         self.number += 1
         self._commands = []
         self.log.add(self.number, now, event, self._commands)
+        self._notice_pause(now)
+        now = self.clock(now)
+        if self.number == 1:
+            self._since = now
         match event:
             case events.Received(peer, message):
                 self._received(peer, message, now)
@@ -91,13 +94,30 @@ class Coordinator:
                     self._do(warning(report))
             case Committed():
                 self._committed(event, now)
-            case events.NotWritten(what, text):
+            case events.NotWritten(what, text, cause):
                 self.checkpoint_failures += what == "checkpoint"
-                self._fail(failure(Cause.DISK, f"{what} could not be written: {text}"))
+                self._fail(failure(cause, f"{what} could not be written: {text}"))
         return self._commands
+
+    def clock(self, now: float) -> float:
+        """The time that all limits are reckoned in: monotonic seconds without those in which this process was stopped.
+
+        Nobody listened meanwhile, so nobody can be blamed for silence or for being slow.
+        """
+        return now - self._paused
 
     def ordered(self) -> list[Member]:
         return sorted(self.members.values(), key=lambda member: member.place)
+
+    def _notice_pause(self, now: float) -> None:
+        pause = now - self._last
+        self._last = now
+        if pause > watchdog.PAUSE_S:
+            self._paused += pause
+            self._last_pause = pause, self.clock(now)
+            self._do(
+                warning(f"the coordinator did not run for {pause:.1f} s: it, or its machine, was stopped")
+            )
 
     # Workers ----------------------------------------------------------------------------------------------------
 
@@ -240,19 +260,20 @@ class Coordinator:
         self._over(Outcome(0, "done", result=result), messages.Close())
 
     def _ticked(self, now: float) -> None:
-        pause = now - self._tick
-        self._tick = now
-        if pause > watchdog.PAUSE_S:  # nobody listened meanwhile
-            self._since += pause
-            for member in self.members.values():
-                member.heard += pause
-                member.changed += pause
         if now - self._alive >= ALIVE_EVERY_S and self.members:
             self._alive = now
             self._tell_all(messages.Alive())
-        self._fail(self._suspects.verdict(now, self.members) or self._overdue(now))
+        self._fail(self._verdict(now) or self._overdue(now))
         if now >= self._stop_at and self.state != "running" and not self._suspects.any:
             self._stop_early()
+
+    def _verdict(self, now: float) -> Failure | None:
+        found = self._suspects.verdict(now, self.members)
+        seconds, over = self._last_pause
+        if found is None or seconds < self.config.runtime.timeout_s or now - over > 2 * watchdog.GRACE_S:
+            return found
+        text = f"the coordinator did not run for {seconds:.1f} s, and the workers ended without it ({found.message})"
+        return failure(Cause.COORDINATOR_LOST, text)
 
     def _overdue(self, now: float) -> Failure | None:
         if self.flow is None or self.state != "running":

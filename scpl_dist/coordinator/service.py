@@ -11,6 +11,7 @@ imports no torch, and nothing here waits for a peer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import queue
@@ -37,18 +38,20 @@ from scpl_dist.control.messages import VERSION, Abort
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events
 from scpl_dist.coordinator.event_log import Origin
-from scpl_dist.coordinator.http_server import HttpServer
+from scpl_dist.coordinator.http_server import listening
+from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
+from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.durable import write_text
-from scpl_dist.storage.resume import choose
+from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
 
 TICK_S = 0.25
@@ -63,7 +66,7 @@ class Service:
         config: Config,
         folder: RunFolder,
         generation: str,
-        resume: str,
+        restore: str,
         restarted: Sequence[str],
         launched: bool,
         may_restart: bool,
@@ -77,21 +80,17 @@ class Service:
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
         self._found: queue.SimpleQueue[events.Event] = queue.SimpleQueue()  # signal handlers, publisher
-        chosen = choose(folder.path, resume, lambda text: print(f"warning: {text}", file=sys.stderr), config)
-        if resume == "auto" and chosen is None:
-            print(f"nothing to resume in {folder.path}: the run starts at its beginning", file=sys.stderr)
-        position = chosen[1]["position"] if chosen else None
-        restore = str(chosen[0].resolve()) if chosen else ""
+        position = checkpoints.manifest_of(Path(restore))["position"] if restore else None
         origin = Origin(generation, resume=position, restore=restore, folder=str(folder.path.resolve()))
         self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
-        self._http = HttpServer(self._status, config.metrics.host, config.metrics.port)
+        self._http = listening(self._status, config.metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         control = config.control
         guards = keys.load_server(control.keys)
         self._router, endpoint, self._gate = router(self._context, control.host, control.port, guards)
         folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
-        checkpoints.clear(folder.path, chosen[0] if chosen else None)
+        checkpoints.clear(folder.path, Path(restore) if restore else None)
         self._logs = {worker.file: folder.log_size(worker.file) for worker in config.layout.workers}
         self._progress = Progress(self._coordinator)
         run = {"generation": generation, "pid": os.getpid(), "control": endpoint, "metrics": self._http.url}
@@ -99,7 +98,7 @@ class Service:
 
     def _status(self) -> Status:
         with self._lock:
-            return snapshot(self._coordinator, time.monotonic(), self._restarted)
+            return snapshot(self._coordinator, self._coordinator.clock(time.monotonic()), self._restarted)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self._found.put(events.Signal("coordinator", number))
@@ -131,7 +130,7 @@ class Service:
                 self._handle(event)
             if time.monotonic() >= tick:
                 self._handle(events.Tick())
-                self._progress.update(time.monotonic())
+                self._progress.update(self._coordinator.clock(time.monotonic()))
                 tick = time.monotonic() + TICK_S
 
     def _events(self) -> Iterator[events.Event]:
@@ -179,7 +178,7 @@ class Service:
                 try:
                     self._folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:
-                    return [events.NotWritten("metrics.jsonl", str(error))]
+                    return [events.NotWritten("metrics.jsonl", str(error), _cause(error))]
             case events.Say():
                 self._progress.say(command)
             case events.Commit():
@@ -210,12 +209,14 @@ class Service:
             checkpoints.commit(source, self._manifest(command), self._config.checkpoint.keep)
             self._trap.spring("committed", command.step)
         except Exception as error:  # whatever it is, the coordinator must hear of it
-            self._found.put(events.NotWritten("checkpoint", f"{type(error).__name__}: {error}"))
+            text = f"{type(error).__name__}: {error}"
+            self._found.put(events.NotWritten("checkpoint", text, _cause(error)))
             return
         size = sum(int(file["bytes"]) for file in command.files)
         self._found.put(events.Committed(command.step, size, command.seconds + time.monotonic() - begin))
 
     def _manifest(self, command: events.Commit) -> dict[str, Any]:
+        assert self._coordinator.data is not None
         return {
             "step": command.step,
             "epoch": command.epoch,
@@ -228,6 +229,7 @@ class Service:
             "best": command.best,
             "due": command.due,
             "recipe": self._config.recipe(),
+            "sizes": self._coordinator.data.sizes,
             "created": time.time(),
         }
 
@@ -242,6 +244,8 @@ class Service:
         if found.cause is Cause.DIED and name is not None:
             # Whoever died before it could report may have left its reason in the log.
             found = replace(found, traceback=self._folder.last_words(name, self._logs[name]))
+        if found.cause is Cause.DISK:  # what fills it is of no use any more
+            checkpoints.clear_unfinished(self._folder.path)
         _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
         events_log = "".join(f"{line}\n" for line in self._coordinator.log.lines())
         _try("log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", events_log))
@@ -250,6 +254,12 @@ class Service:
             text = text.replace("The run failed.", "This start of the run failed.", 1)
         print(text, file=sys.stderr, flush=True)
         return outcome.code
+
+
+def _cause(error: Exception) -> Cause:
+    """Why something could not be written."""
+    full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return Cause.OPEN_FILES if full else Cause.DISK
 
 
 def _try(what: str, write: Callable[[], object]) -> None:
@@ -264,33 +274,42 @@ def alone(config: Config, run_dir: Path | None, resume: str) -> int:
 
     With ``control.port = 0`` the port is the one that workers expect. ValueError if the folder cannot be used.
     """
+    open_files.raise_limit()
     fixed = config.model_copy(update={"control": config.control.fixed()})
+    restore, manifest = begin(run_dir, resume, fixed)
+    if "sizes" in manifest:  # or else the data set shows whether the run can go on there
+        ItemSequence(fixed, manifest["sizes"], manifest["position"])
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
     with folder.taken(fixed):
         folder.clear()
-        return serve(str(folder.path), uuid.uuid4().hex, resume)
+        return serve(str(folder.path), uuid.uuid4().hex, restore)
 
 
 def serve(
     run_dir: str,
     generation: str,
-    resume: str = "never",
+    restore: str = "",
     restarted: Sequence[str] = (),
     launched: bool = False,
     may_restart: bool = False,
 ) -> int:
     """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration; returns the exit code.
 
-    `generation` is a unique name of this start, and `restarted` what ended each earlier one. If it is `launched`, a
-    launcher is at the other end of standard input, which `may_restart` the run after a failure.
+    `generation` is a unique name of this start, `restore` the verified checkpoint that it goes on from, if any, and
+    `restarted` what ended each earlier one. If it is `launched`, a launcher is at the other end of standard input,
+    which `may_restart` the run after a failure.
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
-        service = Service(config, folder, generation, resume, restarted, launched, may_restart)
-    except (ValueError, checkpoints.CheckpointError) as error:
+        service = Service(config, folder, generation, restore, restarted, launched, may_restart)
+    except (ValueError, OSError, checkpoints.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        cause = Cause.CHECKPOINT if isinstance(error, checkpoints.CheckpointError) else Cause.CONFIG
+        cause = Cause.CONFIG
+        if isinstance(error, checkpoints.CheckpointError):
+            cause = Cause.CHECKPOINT
+        elif isinstance(error, OSError):
+            cause = _cause(error)
         code = MEANING[cause].code
         with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
             RunFolder(Path(run_dir)).fail(code, str(error), cause)

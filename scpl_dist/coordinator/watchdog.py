@@ -22,7 +22,7 @@ from scpl_dist.run.phases import BLAMELESS
 State = Literal["gathering", "loading", "preparing", "running", "over"]
 
 GRACE_S = 1.5  # how long a death waits for a report that explains it
-PAUSE_S = 5.0  # longer between two ticks: the coordinator itself was stopped, and no stage is to blame
+PAUSE_S = 5.0  # longer between two events: the coordinator itself was stopped, and no stage is to blame
 STOP_GRACE_S = 3.0  # how long a stop that some stages ask for before the first step waits for news of a death
 
 

@@ -29,16 +29,20 @@ from scpl_dist.worker.stacks import SIGNAL as STACKS
 # Seconds that the rest has to end after its first part ended: in order, and after a failure.
 _GRACE_S = 10.0
 _FAILED_GRACE_S = 3.0
+_LOOK_S = 1.0  # more between two looks, which are 0.05 s apart, does not count as time
 
 
 class Attempt:
-    """The processes of one start; `signals` are the numbers of those that the launcher has got, and grows meanwhile."""
+    """The processes of one start, from the checkpoint `restore` if it is not empty.
+
+    `signals` are the numbers of those that the launcher has got, and grows meanwhile.
+    """
 
     def __init__(
         self,
         config: Config,
         folder: RunFolder,
-        resume: str,
+        restore: str,
         causes: Sequence[str],
         may_restart: bool,
         signals: Sequence[int],
@@ -48,10 +52,11 @@ class Attempt:
         self._signals = signals
         self._told = 0
         self._deadline = float("inf")
-        self._coordinator = CoordinatorProcess(folder, start, resume, causes, may_restart)
+        self._coordinator = CoordinatorProcess(folder, start, restore, causes, may_restart)
         self._code: int | None = None  # of the coordinator
         self._workers: dict[int, psutil.Process] = {}  # that have not ended, by rank
-        self._responsive = time.monotonic()  # when the coordinator was last seen not to be stopped
+        self._looked = time.monotonic()
+        self._unresponsive = 0.0  # seconds for which the coordinator has been seen to be stopped
 
     def run(self) -> End:
         try:
@@ -109,9 +114,13 @@ class Attempt:
                 self._dump_stacks()
             # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
             self._end_within(_FAILED_GRACE_S if self._code > 0 else 0)
-        elif not self._is_stopped():
-            self._responsive = time.monotonic()
-        elif time.monotonic() - self._responsive >= self._config.runtime.timeout_s:
+        now = time.monotonic()
+        passed = min(
+            now - self._looked, _LOOK_S
+        )  # more, if this process was stopped itself, perhaps with the others
+        self._looked = now
+        self._unresponsive = self._unresponsive + passed if self._code is None and self._is_stopped() else 0.0
+        if self._unresponsive >= self._config.runtime.timeout_s:
             self._end_within(0)
 
     def _is_stopped(self) -> bool:
@@ -139,17 +148,22 @@ class Attempt:
             # It still loaded, so nothing has begun.
             code = 128 - self._code
             reason = f"stopped by {signal.Signals(-self._code).name} before the first step"
-            print(reason, file=sys.stderr)
+            text = reason
         elif self._told > 1:
             code = 128 + self._signals[-1]
             reason = f"stopped at once by a second signal; {self._loss()}"
+            text = ""
         else:
             cause = Cause.CONFIG if self._code == 2 else Cause.COORDINATOR_LOST
             code = meaning(cause).code
             reason = self._loss()
             text = f"\nThe run failed.\n  log:        {self._folder.log}\n  cause:      {reason}"
+        try:
+            self._folder.fail(code, reason, cause)
+        except OSError as error:
+            print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
+        if text:
             print(text, file=sys.stderr)
-        self._folder.fail(code, reason, cause)
         return End(code, cause or "", reason, None, step)
 
     def _loss(self) -> str:
@@ -161,4 +175,6 @@ class Attempt:
             return f"the coordinator (pid {process.pid}) {what}, and the workers ended without it"
         if code < 0:
             return f"the coordinator (pid {process.pid}) was killed by {signal.Signals(-code).name}"
-        return f"the coordinator exited with code {code} before it could finish the run"
+        return (
+            f"the coordinator exited with code {code} before it could finish the run; see what it said above"
+        )

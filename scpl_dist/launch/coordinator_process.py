@@ -21,13 +21,16 @@ from scpl_dist.storage.run_folder import RunFolder
 
 
 class CoordinatorProcess:
-    """A coordinator that `start` starts, and the way to tell it something; `restarted` is what ended earlier starts."""
+    """A coordinator that `start` starts, and the way to tell it something.
+
+    `restore` and `restarted` are those of `scpl_dist.coordinator.service.serve`. From here on the folder is changed.
+    """
 
     def __init__(
         self,
         folder: RunFolder,
         start: Callable[[Order, int], psutil.Process],
-        resume: str,
+        restore: str,
         restarted: Sequence[str] = (),
         may_restart: bool = False,
     ) -> None:
@@ -39,7 +42,7 @@ class CoordinatorProcess:
             arguments={
                 "run_dir": str(folder.path),
                 "generation": self._generation,
-                "resume": resume,
+                "restore": restore,
                 "restarted": list(restarted),
                 "launched": True,
                 "may_restart": may_restart,

@@ -27,10 +27,13 @@ import psutil
 from scpl_dist.launch.attempt import Attempt
 from scpl_dist.launch.process import call, spawn
 from scpl_dist.launch.restarts import End, Restarts
+from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import PreflightError
+from scpl_dist.run.failures import Cause
 from scpl_dist.run.network import VARIABLES, loopback
-from scpl_dist.storage.checkpoints import steps
+from scpl_dist.storage.checkpoints import CheckpointError, steps
+from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
 
 _FOR_CHECK = ("scpl_dist.launch.preflight",)
@@ -51,12 +54,17 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
 
     Raises:
         ValueError: something cannot be used, or another run is in progress in the folder; nothing has begun.
+        CheckpointError: there is no checkpoint to go on from; nothing has begun.
     """
+    restore, manifest = begin(run_dir, resume, config)
     _set_environment(config)
+    open_files.raise_limit()
     _import(_FOR_CHECK)
     # In a process of its own: nothing of data and model stays in this one.
-    entry, arguments = "scpl_dist.launch.preflight:checked", {"config": config.model_dump(mode="json")}
-    checked = call(entry, arguments, "scpl-dist: preflight", meanwhile=_importing)
+    arguments = {"config": config.model_dump(mode="json"), "position": manifest.get("position")}
+    checked = call(
+        "scpl_dist.launch.preflight:checked", arguments, "scpl-dist: preflight", meanwhile=_importing
+    )
     if checked is None:
         raise PreflightError("the check of the run was killed, perhaps because the memory was full")
     config = Config.model_validate(checked["config"])
@@ -65,7 +73,7 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
     with folder.taken(config, checked["labels"]):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: signals.append(number))
-        return _launch(config, folder, resume, signals), folder
+        return _launch(config, folder, resume, restore, signals), folder
 
 
 def _set_environment(config: Config) -> None:
@@ -97,10 +105,10 @@ def _importing(preflight: psutil.Process) -> Iterator[None]:
     yield
 
 
-def _launch(config: Config, folder: RunFolder, resume: str, signals: list[int]) -> int:
+def _launch(config: Config, folder: RunFolder, resume: str, restore: str, signals: list[int]) -> int:
     restarts = Restarts(config.runtime.max_restarts)
     while True:
-        end = Attempt(config, folder, resume, restarts.causes, restarts.left > 0, signals).run()
+        end = Attempt(config, folder, restore, restarts.causes, restarts.left > 0, signals).run()
         if end.code != 1 or signals:
             return end.code
         refusal = restarts.refusal(end)
@@ -109,15 +117,19 @@ def _launch(config: Config, folder: RunFolder, resume: str, signals: list[int]) 
                 print(f"scpl-dist: {refusal}\n  cause:      {end.reason}", file=sys.stderr, flush=True)
             return end.code
         resume = "auto" if steps(folder.path) else resume
-        _note_restart(end, restarts, folder, resume)
+        try:
+            restore, _ = begin(folder.path, resume, config)
+        except CheckpointError as error:
+            folder.fail(1, str(error), Cause.CHECKPOINT)
+            print(f"scpl-dist: not started again: {error}", file=sys.stderr, flush=True)
+            return 1
+        _note_restart(end, restarts, folder, restore)
 
 
-def _note_restart(end: End, restarts: Restarts, folder: RunFolder, resume: str) -> None:
+def _note_restart(end: End, restarts: Restarts, folder: RunFolder, restore: str) -> None:
     """Say it on the screen and in ``metrics.jsonl``, which nobody else writes at this moment."""
     number = len(restarts.causes)
-    where = (
-        "the last good checkpoint" if resume != "never" else "the beginning, as there is no checkpoint yet"
-    )
+    where = "the last good checkpoint" if restore else "the beginning, as there is no checkpoint yet"
     print(f"restart {number} of {restarts.limit} from {where}: {end.reason}", file=sys.stderr, flush=True)
     row = {"event": "restart", "number": number, "cause": end.cause, "reason": end.reason, "stage": end.stage}
     folder.metrics.append(row | {"time": time.time()})

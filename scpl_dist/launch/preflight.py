@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 
@@ -19,12 +21,14 @@ from scpl_dist.run.network import resolve
 def preflight(
     config: Config,
     absent: Callable[[str], None] | None = None,
+    position: Mapping[str, Any] | None = None,
     labels: Callable[[Labels], None] | None = None,
 ) -> Plan:
     """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
-    then. None makes that a ValueError, as is any other mistake. `labels` is called with those of `DataSource.labels`.
+    then. None makes that a ValueError, as is any other mistake. `position` is that of the checkpoint to go on from.
+    `labels` is called with those of `DataSource.labels`.
     """
     try:
         source = data.resolve(config)
@@ -32,9 +36,7 @@ def preflight(
         if absent is None or config.pipeline.partition == "measured":
             raise
         absent(str(error))
-        plan = Plan.plan(config, error.classes, error.example)
-        plan.check()
-        return plan
+        return _plan(config, error.classes, error.example, position)
     if labels is not None:
         labels(source.labels)
     size = source.sizes["train"]
@@ -43,11 +45,10 @@ def preflight(
             f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
             f"samples; use at most {size}"
         )
-    ItemSequence(config, source.sizes)  # raises if replicas cannot share the batches
+    ItemSequence(config, source.sizes, position)  # raises if they do not fit together
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
-    plan = Plan.plan(config, source.classes, source.example())
-    plan.check()
+    plan = _plan(config, source.classes, source.example(), position)
     if config.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
     _check_port("metrics", config.metrics.host, config.metrics.port)
@@ -55,10 +56,38 @@ def preflight(
     return plan
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
+def _plan(config: Config, classes: int, example: Any, position: Mapping[str, Any] | None) -> Plan:
+    """The plan after all checks that need no data; what is only doubtful is said."""
+    plan = Plan.plan(config, classes, example)
+    plan.check()
+    unread = type(plan.method).unread(config)
+    if unread and position is None:
+        given, reason = config.recipe(), f"the method {plan.method.name} does not read it; leave it out"
+        raise ValueError("\n".join(f"{key} = {given[key]!r}: {reason}" for key in unread))
+    for text in [*plan.doubts(), *_crowd(config)]:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    return plan
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _crowd(config: Config) -> Iterator[str]:
+    """Whether the workers of this host get in each other's way, which they do less on GPUs."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.layout.world))
+    threads, there = config.runtime.threads, cores()
+    gpu = config.runtime.device != "cpu" and torch.cuda.is_available()
+    if workers * threads > there and not gpu:
+        fix = f"use runtime.threads = {there // workers}" if workers <= there else "use fewer workers here"
+        yield f"runtime.threads = {threads} for each of {workers} workers, on {there} CPU core(s): {fix}"
+
+
+def checked(config: dict[str, Any], position: dict[str, Any] | None) -> dict[str, Any]:
     """The configuration to run and the labels found, as `scpl_dist.launch.process.call` takes and gives them."""
     labels: dict[str, list[int]] = {}
-    plan = preflight(Config.model_validate(config), labels=labels.update)
+    plan = preflight(Config.model_validate(config), position=position, labels=labels.update)
     return {"config": plan.config.model_dump(mode="json"), "labels": labels}
 
 
@@ -73,7 +102,7 @@ def _measured(config: Config, source: DataSource) -> Config:
     return partitioned(costs.counts(plan, source))
 
 
-def _check_port(section: str, host: str, port: int) -> None:
+def _check_port(section: str, host: str, port: int | Literal["auto"]) -> None:
     if port == 0:
         return
     address = resolve(host, f"{section}.host")
@@ -81,7 +110,7 @@ def _check_port(section: str, host: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address, port))
+            probe.bind((address, 0 if port == "auto" else port))
         except OSError as error:
             raise ValueError(
                 f"{section}.port = {port}: cannot listen on {host}:{port} ({error.strerror}); choose another one, "

@@ -20,9 +20,11 @@ from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.preflight import preflight
 from scpl_dist.launch.process import ended, kill, spawn
 from scpl_dist.run import config as configuration
-from scpl_dist.run import network
+from scpl_dist.run import network, open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.descent import die_with_parent
+from scpl_dist.storage.checkpoints import CheckpointError
+from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.worker import Worker
 
@@ -40,6 +42,7 @@ def main(config: Config, run_dir: Path | None, control: str | None, companion: b
     control.port; with `companion` rank 0 starts the coordinator, and tells it what to `resume`. Returns the exit code.
     """
     die_with_parent()
+    open_files.raise_limit()
     fixed = config.model_copy(update={"control": config.control.fixed()})
     try:
         rank, world_size = _ranks(config)
@@ -50,7 +53,7 @@ def main(config: Config, run_dir: Path | None, control: str | None, companion: b
             code, reason = _lead(fixed, run_dir, resume)
         else:
             code, reason = _work(config, run_dir, control, rank)
-    except ValueError as error:
+    except (ValueError, CheckpointError) as error:
         _tell_torchrun(str(error))
         raise
     if code != 0:
@@ -75,11 +78,12 @@ def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tupl
 
 def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
+    restore, manifest = begin(run_dir, resume, config)
     labels: dict[str, list[int]] = {}
-    preflight(config, labels=labels.update)
+    preflight(config, position=manifest.get("position"), labels=labels.update)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     with folder.taken(config, labels):
-        coordinator = CoordinatorProcess(folder, spawn, resume)
+        coordinator = CoordinatorProcess(folder, spawn, restore)
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)
         code = 1 if endpoint is None else _work(config, folder.path, endpoint, 0)[0]

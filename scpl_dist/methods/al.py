@@ -89,6 +89,7 @@ class AssociatedLearning(LocalMethod):
     """Associated learning: see the module. Means over samples, so a batch may be split."""
 
     name = "al"
+    reads = ("al.",)
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         return {"data": inputs, "code": functional.one_hot(labels, self.task.classes).float()}

@@ -24,6 +24,7 @@ class Method(ABC):
     name: ClassVar[str]
     local: ClassVar[bool]  # gradients end at every block; if False, they are handed on from block to block
     schedules: ClassVar[bool] = False  # the pipeline's keys that shape the schedule mean something here
+    reads: ClassVar[tuple[str, ...]] = ("loss.", "al.")  # beginnings of the keys of these sections that do
     Settings: ClassVar[type[Section]] = Section  # what run.args may hold, with defaults; see `settings`
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
@@ -50,6 +51,18 @@ class Method(ABC):
                 raise ValueError(
                     f"pipeline.{key} = {value!r}: only run.method = 'gpipe' has it, this is {self.name!r}; leave it out"
                 )
+
+    @classmethod
+    def unread(cls, config: Config) -> dict[str, Any]:
+        """Keys of the sections loss and al that were changed though they mean nothing here, with their defaults."""
+        usual = Config()
+        return {
+            f"{section}.{key}": value
+            for section in ("loss", "al")
+            for key, value in getattr(usual, section)
+            if getattr(getattr(config, section), key) != value
+            and not f"{section}.{key}".startswith(cls.reads)
+        }
 
     @property
     def whole(self) -> str:

@@ -42,6 +42,7 @@ class LinkUnit(TrainableBlock):
 class BackPropagation(Method):
     name = "bp"
     local = False
+    reads = ()
 
     @property
     def whole(self) -> str:

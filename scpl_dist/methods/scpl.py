@@ -11,7 +11,7 @@ the whole network. Accuracy is that of the final predictor; leaving early is a c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -56,6 +56,7 @@ class LocalUnit(TrainableBlock):
 
 class Scpl(LocalMethod):
     name = "scpl"
+    reads: ClassVar[tuple[str, ...]] = ("loss.",)
 
     @property
     def whole(self) -> str:
@@ -78,6 +79,7 @@ class EarlyExit(Scpl):
     """SCPL with ``loss.name = "ce"``, whatever the configuration says there."""
 
     name = "early_exit"
+    reads = ("loss.classifier", "loss.local_predictors")
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
         loss = config.loss.model_copy(update={"name": "ce"})

@@ -46,11 +46,11 @@ def trace(blocks: Sequence[nn.Module], example: Any) -> list[Any]:
 
 def _run(index: int, block: nn.Module, entered: Any) -> Any:
     try:
-        return _call(block, entered, "meta")
+        return _call(block, spec(entered), "meta")
     except Exception:  # whatever a block raises on tensors without values, the real run below decides
         pass
     try:
-        return _call(block, entered, "cpu")
+        return _call(block, spec(entered, "cpu"), "cpu")
     except Exception as error:
         source = "the data" if index == 0 else f"block {index - 1}"
         parameters = (f"{name} of shape {tuple(weight.shape)}" for name, weight in block.named_parameters())
@@ -60,7 +60,22 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
         ) from error
 
 
-def _call(block: nn.Module, entered: Any, device: str) -> Any:
+def overwrites(block: nn.Module, entered: Any) -> bool:
+    """Whether a block changes a tensor that it is given, as one that begins with ReLU(inplace=True) does.
+
+    False also if it cannot run on tensors without storage.
+    """
+    given = spec(entered)
+    tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    before = [tensor._version for tensor in tensors]
+    try:
+        _call(block, given, "meta")
+    except Exception:
+        return False
+    return before != [tensor._version for tensor in tensors]
+
+
+def _call(block: nn.Module, given: Any, device: str) -> Any:
     """Run `block` in evaluation mode on copies of its state, so that running averages stay as they are."""
     state = {}
     for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
@@ -70,7 +85,7 @@ def _call(block: nn.Module, entered: Any, device: str) -> Any:
     block.eval()
     try:
         with torch.no_grad():
-            return spec(functional_call(block, state, (spec(entered, device),)))
+            return spec(functional_call(block, state, (given,)))
     finally:
         for module, mode in modes.items():
             module.training = mode

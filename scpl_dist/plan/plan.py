@@ -6,7 +6,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
 from scpl_dist.methods.task import Classification
 from scpl_dist.models.build import seeded
+from scpl_dist.models.trace import overwrites
 from scpl_dist.plan import partition
 from scpl_dist.run.config import Config
 
@@ -57,6 +58,20 @@ class Plan:
                 raise ValueError(
                     f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
                 ) from None
+
+    def doubts(self) -> Iterator[str]:
+        """What is hardly meant like this in the model, with the fix."""
+        config, local = self.config, self.method.local
+        blocks, _ = models.outline(config.model.name, config.model.args, self.classes, self.shapes[0])
+        for index, block in enumerate(blocks):
+            name = f"block {index} ({type(block).__name__})"
+            if local and self.parameters[index] == 0:
+                yield f"{name} has no parameters: its loss trains its own heads only; join it with a neighbour"
+            if not local and index > 0 and overwrites(block, self.shapes[index]):
+                yield (
+                    f"{name} changes the tensor that it is given, which the method {self.method.name} needs unchanged: "
+                    "training will fail; use inplace=False in its first layer"
+                )
 
     @cached_property
     def head_parameters(self) -> list[int]:

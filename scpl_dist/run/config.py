@@ -1,7 +1,7 @@
 """The configuration of a run: one TOML file, overrides of the form ``section.key=value``, nothing else.
 
 An unknown key, a wrong type or an impossible value raises `ValueError` with the key, the value and the fix.
-No environment variable changes what is trained.
+No environment variable changes what is trained. Each key says what another value does to a run that goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +24,19 @@ from scpl_dist.run.network import is_loopback
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+USUAL_PORT = 9400  # of the metrics
+
+
+class Effect(Enum):
+    """What another value of a key does to a run that goes on from a checkpoint."""
+
+    MODEL = "the checkpoint has other tensors, or they mean something else: the run cannot go on"
+    RESULT = "the run goes on, but does not come to what an undisturbed one comes to"
+    CONDUCT = "the run is carried out in another way and comes to the same; all its processes need the same"
+    PROCESS = "nothing; each process may have its own"
+
+
+MODEL, RESULT, CONDUCT, PROCESS = Effect
 
 
 class Section(BaseModel):
@@ -33,147 +48,147 @@ class Section(BaseModel):
 class Run(Section):
     """What is trained, and for how long."""
 
-    method: str = "scpl"
+    method: Annotated[str, MODEL] = "scpl"
     """Training method: scpl, bp, early_exit, gpipe or al, an entry point's name, or ``path/to/file.py:Class``."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Annotated[dict[str, Any], RESULT] = Field(default_factory=dict)
     """Settings of a method of your own."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0), RESULT] = 0
     """Seed of the initial weights, the order of samples, augmentation and dropout."""
-    epochs: Positive = 20
+    epochs: Annotated[Positive, RESULT] = 20
     """Passes over the training set."""
 
 
 class Model(Section):
     """The network as a list of blocks."""
 
-    name: str = "vgg_tiny"
+    name: Annotated[str, MODEL] = "vgg_tiny"
     """A built-in name, ``torchvision:NAME``, or ``package.module:function`` or ``path/to/file.py:function`` that
     returns blocks."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Annotated[dict[str, Any], MODEL] = Field(default_factory=dict)
     """Keyword arguments for the model function."""
 
 
 class Data(Section):
     """The data set and how it is fed."""
 
-    name: str = "digits"
+    name: Annotated[str, RESULT] = "digits"
     """A built-in name, ``package.module:function`` or ``path/to/file.py:function`` that returns data sets."""
-    root: str = "data"
+    root: Annotated[str, CONDUCT] = "data"
     """Folder with the files of the data set."""
-    batch_size: Positive = 128
+    batch_size: Annotated[Positive, RESULT] = 128
     """Samples in a step before augmentation; "strong" augmentation feeds two views of each."""
-    augmentation: Literal["none", "basic", "strong"] = "basic"
+    augmentation: Annotated[Literal["none", "basic", "strong"], RESULT] = "basic"
     """"none", "basic" (images: shift and, where it makes sense, flip) or "strong" (two views: basic and colour).
     Texts and data sets of your own are fed as they are: "none" and "basic" mean the same, "strong" is refused."""
-    workers: Annotated[int, Field(ge=0)] = 1
+    workers: Annotated[int, Field(ge=0), CONDUCT] = 1
     """Threads of stage 0 that prepare batches ahead; 0 prepares them in the training thread. Data sets of your own that
     are not just tensors or lists may draw at random: they are read in as many processes, which only Linux has."""
-    download: bool = False
+    download: Annotated[bool, CONDUCT] = False
     """Fetch the files of a data set that torchvision can download, if they are not under ``data.root``."""
-    text_column: str = "text"
+    text_column: Annotated[str, RESULT] = "text"
     """Column of the texts in a table (``data.name = "csv"``)."""
-    label_column: str = "label"
+    label_column: Annotated[str, RESULT] = "label"
     """Column of the labels in a table."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Annotated[dict[str, Any], RESULT] = Field(default_factory=dict)
     """Keyword arguments for the data function."""
 
 
 class Pipeline(Section):
     """How the blocks are spread over worker processes."""
 
-    stages: Positive = 2
+    stages: Annotated[Positive, CONDUCT] = 2
     """Parts that the model is cut into; each holds one or more consecutive blocks."""
-    replicas: Positive | list[Positive] = 1
+    replicas: Annotated[Positive | list[Positive], RESULT] = 1
     """Worker processes of each stage, or of every stage its own number; they share each micro-batch."""
-    max_in_flight: Positive = 2
+    max_in_flight: Annotated[Positive, CONDUCT] = 2
     """Messages that may wait in front of a stage; a slow stage holds the others back beyond that."""
-    transport: Literal["auto", "rpc", "gloo", "nccl"] = "auto"
+    transport: Annotated[Literal["auto", "rpc", "gloo", "nccl"], CONDUCT] = "auto"
     """How tensors travel between workers: auto takes nccl if every worker has a GPU of its own, and rpc otherwise."""
-    wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    wire_dtype: Annotated[Literal["float32", "bfloat16", "float16"], RESULT] = "float32"
     """Type in which float32 tensors travel; the narrow ones halve the bytes and round what the next stage sees."""
-    micro_batches: Positive = 1
+    micro_batches: Annotated[Positive, RESULT] = 1
     """Parts that a batch is split into; only for methods whose loss allows it, see docs/methods.md."""
-    schedule: Literal["gpipe", "1f1b"] = "gpipe"
+    schedule: Annotated[Literal["gpipe", "1f1b"], RESULT] = "gpipe"
     """Order of micro-batches of the method gpipe: all forward then all backward, or one forward one backward."""
-    recompute: bool = False
+    recompute: Annotated[bool, CONDUCT] = False
     """Keep only the inputs of blocks and compute their activations again for the backward pass (gpipe)."""
-    deferred_batch_norm: bool = False
+    deferred_batch_norm: Annotated[bool, RESULT] = False
     """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
-    partition: Literal["uniform", "parameters", "measured"] | list[Positive] = "uniform"
+    partition: Annotated[Literal["uniform", "parameters", "measured"] | list[Positive], CONDUCT] = "uniform"
     """How blocks are assigned to stages, or the number of blocks of each stage."""
 
 
 class Loss(Section):
     """The local objective."""
 
-    name: str = "supcon"
+    name: Annotated[str, MODEL] = "supcon"
     """Local loss of the method scpl: supcon, ce, predsim, deinforeg, an entry point's name or a dotted name."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Annotated[dict[str, Any], RESULT] = Field(default_factory=dict)
     """Keyword arguments for a loss function of your own."""
-    temperature: PositiveReal = 0.1
+    temperature: Annotated[PositiveReal, RESULT] = 0.1
     """Divisor of the cosine similarities in the contrastive loss."""
-    projector: str = "m"
+    projector: Annotated[str, MODEL] = "m"
     """"i" identity, "l" linear, "m" two layers; ",avg" pools before it; ",HIDDEN,OUT" sets the widths."""
-    divisor: Literal["all", "positives"] = "all"
+    divisor: Annotated[Literal["all", "positives"], RESULT] = "all"
     """Divide an anchor's sum by "all" same-label samples, itself included (as published), or by its "positives"."""
-    classifier: str = "m"
+    classifier: Annotated[str, MODEL] = "m"
     """Local classifier: "l" linear, "m" two layers as published, or activation and width such as "sigmoid,512"."""
-    local_predictors: bool = False
+    local_predictors: Annotated[bool, MODEL] = False
     """Train a predictor on the detached output of every block (scpl), so that samples can leave early."""
 
 
 class Association(Section):
     """The label code of the method al (associated learning)."""
 
-    activation: Literal["sigmoid", "tanh"] = "tanh"
+    activation: Annotated[Literal["sigmoid", "tanh"], MODEL] = "tanh"
     """"tanh" with linear decoders and a cross-entropy (published: text), or "sigmoid" and squared errors (images)."""
-    code: Positive = 128
+    code: Annotated[Positive, MODEL] = 128
     """Width of the label code between two blocks."""
-    bridge: Annotated[int, Field(ge=0)] = 256
+    bridge: Annotated[int, Field(ge=0), MODEL] = 256
     """Hidden width of the bridge from a block's output to the code; 0 is a single layer."""
-    autoencoder_lr: PositiveReal = 1.0
+    autoencoder_lr: Annotated[PositiveReal, RESULT] = 1.0
     """Factor on the learning rate for the label's encoders and decoders."""
 
 
 class Optimizer(Section):
     """Adam, one for each block, with a cosine schedule that changes once an epoch."""
 
-    lr: PositiveReal = 2e-3
+    lr: Annotated[PositiveReal, RESULT] = 2e-3
     """Learning rate at the start."""
-    end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-5
+    end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 1e-5
     """Learning rate that the cosine reaches at the end."""
 
 
 class Checkpoint(Section):
     """Where a run can go on from."""
 
-    every_steps: Annotated[int, Field(ge=0)] = 0
+    every_steps: Annotated[int, Field(ge=0), CONDUCT] = 0
     """Steps between checkpoints; 0 writes one at the end only."""
-    keep: Positive = 2
+    keep: Annotated[Positive, CONDUCT] = 2
     """Newest checkpoints to keep."""
-    best: bool = True
-    """Keep the checkpoint of the epoch with the best validation accuracy too; needs every_steps > 0."""
+    best: Annotated[bool, CONDUCT] = True
+    """Keep the checkpoint of the epoch with the best validation accuracy too."""
 
 
 class Metrics(Section):
     """The Prometheus endpoint of the coordinator."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, PROCESS] = "127.0.0.1"
     """Address to serve on."""
-    port: Port = 9400
-    """Port to serve on; 0 takes any free one."""
+    port: Annotated[Port | Literal["auto"], PROCESS] = "auto"
+    """Port to serve on; 0 takes any free one, and auto 9400, or any free one if something has that."""
 
 
 class Control(Section):
     """The ZeroMQ endpoint of the coordinator."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, PROCESS] = "127.0.0.1"
     """Name or address that the coordinator binds and the workers connect to."""
-    port: Port = 0
+    port: Annotated[Port, PROCESS] = 0
     """Port of the coordinator; 0 takes any free one with the local launcher, and 4711 otherwise."""
-    keys: str = ""
+    keys: Annotated[str, PROCESS] = ""
     """Folder with the CURVE keys of this process; empty is no encryption, for loopback only."""
-    insecure: bool = False
+    insecure: Annotated[bool, PROCESS] = False
     """Let a coordinator without keys leave loopback: whoever reaches its port can then disturb the run."""
 
     @model_validator(mode="after")
@@ -194,17 +209,17 @@ class Control(Section):
 class Runtime(Section):
     """The worker processes."""
 
-    threads: Positive = 1
+    threads: Annotated[Positive, RESULT] = 1
     """Threads for the operators of one worker."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], RESULT] = "auto"
     """Where a stage computes; auto takes a GPU if there is one."""
-    interface: str = ""
+    interface: Annotated[str, PROCESS] = ""
     """Network interface of the data plane; empty is loopback for the local launcher, torch's choice elsewhere."""
-    timeout_s: PositiveReal = 60.0
+    timeout_s: Annotated[PositiveReal, CONDUCT] = 60.0
     """Longest time without progress before the run ends with an error, in seconds."""
-    first_step_timeout_s: PositiveReal = 300.0
+    first_step_timeout_s: Annotated[PositiveReal, CONDUCT] = 300.0
     """The same for the first step of a stage, which may compile, allocate and read data, in seconds."""
-    max_restarts: Annotated[int, Field(ge=0)] = 0
+    max_restarts: Annotated[int, Field(ge=0), CONDUCT] = 0
     """Times the local launcher restarts the group from its last checkpoint after a failure."""
 
 
@@ -249,16 +264,19 @@ class Config(Section):
 
     def digest(self) -> str:
         """16 hexadecimal digits of everything that all processes of a run must agree on."""
-        own: dict[str, Any] = {"metrics": True, "control": True, "runtime": {"interface"}}
-        shared = self.model_dump(mode="json", exclude=own)
+        shared = self._values(MODEL, RESULT, CONDUCT)
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result of a run, by key; everything else may differ when a run goes on."""
-        included = {"run", "model", "data", "loss", "optimizer"}
-        sections = self.model_dump(mode="json", include=included, exclude={"data": {"root", "workers"}})
-        found = {f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()}
-        return found | {"pipeline.micro_batches": self.pipeline.micro_batches}
+        return self._values(MODEL, RESULT)
+
+    def _values(self, *wanted: Effect) -> dict[str, Any]:
+        tree = self.model_dump(mode="json")
+        found = ((name.split("."), effect) for name, effect in effects().items())
+        return {
+            f"{section}.{key}": tree[section][key] for (section, key), effect in found if effect in wanted
+        }
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load` reads back to an equal object."""
@@ -268,6 +286,17 @@ class Config(Section):
             raise ValueError(
                 f"model.args, data.args and loss.args: {error}; use numbers, texts, booleans, lists and tables of them"
             ) from None
+
+
+@cache
+def effects() -> dict[str, Effect]:
+    """What each ``section.key`` does to the result."""
+    sections = {name: type(section).model_fields for name, section in Config()}
+    return {
+        f"{name}.{key}": next(mark for mark in field.metadata if isinstance(mark, Effect))
+        for name, keys in sections.items()
+        for key, field in keys.items()
+    }
 
 
 def load(

@@ -21,7 +21,7 @@ class PreflightError(RuntimeError):
 
 
 class SetupError(Exception):
-    """This host is not what the run needs: its interface or its run folder."""
+    """A worker cannot do what the run needs: its interface, its run folder or its model is another one."""
 
 
 class NonFinite(Exception):

@@ -14,6 +14,7 @@ class Cause(StrEnum):
     NONFINITE = "nonfinite"
     OUT_OF_MEMORY = "out_of_memory"
     DISK = "disk"
+    OPEN_FILES = "open_files"
     CONFIG = "config"
     NETWORK = "network"
     PEER_LOST = "peer_lost"  # of reports only: a worker misses another one, whose failure it is
@@ -51,6 +52,9 @@ MEANING: dict[str, Meaning] = {
     ),
     Cause.DISK: Meaning(
         "free some space or choose another --run-dir, then resume; the last checkpoint is unharmed"
+    ),
+    Cause.OPEN_FILES: Meaning(
+        "raise the limit of open files (ulimit -Hn), or look who connects to the run's ports (ss -tnp), then resume"
     ),
     Cause.CONFIG: Meaning(
         "correct the configuration: all processes need the same",

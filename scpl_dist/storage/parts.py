@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -37,6 +38,8 @@ def write_part(path: Path, state: dict[str, Any]) -> dict[str, str | int]:
     except OSError as error:
         there = next(folder for folder in path.parents if folder.is_dir())
         free = shutil.disk_usage(there).free // 1_000_000
+        with contextlib.suppress(OSError):
+            path.unlink()  # the run has more to write, such as how it ended
         raise OSError(error.errno, f"{error.strerror} ({free} MB free)", str(path)) from None
     return {"name": path.name, "bytes": size, "sha256": hashing.digest.hexdigest()}
 
@@ -63,8 +66,8 @@ def read_part(
 ) -> dict[str, Any]:
     """State of one block, after its size and digest were compared with the manifest.
 
-    Only the size if it is `verified`: the coordinator has hashed all files before it told the workers of the
-    checkpoint, and nobody changes a committed one; see `scpl_dist.storage.resume`.
+    Only the size if it is `verified`: all files have been hashed before the coordinator was told of the checkpoint,
+    and nobody changes a committed one; see `scpl_dist.storage.resume`.
     """
     path = checkpoint / part_name(block)
     entries = {entry["name"]: entry for entry in manifest_of(checkpoint)["files"]}

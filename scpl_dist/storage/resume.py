@@ -4,36 +4,52 @@ A checkpoint whose bytes are not those of its manifest would load without an err
 file is compared first. A damaged one is named and passed over; if none is left the run ends, because a silent
 fresh start would look like a resumed one.
 
-The coordinator compares, once in a start and for all workers: it alone can still take the checkpoint before. The
-workers compare sizes a moment later, as a committed checkpoint is never changed, but a file system may be behind.
+Whoever starts the coordinator compares, once in a start, for all workers, and before anything in the run's folder
+changes: it alone can still take the checkpoint before. The workers compare sizes a moment later, as a committed
+checkpoint is never changed, but a file system may be behind.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scpl_dist.run.config import Config
+from scpl_dist.run.config import Config, Effect, effects
 from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps, verify
 
-# Keys that decide which tensors a checkpoint has and what they mean.
-_MODEL = ("run.method", "model.", "loss.")
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def begin(run_dir: Path | None, resume: str, config: Config) -> tuple[str, dict[str, Any]]:
+    """Where a start begins, decided before anything in its folder changes: a checkpoint's path, and its manifest.
+
+    Both are empty at the beginning of a run. As `choose`, and says on standard error what the user should know.
+    """
+    chosen = choose(run_dir, resume, _warn, config)
+    if chosen is not None:
+        return str(chosen[0].resolve()), chosen[1]
+    if resume == "auto":
+        print(f"nothing to resume in {run_dir}: the run starts at its beginning", file=sys.stderr, flush=True)
+    return "", {}
 
 
 def choose(
-    run_dir: Path, resume: str, warn: Callable[[str], None], config: Config
+    run_dir: Path | None, resume: str, warn: Callable[[str], None], config: Config
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its manifest.
 
-    `resume` is "never", "auto" (the newest whole one, none if there has never been one) or the folder of a checkpoint
-    or a run. `warn` hears of each damaged one; one of another model is as good as damaged. `CheckpointError` if there
-    are checkpoints, but none is whole, or if the folder is none.
+    `resume` is "never", "auto" (the newest whole one of `run_dir`, none if there has never been one) or the folder of a
+    checkpoint or a run. `warn` hears of each damaged one; one of another model is as good as damaged. `CheckpointError`
+    if there are checkpoints, but none is whole, or if the folder is none.
     """
-    if resume == "never":
+    if resume == "never" or (resume == "auto" and run_dir is None):
         return None
-    asked = run_dir if resume == "auto" else Path(resume)
+    asked = run_dir if resume == "auto" and run_dir is not None else Path(resume)
     if resume != "auto" and re.fullmatch(r"step-\d+", asked.name):
         return asked, _usable(config, asked, warn)
     found = steps(asked)
@@ -56,38 +72,22 @@ def choose(
     )
 
 
-def require_same_model(config: Config, run_dir: Path) -> None:
-    """Before anything is changed in a run's folder: `CheckpointError` if it has only checkpoints of other models."""
-    problems = []
-    for checkpoint in steps(run_dir):
-        try:
-            foreign, _ = _changes(config, manifest_of(checkpoint))
-        except CheckpointError:
-            continue  # damaged: `choose` will say so
-        if not foreign:
-            return
-        problems.append(f"{checkpoint.name}: of another model: {foreign}")
-    if problems:
-        raise CheckpointError(f"no usable checkpoint in {run_dir}: {'; '.join(problems)}")
-
-
-def _changes(config: Config, manifest: dict[str, Any]) -> tuple[str, str]:
-    """What the run has changed of the model, and in all."""
-    there, here = manifest.get("recipe", {}), config.recipe()
-    changed = [key for key in sorted(here) if key in there and there[key] != here[key]]
-    texts = [f"{key} = {there[key]!r}, now {here[key]!r}" for key in changed]
-    return ", ".join(text for text in texts if text.startswith(_MODEL)), ", ".join(texts)
-
-
 def _usable(config: Config, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The manifest of a whole checkpoint of this run's model; other differences are warned of."""
-    manifest = verify(checkpoint)
-    foreign, changed = _changes(config, manifest)
+    manifest = manifest_of(checkpoint)
+    there, here = manifest.get("recipe", {}), config.recipe()
+    changed = {
+        key: f"{key} = {there[key]!r}, now {here[key]!r}"
+        for key in sorted(here)
+        if key in there and there[key] != here[key]
+    }
+    foreign = [text for key, text in changed.items() if effects()[key] is Effect.MODEL]
     if foreign:
-        raise CheckpointError(f"{checkpoint / 'manifest.json'}: of another model: {foreign}")
+        raise CheckpointError(f"{checkpoint / 'manifest.json'}: of another model: {', '.join(foreign)}")
+    verify(checkpoint)
     if changed:
         warn(
-            f"checkpoint {checkpoint.name} was written with other settings: {changed}; "
+            f"checkpoint {checkpoint.name} was written with other settings: {', '.join(changed.values())}; "
             "the result will not be that of an undisturbed run"
         )
     return manifest

@@ -79,10 +79,16 @@ class RunFolder:
                 raise ValueError(
                     f"--run-dir {self.path}: a run is in progress in this folder: wait for its end, or stop it first"
                 ) from None
-            write_text(self.path / "config.toml", config.to_toml())
-            (self.path / _LABELS).unlink(missing_ok=True)
-            if labels:
-                write_text(self.path / _LABELS, json.dumps(labels))
+            try:
+                write_text(self.path / "config.toml", config.to_toml())
+                (self.path / _LABELS).unlink(missing_ok=True)
+                if labels:
+                    write_text(self.path / _LABELS, json.dumps(labels))
+            except OSError as error:
+                raise ValueError(
+                    f"--run-dir {self.path}: config.toml cannot be written ({error.strerror}): free some space, or "
+                    "choose another folder"
+                ) from None
             yield
 
     def labels(self) -> dict[str, list[int]]:

@@ -47,6 +47,7 @@ from scpl_dist.run.errors import Aborted, NonFinite, PeerLost, SetupError
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.faults import Trap
 from scpl_dist.run.phases import Phase
+from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
@@ -115,8 +116,10 @@ class Worker:
             on_lost=self._abort,
             timeout_s=self.config.runtime.timeout_s,
             keys=self._keys,
+            arrival_s=self.config.runtime.first_step_timeout_s,
         )
         # Not before somebody can be asked for a stop: until then a signal ends this process, which tells as much.
+        self._channel.connected.wait()
         self._channel.watch_signals(self._on_signal)
         try:
             self._train()
@@ -187,7 +190,17 @@ class Worker:
         updaters = {block: Updater(own.to(self.device), config) for block, own in trainables.items()}
         if start.restore:
             for block, updater in updaters.items():
-                updater.load_state_dict(read_part(Path(start.restore), block, self.device, verified=True))
+                state = read_part(Path(start.restore), block, self.device, verified=True)
+                name = updater.nonfinite(state)
+                if name is not None:
+                    raise CheckpointError(
+                        f"{start.restore}: {name} of block {block} is NaN or infinite, which an earlier version did "
+                        "save: move this checkpoint away, and --resume auto takes the one before"
+                    )
+                try:
+                    updater.load_state_dict(state)
+                except CheckpointError as error:  # a start from the same one would end here again
+                    raise SetupError(str(error)) from error
         store = rendezvous.join(self._store_listener, rank, start.endpoints, runtime.timeout_s)
         transport = select.connectable(config, rank, start.generation, self.device, start.endpoints)
         if self.layout.world > 1:
@@ -353,6 +366,8 @@ def _cause(error: Exception) -> tuple[Cause, str]:
             return Cause.NONFINITE, str(error)
         case SetupError():
             return Cause.CONFIG, str(error)
+        case CheckpointError():
+            return Cause.CHECKPOINT, str(error)
         case OSError() if error.errno in DISK:
             return Cause.DISK, text
         case _:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from scpl_dist.commands import report
-from scpl_dist.commands.compare import COLUMNS, Comparison, Entry
+from scpl_dist.commands.compare import COLUMNS, Comparison, Entry, own_settings
+from scpl_dist.run.config import Loss, load
 from tests.support.command import called, scpl_dist
 
 
@@ -111,6 +112,17 @@ class Block(nn.Linear):
 def blocks(classes):
     return [Block(256, 8), Block(8, 8)]
 """
+
+
+def test_a_shared_setting_is_taken_back_for_a_method_that_does_not_read_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shared = ["loss.temperature=0.2", "loss.args.weight=1"]
+    base = load(None, shared)
+    assert own_settings("scpl", base) == ["run.method=scpl"]
+    assert load(None, [*shared, *own_settings("bp", base)]).loss == Loss()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: loss.args, loss.temperature: not for the method bp")
 
 
 def test_a_report_needs_a_run(tmp_path: Path) -> None:

@@ -331,10 +331,30 @@ def test_a_coordinator_that_is_not_there_is_noticed() -> None:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         lost: queue.SimpleQueue[str] = queue.SimpleQueue()
         channel = Channel(
-            address, HELLO, lambda: Heartbeat(phase=Phase.IDLE), lambda message: None, lost.put, timeout_s=0.5
+            address,
+            HELLO,
+            lambda: Heartbeat(phase=Phase.IDLE),
+            lambda message: None,
+            lost.put,
+            timeout_s=0.1,
+            arrival_s=0.5,
         )
         assert "could not be reached for 0.5 s" in lost.get(timeout=LIMIT_S)
         assert channel.close(0.0)
+
+
+def test_a_coordinator_that_has_to_look_at_the_data_first_is_waited_for() -> None:
+    peer = Peer()
+    peer.channel.close(0.0)
+    peer.hang_up()
+    callables = (peer.snapshot, peer.messages.put, peer.lost.put)
+    channel = Channel(peer.address, HELLO, *callables, timeout_s=0.1, arrival_s=LIMIT_S)
+    with pytest.raises(queue.Empty):
+        peer.lost.get(timeout=1.0)
+    peer.come_back()
+    assert peer.receive()[1] == HELLO
+    assert channel.close(0.0)
+    peer.close()
 
 
 def test_a_broken_connection_is_noticed_before_the_silence() -> None:

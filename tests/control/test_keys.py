@@ -151,6 +151,7 @@ def test_an_allowed_key_is_let_in_and_nobody_else(guarded: Guarded, tmp_path: Pa
     other = zmq.curve_keypair()
     context: zmq.Context[Any] = zmq.Context()
     peer = dealer(context, guarded.address, worker)
+    peer.connect(guarded.address)
     peer.send(b"hello")
     guarded.until(lambda: guarded.frames == [b"hello"])
     assert guarded.turned_away == []

@@ -63,7 +63,8 @@ def test_a_long_run_keeps_its_last_events_only(tmp_path: Path) -> None:
     _, *rows = (json.loads(line) for line in path.read_text().splitlines())
     assert len(rows) == KEPT
     assert rows[-1]["number"] == run.coordinator.number
-    assert rows[-1]["event"] == {"is": "NotWritten", "what": "metrics.jsonl", "message": "no space left"}
+    event = {"is": "NotWritten", "what": "metrics.jsonl", "message": "no space left", "cause": "disk"}
+    assert rows[-1]["event"] == event
     assert [command["is"] for command in rows[-1]["commands"]] == ["Send", "Finish"]
     with pytest.raises(AssertionError, match="does not reach back"):
         replay(path)

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from scpl_dist.coordinator import http_server
 from scpl_dist.coordinator.events import Signal
-from scpl_dist.coordinator.http_server import CONNECTIONS, HttpServer
+from scpl_dist.coordinator.http_server import CONNECTIONS, HttpServer, listening
 from scpl_dist.coordinator.status import Status, snapshot
+from scpl_dist.run.config import Metrics
 from tests.support.coordinator import Run
 from tests.support.programs import until_nothing
 
@@ -64,6 +66,19 @@ def served() -> Iterator[Served]:
     found = Served(Run().start().play().leave())
     yield found
     close(found.server)
+
+
+def test_a_taken_port_is_an_error_only_if_it_was_named(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = served.address[1]
+    with pytest.raises(ValueError, match=f"metrics.port = {taken}: cannot listen"):
+        listening(served.status, Metrics(port=taken))
+    monkeypatch.setattr(http_server, "USUAL_PORT", taken)
+    other = listening(served.status, Metrics())
+    assert capsys.readouterr().err == f"port {taken} is taken: the metrics are at {other.url}\n"
+    assert other.server_address[1] != taken
+    close(other)
 
 
 def test_metrics_are_those_of_prometheus(served: Served) -> None:

@@ -74,6 +74,19 @@ def test_checkpoints_follow_their_steps_and_never_come_twice(every: int, picture
     assert steps == sorted(set(steps))
 
 
+def test_the_best_weights_stay_also_where_checkpoints_are_written_at_the_end_only() -> None:
+    run = Run(small(checkpoint__best=True)).start()
+    while (item := run.next_item) is not None:
+        for stage in run.stages:
+            if isinstance(item, Evaluate) and (stage, item.epoch) == (2, 1):
+                begin, end = item.micro_batches[0]
+                run.done(stage, correct=end - begin)
+            else:
+                run.done(stage)
+    assert kinds(run.items()) == "tttevvxc" + "tttevvxc" + "tttevvxcs"
+    assert [(commit.step, commit.best) for commit in run.only(Commit)] == [(3, True), (6, True), (9, False)]
+
+
 def test_the_learning_rate_is_a_staircase_from_lr_towards_end_lr() -> None:
     run = Run(small(optimizer__lr=1.0, optimizer__end_lr=0.0)).start().play()
     rates = [item.schedule["lr"] for item in run.items_of(Train)]
@@ -401,6 +414,38 @@ def test_a_coordinator_that_was_stopped_blames_nobody() -> None:
     assert run.outcome is None
     run.pass_time(5, beating=run.stages)
     assert run.outcome is None
+    (warning,) = run.rows("warning")
+    assert "the coordinator did not run for 3600.0 s" in warning["text"]
+
+
+def test_a_pause_is_no_time_for_a_checkpoint_under_way_either() -> None:
+    run = Run(small(checkpoint__every_steps=1)).start()
+    run.play(until=at_step(1))
+    assert run.coordinator.flow is not None
+    assert run.coordinator.flow.checkpoints.pending
+    run.now += 3600
+    run.pass_time(5, beating=run.stages)
+    assert run.outcome is None
+    run.pass_time(10, beating=run.stages)
+    assert "publishing the checkpoint" in run.failure.message
+
+
+def test_workers_that_left_a_coordinator_that_was_stopped_are_not_to_blame() -> None:
+    run = Run().start()
+    run.pass_time(1, beating=run.stages)
+    run.now += 30  # with a time-out of 10 s
+    run.event(Unreachable(b"peer0"))
+    run.pass_time(2)
+    assert (run.failure.cause, run.failure.stage) == ("coordinator_lost", None)
+    assert "did not run for 30.0 s" in run.failure.message
+
+
+def test_a_death_long_after_a_pause_has_nothing_to_do_with_it() -> None:
+    run = Run().start()
+    run.now += 30
+    run.pass_time(5, beating=run.stages)
+    run.event(Exited(1, -signal.SIGKILL))
+    assert (run.failure.cause, run.failure.stage) == ("died", 1)
 
 
 def test_the_first_primary_cause_wins_over_deaths() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.support.command import called
+from tests.support import programs
+from tests.support.command import called, scpl_dist
 from tests.support.conduct import Ended, Running, conduct
 
 pytestmark = pytest.mark.timeout(400)
@@ -126,14 +129,36 @@ def test_without_a_good_checkpoint_nothing_is_trained(finished: Ended, tmp_path:
         damage(checkpoint)
         for damage, checkpoint in zip(DAMAGES * 2, sorted((run / "checkpoints").glob("step-*")), strict=False)
     ]
-    before = finished.rows("train")
+    before = finished.rows("train"), finished.exit_json
     ended = conduct(run, *SETTINGS, options=("--resume", "auto"))
     assert ended.code == 1, ended.screen
     assert "never starts from the beginning" in ended.last_line
     for reason in reasons:
         assert reason in ended.last_line
-    assert ended.rows("train") == before
-    assert ended.exit_json["code"] == 1
+    assert (ended.rows("train"), ended.exit_json) == before
+
+
+def test_a_checkpoint_with_nan_which_an_earlier_version_wrote_is_named_with_the_way_on(
+    finished: Ended, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    checkpoint = run / "checkpoints" / "step-20"
+    part = checkpoint / "block-001.pt"
+    state = torch.load(part, weights_only=True)
+    name = next(name for name in state["block"] if name.endswith("weight"))
+    state["block"][name].fill_(torch.nan)
+    torch.save(state, part)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (entry,) = (entry for entry in manifest["files"] if entry["name"] == part.name)
+    content = part.read_bytes()
+    entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    ended = conduct(run, *SETTINGS, "runtime.max_restarts=3", options=("--resume", "auto"))
+    assert ended.code == 1, ended.screen
+    assert f"step-20: weight {name} of block 1 is NaN or infinite" in ended.last_line
+    assert "move this checkpoint away, and --resume auto takes the one before" in ended.last_line
+    assert not ended.rows("restart")
 
 
 def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_path: Path) -> None:
@@ -164,10 +189,25 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_p
     assert called("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
 
 
-def test_another_model_is_refused_before_anything_changes(finished: Ended, tmp_path: Path) -> None:
-    config = (finished.run / "config.toml").read_text()
-    options = ("--resume", "auto", "-o", "run.seed=1", "-o", "model.name=vgg8")
-    ended = conduct(finished.run, *SETTINGS, options=options)
-    assert ended.code == 1
-    assert "of another model: model.name = 'vgg_tiny', now 'vgg8'" in ended.last_line
-    assert (finished.run / "config.toml").read_text() == config
+@pytest.mark.parametrize("size", ["300k", "4k"], ids=["at the first checkpoint", "at the start"])
+def test_on_a_disk_that_is_too_small_the_cause_is_said_and_nothing_useless_stays(
+    size: str, tmp_path: Path
+) -> None:
+    programs.need_root()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    programs.run("mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk, code=0)
+    try:
+        ended = conduct(disk / "run", *SETTINGS)
+        assert ended.code == 1, ended.screen
+        assert "No space left on device" in ended.screen
+        assert "Traceback" not in ended.screen.partition("The run failed.")[0]
+        if size == "300k":
+            assert "No space left on device" in ended.last_line
+            assert ended.exit_json["cause"] == "disk"
+            assert not any((ended.run / "checkpoints").iterdir())
+        else:
+            again = scpl_dist("train", "--resume", "auto", "--run-dir", ended.run, code=2)
+            assert "config.toml cannot be written (No space left on device): free some space" in again.stderr
+    finally:
+        programs.run("umount", disk, code=0)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import signal
+import socket
 import sys
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
 from scpl_dist.storage.checkpoints import steps
 from tests.support.command import scpl_dist
-from tests.support.conduct import IMPATIENT, IMPATIENT_S, Ended, Running, conduct, halted
+from tests.support.conduct import IMPATIENT, IMPATIENT_S, Ended, Running, conduct, halted, same
 from tests.support.ports import free_port
 from tests.support.programs import Program
 
@@ -54,6 +58,35 @@ def test_a_worker_that_is_killed_before_it_joins_is_named(tmp_path: Path) -> Non
     assert ended.code == 1, ended.screen
     assert "the worker of rank 1 ended before it joined the run (killed by SIGKILL)" in ended.last_line
     assert (ended.exit_json["cause"], ended.exit_json["stage"]) == ("died", 1)
+
+
+def test_a_crowd_at_the_ports_changes_nothing(undisturbed: Ended, tmp_path: Path) -> None:
+    fault = Fault(action="stop", stage=1, step=6)
+    crowd = 300
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (crowd, hard))  # which the run inherits
+    try:
+        running = Running(
+            tmp_path / "run", "checkpoint.every_steps=4", "checkpoint.best=false", faults=(fault,)
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3 * crowd), hard))
+    with running, contextlib.ExitStack() as connections:
+        stage = halted(running, "1", 1)
+        ports = {
+            end.laddr
+            for process in running.processes()
+            for end in process.net_connections()
+            if end.status == psutil.CONN_LISTEN and process.pid != stage.pid  # it would take none
+        }
+        assert len(ports) >= 2  # control and metrics
+        for address in ports:
+            for _ in range(crowd):
+                connections.enter_context(socket.create_connection(address, 10))
+        stage.send_signal(signal.SIGCONT)
+        ended = running.end()
+    same(ended, undisturbed)
+    assert [row["step"] for row in ended.rows("checkpoint")] == [4, 8, 12, 16, 20]
 
 
 def test_a_killed_coordinator_ends_the_run(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
-"""What a worker says when its launch does not fit the configuration."""
+"""What a worker says when its launch does not fit the configuration, or nobody is there yet."""
 
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.command import scpl_dist
+from tests.support.ports import free_port
+from tests.support.programs import Program
 
 SEVERAL_HOSTS = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.1"}
 
@@ -44,3 +48,16 @@ def test_a_launch_that_cannot_work_ends_at_once_and_tells_torchrun_why(
     assert message in error
     assert message in json.loads(report.read_text())["message"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_waits_longer_for_the_coordinator_than_for_its_words_and_can_be_ended_meanwhile(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"[runtime]\ntimeout_s = 1.0\n[control]\ninsecure = true\nport = {free_port()}\n")
+    command = (sys.executable, "-m", "scpl_dist", "worker", config)
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    with Program(*command, "--no-coordinator", env=environment) as worker:
+        worker.wait_for("waiting for the coordinator at")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(10) == -signal.SIGTERM

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scpl_dist.run.config import Config, load
+from scpl_dist.run.config import Config, Effect, effects, load
 
 
 def test_the_resolved_file_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
@@ -73,4 +73,12 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_the_digest_covers_what_all_processes_share_and_nothing_else() -> None:
     base = Config().digest()
     assert load(None, ["run.seed=1"]).digest() != base
+    assert load(None, ["checkpoint.keep=9"]).digest() != base
     assert load(None, ["metrics.port=0", "control.port=5000"]).digest() == base
+
+
+def test_every_key_says_what_it_does_to_the_result() -> None:
+    tree = Config().model_dump()
+    assert list(effects()) == [f"{section}.{key}" for section in tree for key in tree[section]]
+    shaping = {key for key, effect in effects().items() if effect in (Effect.MODEL, Effect.RESULT)}
+    assert Config().recipe().keys() == shaping

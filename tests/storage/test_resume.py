@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from scpl_dist.run.config import Config
+from scpl_dist.run.config import Config, load
 from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for, steps, verify
-from scpl_dist.storage.resume import choose
+from scpl_dist.storage.resume import begin, choose
 
 
-def write(run_dir: Path, step: int, keep: int = 10) -> Path:
-    """A committed checkpoint of two parts."""
+def write(run_dir: Path, step: int, keep: int = 10, **values: Any) -> Path:
+    """A committed checkpoint of two parts, of a run with these settings."""
     folder = folder_for(run_dir, step)
     folder.mkdir(parents=True)
     files = []
@@ -25,7 +25,9 @@ def write(run_dir: Path, step: int, keep: int = 10) -> Path:
         digest = hashlib.sha256(content).hexdigest()
         files.append({"name": f"block-00{block}.pt", "bytes": len(content), "sha256": digest, "stage": block})
     position = {"epoch": 0, "step": step, "batch": step}
-    return commit(folder, {"step": step, "epoch": 0, "position": position, "files": files}, keep=keep)
+    recipe = load(values={key.replace("__", "."): value for key, value in values.items()}).recipe()
+    manifest = {"step": step, "epoch": 0, "position": position, "files": files, "recipe": recipe}
+    return commit(folder, manifest, keep=keep)
 
 
 def flip(path: Path) -> None:
@@ -82,6 +84,61 @@ def test_a_first_start_has_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert choose(tmp_path, "auto", pytest.fail, Config()) is None
     write(tmp_path, 1)
     assert choose(tmp_path, "never", pytest.fail, Config()) is None
+
+
+def test_who_asks_for_a_checkpoint_hears_that_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begin(tmp_path, "auto", Config()) == ("", {})
+    assert f"nothing to resume in {tmp_path}" in capsys.readouterr().err
+    assert begin(tmp_path, "never", Config()) == ("", {})
+    checkpoint = write(tmp_path, 1)
+    assert begin(tmp_path, "auto", Config()) == (str(checkpoint.resolve()), verify(checkpoint))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_of_another_model_does_not_go_on(tmp_path: Path) -> None:
+    write(tmp_path, 1, run__method="al")
+    config = load(values={"run.method": "al", "al.code": 64})
+    with pytest.raises(CheckpointError, match=r"of another model: al\.code = 128, now 64"):
+        choose(tmp_path, "auto", lambda text: None, config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("al.autoencoder_lr", 2.0),
+        ("data.batch_size", 64),
+        ("loss.temperature", 0.2),
+        ("pipeline.deferred_batch_norm", True),
+        ("pipeline.replicas", 2),
+        ("pipeline.schedule", "1f1b"),
+        ("pipeline.wire_dtype", "bfloat16"),
+        ("runtime.threads", 2),
+    ],
+)
+def test_what_changes_the_result_is_warned_of(tmp_path: Path, key: str, value: Any) -> None:
+    write(tmp_path, 1)
+    warnings: list[str] = []
+    assert choose(tmp_path, "auto", warnings.append, load(values={key: value})) is not None
+    (warning,) = warnings
+    assert f"{key} = " in warning
+    assert f", now {value!r}; the result will not be that of an undisturbed run" in warning
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pipeline.stages", 3),
+        ("pipeline.recompute", True),
+        ("checkpoint.every_steps", 7),
+        ("metrics.port", 0),
+        ("runtime.timeout_s", 5.0),
+    ],
+)
+def test_what_does_not_change_the_result_is_not(tmp_path: Path, key: str, value: Any) -> None:
+    write(tmp_path, 1)
+    assert choose(tmp_path, "auto", pytest.fail, load(values={key: value})) is not None
 
 
 def test_a_folder_can_be_asked_for(tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def test_it_goes_on_from_its_checkpoint_to_the_same_end(tmp_path: Path) -> None:
     assert found == pytest.approx({place: expected[place] for place in found}, rel=1e-3)
 
 
+def test_a_model_that_only_the_weights_tell_apart_is_refused_at_once(tmp_path: Path) -> None:
+    run = shutil.copytree(RUN, tmp_path / "run")
+    for path in run.glob("checkpoints/*/manifest.json"):  # as if it knew nothing of this key
+        manifest = json.loads(path.read_text())
+        del manifest["recipe"]["loss.classifier"]
+        path.write_text(json.dumps(manifest))
+    settings = ("-o", "loss.classifier=m", "-o", "runtime.max_restarts=5")
+    said = command("train", "--resume", "auto", "--run-dir", run, *settings, code=2).stderr
+    assert "the checkpoint belongs to another model" in said
+    assert "restart 1" not in said
+
+
 def test_its_own_folder_goes_on(tmp_path: Path) -> None:
     run = shutil.copytree(RUN, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step-40")

@@ -107,12 +107,16 @@ class Host:
         """Take the link down at the switch: nothing arrives any more, and nobody is told."""
         ip("-n", self.switch, "link", "set", self.port, "down")
 
+    def plug_in(self) -> None:
+        """Take the link up again."""
+        ip("-n", self.switch, "link", "set", self.port, "up")
+
     def reset(self) -> None:
         """End what was started here, and take the link up again."""
         for program in self.programs:
             program.close()  # the host's first process dies with it, and all others with that
         self.programs.clear()
-        ip("-n", self.switch, "link", "set", self.port, "up")
+        self.plug_in()
 
 
 class Cluster:

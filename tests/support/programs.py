@@ -51,9 +51,9 @@ def find(program: str, install: str) -> str:
 
 
 def need_root() -> None:
-    """The test makes network namespaces, which only root can."""
+    """The test makes network namespaces or mounts a file system, which only root can."""
     if os.geteuid() != 0:
-        missing("network namespaces need root")
+        missing("network namespaces and file systems need root")
 
 
 class Program:

@@ -1,0 +1,107 @@
+"""What is said of a run before it starts: mistakes, and what is hardly meant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scpl_dist.launch import preflight as preflights
+from scpl_dist.launch.preflight import preflight
+from scpl_dist.run.config import load
+
+MODEL = """
+from torch import nn
+
+def plain(classes):
+    return [nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Sequential(nn.Tanh(), nn.Linear(8, 8))]
+
+def empty(classes):
+    return [nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Tanh()]
+
+def overwriting(classes):
+    return [nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8))]
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Checks a run of one of these models on a host with 4 cores."""
+    monkeypatch.setattr(preflights, "cores", lambda: 4)
+    file = tmp_path / "model.py"
+    file.write_text(MODEL)
+
+    def run(model: str = "plain", position: dict[str, int] | None = None, **values: Any) -> None:
+        named = {key.replace("__", "."): value for key, value in values.items()}
+        preflight(load(values={"model.name": f"{file}:{model}"} | named), position=position)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("bp", "loss.temperature", 0.2),
+        ("gpipe", "loss.name", "ce"),
+        ("al", "loss.projector", "i"),
+        ("early_exit", "loss.name", "predsim"),
+        ("early_exit", "al.code", 64),
+        ("scpl", "al.bridge", 0),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(
+    method: str, key: str, value: Any, check: Any
+) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"{key} = {value!r}: the method {method} does not read it")
+    ):
+        check(**{"run.method": method, key: value})
+
+
+def test_a_run_that_goes_on_is_not_asked_again(check: Any) -> None:
+    check(position={"epoch": 0, "step": 0, "batch": 0}, run__method="bp", loss__temperature=0.2)
+
+
+def test_a_checkpoint_of_other_batches_is_refused(check: Any) -> None:
+    position = {"epoch": 1, "step": 11, "batch": 1}
+    check(position=position, data__batch_size=128)
+    with pytest.raises(
+        ValueError, match=r"does not fit 20 epochs of 13 steps: resume with .* data\.batch_size"
+    ):
+        check(position=position, data__batch_size=100)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"), [("nowhere.invalid", "does not resolve"), ("192.0.2.1", "listen")]
+)
+def test_a_host_of_the_metrics_that_is_not_this_one_is_refused(host: str, reason: str, check: Any) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check(metrics__host=host)
+
+
+def test_a_run_without_doubts_is_checked_in_silence(check: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for method in ("scpl", "bp"):
+        check(run__method=method, runtime__threads=2)
+    check("empty", run__method="bp")
+    check("overwriting")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "text"),
+    [
+        ("empty", {}, "block 1 (Tanh) has no parameters: its loss trains its own heads only; join it"),
+        ("overwriting", {"run__method": "bp"}, "use inplace=False in its first layer"),
+        ("plain", {"runtime__threads": 3}, "2 workers, on 4 CPU core(s): use runtime.threads = 2"),
+        ("plain", {"pipeline__replicas": 3}, "6 workers, on 4 CPU core(s): use fewer workers here"),
+    ],
+)
+def test_what_is_hardly_meant_is_a_warning_with_the_fix(
+    model: str, values: dict[str, Any], text: str, check: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(model, **values)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ")
+    assert text in warning
