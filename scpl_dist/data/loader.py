@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
@@ -99,71 +99,61 @@ class Loader(Generic[Item]):
 
 
 class _Ahead:
-    """Threads that make batches in order, as many at once and in advance as there is memory for."""
+    """Threads that make batches in advance: as many as there is memory for, and in any case one for each thread."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._threads = threads
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[_Making, Future[Batch]]] = deque()
-        self._begun: set[Future[Batch]] = set()  # and not taken
+        self._changed = threading.Condition()
+        self._made: dict[int, Future[Batch]] = {}  # and not taken, by number
+        self._given = self._begun = self._taken = 0
         self._largest = 0  # bytes of a batch, as far as is known
         self._ended: Exception | None = None
 
     def prepare(self, make: _Making) -> _Making:
-        """Make a batch as soon as there is room; what is returned waits for it."""
-        future: Future[Batch] = Future()
-        with self._lock:
-            if self._ended is not None:
-                future.set_exception(self._ended)
-            else:
-                self._waiting.append((make, future))
-            self._begin()
-        return partial(self._take, future)
+        """Make a batch as soon as its turn has come; what is returned waits for it. They are taken in order."""
+        number, self._given = self._given, self._given + 1
+        with suppress(RuntimeError):  # shut down by `abort`, which `_take` tells
+            self._pool.submit(self._make, number, make)
+        return partial(self._take, number)
 
     def abort(self, error: Exception) -> None:
-        with self._lock:
+        with self._changed:
             self._ended = error
-            for future in [*self._begun, *(future for _, future in self._waiting)]:
-                if not future.done():
-                    future.set_exception(error)
-            self._waiting.clear()
+            self._changed.notify_all()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self, future: Future[Batch]) -> Batch:
+    def _make(self, number: int, make: _Making) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended is not None or self._room(number))
+            self._begun += 1
+        if self._ended is not None:
+            return
+        made: Future[Batch] = Future()
         try:
-            return future.result()
-        finally:
-            with self._lock:
-                self._begun.discard(future)
-                self._begin()
+            batch = make()
+            leaves = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+            self._largest = max(self._largest, sum(leaf.nbytes for leaf in leaves))
+            made.set_result(batch)
+        except BaseException as error:
+            made.set_exception(error)
+        with self._changed:
+            self._made[number] = made
+            self._changed.notify_all()
 
-    def _begin(self) -> None:
-        """Begin what there is room for, with the lock held. Each thread has one batch, whatever its size."""
-        while self._waiting and self._room():
-            make, future = self._waiting.popleft()
-            self._begun.add(future)
-            self._pool.submit(self._make, make, future)
+    def _room(self, number: int) -> bool:
+        ahead = self._begun + 1 - self._taken
+        return number < self._taken + self._threads or 0 < ahead * self._largest <= AHEAD_BYTES
 
-    def _room(self) -> bool:
-        begun = len(self._begun)
-        return begun < self._threads or (self._largest > 0 and (begun + 1) * self._largest <= AHEAD_BYTES)
-
-    def _make(self, make: _Making, future: Future[Batch]) -> None:
-        try:
-            batch, error = make(), None
-        except BaseException as raised:
-            batch, error = None, raised
-        with self._lock:
-            if future.done():  # by an abort
-                return
-            if batch is None:
-                future.set_exception(error)
-            else:
-                leaves = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
-                self._largest = max(self._largest, sum(leaf.nbytes for leaf in leaves))
-                future.set_result(batch)
-            self._begin()
+    def _take(self, number: int) -> Batch:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended is not None or number in self._made)
+            if self._ended is not None:
+                raise self._ended
+            self._taken = number + 1
+            self._changed.notify_all()
+            made = self._made.pop(number)
+        return made.result()
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
