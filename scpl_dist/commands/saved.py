@@ -16,6 +16,7 @@ from scpl_dist.run import config
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.parts import read_part
+from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.updater import nonfinite, restore
 
 
@@ -25,7 +26,7 @@ def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource
         raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     configuration = config.load(run_dir / "config.toml")
     found = checkpoints.find(run_dir, checkpoint)
-    source = data.resolve(configuration)
+    source = data.resolve(configuration, RunFolder(run_dir).labels())
     plan = Plan.plan(configuration, source.classes, source.example())
     trainables = plan.trainables(range(len(plan.parameters)))
     spoilt = _restore(trainables, found)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from scpl_dist.data import user
 from scpl_dist.data.folders import class_names, find_images, image_part
 from scpl_dist.data.images import ImageSource
-from scpl_dist.data.source import DataSource, MissingFiles, Split
+from scpl_dist.data.source import DataSource, Labels, MissingFiles, Split
 from scpl_dist.data.splits import complete
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import bind, checked
@@ -30,6 +30,7 @@ __all__ = [
     "DATA",
     "DataSource",
     "ImageSource",
+    "Labels",
     "MissingFiles",
     "Split",
     "class_names",
@@ -46,15 +47,16 @@ DATA = Registry(
 )
 
 
-def resolve(config: Config) -> DataSource:
+def resolve(config: Config, labels: Labels | None = None) -> DataSource:
     """Load the data set that ``data.name`` means, with ``data.args`` as keyword arguments of its loader.
 
+    `labels` are what the source had as its `labels` when this data set was resolved before, to save the time.
     Whatever is wrong with them or the files is a ValueError; absent files of a known data set are `MissingFiles`.
     """
     name = config.data.name
     loader = DATA.find(name)
     if ":" in name:
-        return user.load(config, loader)
+        return user.load(config, loader, labels or {})
     load = bind(checked(loader, "data.args"), "data.args", config.data.args, config, name=name)
     source: DataSource = load(config)
     return source

@@ -1,25 +1,32 @@
 """Batches for stage 0, prepared ahead of the training thread.
 
 The coordinator sends positions in the epoch's order; the loader turns them into samples. Threads suffice: decoding and
-tensor operators release the interpreter lock, and nothing has to be copied between processes.
+tensor operators release the interpreter lock, and nothing has to be copied between processes. Only where samples are
+drawn at random, each thread has a process to do it (`scpl_dist.data.readers`).
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from scpl_dist.data.readers import FORKS, Readers
 from scpl_dist.data.source import DataSource, Split
-from scpl_dist.run.errors import Aborted
 from scpl_dist.run.layout import share
 from scpl_dist.run.seeds import derive
 
+AHEAD_BYTES = (
+    2**30
+)  # that batches which wait for the training thread take together, beyond one for each thread
 Batch = tuple[Any, Tensor]
 Item = TypeVar("Item")
 _Making = Callable[[], Batch]  # makes a batch, or waits until it is made
@@ -38,7 +45,10 @@ class Loader(Generic[Item]):
         self._source = source
         self._seed = seed
         self._replica, self._replicas = replica, replicas
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if workers else None
+        if source.draws and not FORKS:
+            workers = 0
+        self._readers = Readers(source.batch, workers) if source.draws and workers else None
+        self._ahead = _Ahead(workers) if workers else None
         self._items: queue.SimpleQueue[tuple[Item, Sequence[_Making]] | Exception] = queue.SimpleQueue()
         self._order = lru_cache(maxsize=1)(permutation)
 
@@ -55,18 +65,17 @@ class Loader(Generic[Item]):
         `parts` are the first position and the one after the last of each; if `shuffled`, in the epoch's order.
         """
         batches: list[_Making] = [partial(self._batch, split, epoch, part, shuffled) for part in parts]
-        if self._pool is not None:
-            try:
-                batches = [self._pool.submit(make).result for make in batches]
-            except RuntimeError:  # shut down by abort()
-                raise Aborted("the run ended") from None
+        if self._ahead is not None:
+            batches = [self._ahead.prepare(make) for make in batches]
         self._items.put((item, batches))
 
     def abort(self, error: Exception) -> None:
-        """End the training thread's wait in `next`."""
+        """End the training thread's wait, for an item or a batch: it hears the error. Nothing is prepared any more."""
         self._items.put(error)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.abort(error)
+        if self._readers is not None:
+            self._readers.close()
 
     def next(self) -> tuple[Item, Iterator[Batch]]:
         """The next item with its batches, in order; raises what `abort` was given."""
@@ -82,10 +91,69 @@ class Loader(Generic[Item]):
     def _batch(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Batch:
         begin, end = part
         start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
-        if not shuffled:
-            return self._source.batch(split, epoch, torch.arange(start, stop))
-        order = self._order(self._seed, epoch, self._source.sizes["train"])
-        return self._source.batch(split, epoch, order[start:stop])
+        indices = torch.arange(start, stop)
+        if shuffled:
+            indices = self._order(self._seed, epoch, self._source.sizes["train"])[start:stop]
+        batch: Batch = (self._readers or self._source.batch)(split, epoch, indices)
+        return batch
+
+
+class _Ahead:
+    """Threads that make batches in advance: as many as there is memory for, and in any case one for each thread."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._threads = threads
+        self._changed = threading.Condition()
+        self._made: dict[int, Future[Batch]] = {}  # and not taken, by number
+        self._given = self._begun = self._taken = 0
+        self._largest = 0  # bytes of a batch, as far as is known
+        self._ended: Exception | None = None
+
+    def prepare(self, make: _Making) -> _Making:
+        """Make a batch as soon as its turn has come; what is returned waits for it. They are taken in order."""
+        number, self._given = self._given, self._given + 1
+        with suppress(RuntimeError):  # shut down by `abort`, which `_take` tells
+            self._pool.submit(self._make, number, make)
+        return partial(self._take, number)
+
+    def abort(self, error: Exception) -> None:
+        with self._changed:
+            self._ended = error
+            self._changed.notify_all()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, number: int, make: _Making) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended is not None or self._room(number))
+            self._begun += 1
+        if self._ended is not None:
+            return
+        made: Future[Batch] = Future()
+        try:
+            batch = make()
+            leaves = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+            self._largest = max(self._largest, sum(leaf.nbytes for leaf in leaves))
+            made.set_result(batch)
+        except BaseException as error:
+            made.set_exception(error)
+        with self._changed:
+            self._made[number] = made
+            self._changed.notify_all()
+
+    def _room(self, number: int) -> bool:
+        ahead = self._begun + 1 - self._taken
+        return number < self._taken + self._threads or 0 < ahead * self._largest <= AHEAD_BYTES
+
+    def _take(self, number: int) -> Batch:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended is not None or number in self._made)
+            if self._ended is not None:
+                raise self._ended
+            self._taken = number + 1
+            self._changed.notify_all()
+            made = self._made.pop(number)
+        return made.result()
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:

@@ -7,12 +7,15 @@ replay a step after a restart, and to compare runs with different numbers of sta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 Split = Literal["train", "validation", "test"]
+Labels = Mapping[str, list[int]]  # of the parts as the data set has them
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -22,6 +25,11 @@ class DataSource(ABC):
     classes: int
     sizes: dict[str, int]
     """Number of samples of each part."""
+    draws: bool = False
+    """Whether `batch` seeds the generators of torch, numpy or ``random`` and draws from them. It puts them back, but is
+    called only where nobody else draws meanwhile."""
+    labels: Labels = MappingProxyType({})
+    """Of parts that had to be read sample by sample for them: whoever opens the data set again may be given them."""
 
     @abstractmethod
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:

@@ -3,26 +3,41 @@
 The function is called as ``function(root, **args)`` and returns ``(train, validation, test)`` or ``(train,
 test)`` map-style data sets of ``(input, label)``; without a validation part, a tenth of the training part
 becomes it. They are fed as they are: whatever augmentation they need is theirs.
+
+They may draw from torch, numpy and ``random``, which are seeded for the function by the run's seed and for
+``__getitem__`` by (seed, epoch, index), with the epoch 0 for what is not trained on: a sample is the same whoever reads
+it, and whatever was read before. A generator that a data set keeps for itself is not known here.
 """
 
 from __future__ import annotations
 
 import operator
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 
-from scpl_dist.data.source import SPLITS, DataSource, Split
+from scpl_dist.data.readers import FORKS, Readers
+from scpl_dist.data.source import SPLITS, DataSource, Labels, Split
 from scpl_dist.data.splits import check_labels, complete
+from scpl_dist.models.build import seed_generators, seeded
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import bind, blaming
+from scpl_dist.run.seeds import derive
+
+_AT_ONCE = 20  # samples that are read for their labels before the next look at the clock
+_PATIENCE_S = 5.0  # seconds without a word
 
 
-def load(config: Config, function: Callable[..., Any]) -> ItemSource:
+def load(config: Config, function: Callable[..., Any], labels: Labels) -> ItemSource:
     name, root = config.data.name, config.data.root
     if config.data.augmentation == "strong":
         raise ValueError(
@@ -30,13 +45,14 @@ def load(config: Config, function: Callable[..., Any]) -> ItemSource:
             "and augment inside the data set"
         )
     call = bind(function, "data.args", config.data.args, root, name=name)
-    with blaming("data.name", name):
+    with blaming("data.name", name), seeded(config.run.seed, "data set"):
         returned = call(root)
     if not isinstance(returned, tuple | list) or len(returned) not in (2, 3):
         raise ValueError(f"data.name = {name!r}: return (train, validation, test) or (train, test) data sets")
     splits: tuple[Split, ...] = SPLITS if len(returned) == 3 else ("train", "test")
+    datasets = dict(zip(splits, returned, strict=True))
     with blaming("data.name", name):
-        source = ItemSource(f"data.name = {name!r}", dict(zip(splits, returned, strict=True)))
+        source = ItemSource(f"data.name = {name!r}", datasets, config.run.seed, labels, config.data.workers)
         source.example()  # the first batch is made here, where an error of the data set is told in one line
     return source
 
@@ -44,21 +60,32 @@ def load(config: Config, function: Callable[..., Any]) -> ItemSource:
 class ItemSource(DataSource):
     """Map-style data sets, collated batch by batch.
 
-    Shapes and labels are checked at once if a data set has no ``targets``; otherwise as batches are made.
+    Shapes and labels are checked at once if a data set has no ``targets``; otherwise as batches are made. `labels` are
+    those of an earlier look, which saves another one; they are not used for a data set that has another length now. A
+    look takes so many processes as there are `workers`.
     """
 
-    def __init__(self, where: str, datasets: dict[Split, Any]) -> None:
+    def __init__(
+        self, where: str, datasets: dict[Split, Any], seed: int, labels: Labels, workers: int = 1
+    ) -> None:
         self._where = where
         self._datasets = datasets
+        self._seed = seed
+        self._workers = workers
         self._lock = threading.Lock()  # most data sets are not written for several threads
-        labels: dict[str, torch.Tensor] = {
-            split: torch.tensor(_labels(dataset, f"{where}, data set {number}"), dtype=torch.int64)
-            for number, (split, dataset) in enumerate(datasets.items())
+        self.draws = not all(map(_stored, datasets.values()))
+        found: dict[Split, list[int]] = {
+            split: self._labels(split, f"{where}, data set {number}", labels.get(split, []))
+            for number, split in enumerate(datasets)
         }
+        self.labels = {split: found[split] for split in datasets if self._unlabelled(split)}
         named = getattr(datasets["train"], "classes", None)
         # Labels of the training part decide, so that a class which only the test part has is found out.
-        self.classes = len(named) if named is not None else max(labels["train"].tolist(), default=0) + 1
-        self._parts = complete(labels, self.classes, where)
+        self.classes = len(named) if named is not None else max(found["train"], default=0) + 1
+        tensors: dict[str, torch.Tensor] = {
+            split: torch.tensor(part, dtype=torch.int64) for split, part in found.items()
+        }
+        self._parts = complete(tensors, self.classes, where)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -66,17 +93,17 @@ class ItemSource(DataSource):
         part = self._parts[split]
         chosen = part.positions[indices]
         dataset = self._datasets[part.stored]
-        if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
             # Rows of tensors have one shape and one label each, which was checked at the start: take them at once.
             inputs, targets = dataset[chosen]
             return _single_precision(inputs), targets.to(torch.int64).flatten()
         positions = chosen.tolist()
         where = f"{self._where}, {split}"
         with self._lock:
-            samples = [(position, dataset[position]) for position in positions]
+            samples = self._read(part.stored, epoch if split == "train" else 0, positions)
         labels = torch.tensor([_label(item[1], where, position) for position, item in samples])
         check_labels(labels, self.classes, f"{where}, in the batch of {positions[:3]}...")
-        inputs = [item[0] for item in _alike(samples, where)]
+        inputs = list(_alike(((position, _shapes(item[0]), item[0]) for position, item in samples), where))
         try:
             collated = default_collate(inputs)
         except TypeError:
@@ -86,38 +113,96 @@ class ItemSource(DataSource):
             ) from None
         return pytree.tree_map_only(torch.Tensor, _single_precision, collated), labels
 
+    def _read(self, stored: Split, epoch: int, positions: Iterable[int]) -> list[tuple[int, Any]]:
+        dataset = self._datasets[stored]
+        if _stored(dataset):
+            return [(position, dataset[position]) for position in positions]
+        samples = []
+        with seeded(self._seed, "samples"):  # once: to put generators back takes longer than to seed them
+            for position in positions:
+                seed_generators(derive(self._seed, "sample", epoch, position))
+                samples.append((position, dataset[position]))
+        return samples
 
-def _labels(dataset: Any, where: str) -> list[int]:
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise ValueError(f"{where}: is {type(dataset).__name__}, give one with a length and an index")
-    targets = getattr(dataset, "targets", None)
-    if targets is None:
-        targets = [item[1] for item in _alike(_pairs(dataset, where), where)]
-    if len(targets) != len(dataset):
-        raise ValueError(f"{where}: has {len(dataset)} samples but {len(targets)} targets")
-    return [_label(target, where, index) for index, target in enumerate(targets)]
+    def _unlabelled(self, split: Split) -> bool:
+        """Whether every sample has to be read for its label."""
+        return getattr(self._datasets[split], "targets", None) is None and not _stored(self._datasets[split])
+
+    def _labels(self, split: Split, where: str, known: list[int]) -> list[int]:
+        dataset = self._datasets[split]
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise ValueError(f"{where}: is {type(dataset).__name__}, give one with a length and an index")
+        targets = getattr(dataset, "targets", None)
+        if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+            targets = dataset.tensors[1]
+        if targets is None and self._unlabelled(split) and len(known) == len(dataset):
+            targets = known
+        if targets is None:
+            with closing(self._look_at_all(split, where)) as samples:
+                targets = list(_alike(samples, where))
+        if len(targets) != len(dataset):
+            raise ValueError(f"{where}: has {len(dataset)} samples but {len(targets)} targets")
+        if hasattr(targets, "tolist"):
+            targets = targets.tolist()
+        return [_label(target, where, index) for index, target in enumerate(targets)]
+
+    def _look_at_all(self, split: Split, where: str) -> Generator[tuple[int, Any, Any], None, None]:
+        """Position, shapes and label of every sample, and a word now and then how far that is."""
+        size, said = len(self._datasets[split]), time.monotonic()
+        starts = range(0, size, _AT_ONCE)
+        with self._many(partial(self._look, split, where), starts) as looks:
+            for begin, found in zip(starts, looks, strict=True):
+                yield from found
+                if time.monotonic() - said > _PATIENCE_S:
+                    said = time.monotonic()
+                    note = f"{where}: read {begin + len(found)} of {size} samples for their labels"
+                    print(f"{note}; an attribute targets would save this", file=sys.stderr, flush=True)
+
+    def _look(self, split: Split, where: str, begin: int) -> list[tuple[int, Any, Any]]:
+        found = []
+        positions = range(len(self._datasets[split]))[begin : begin + _AT_ONCE]
+        for index, item in self._read(split, 0, positions):
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise ValueError(f"{where}: sample {index} is no pair of (input, label)")
+            found.append((index, _shapes(item[0]), item[1]))
+        return found
+
+    @contextmanager
+    def _many(self, look: Callable[[int], Any], starts: range) -> Iterator[Iterator[Any]]:
+        """What a function gives for each, in order; in as many processes as there are workers, if that is worth it."""
+        if self._workers < 2 or len(starts) < 2 or not self.draws or not FORKS:
+            yield map(look, starts)
+            return
+        readers, pool = Readers(look, self._workers), ThreadPoolExecutor(self._workers)
+        try:
+            yield pool.map(readers, starts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            readers.close()
 
 
-def _pairs(dataset: Any, where: str) -> Iterator[tuple[int, Any]]:
-    for index in range(len(dataset)):
-        item = dataset[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise ValueError(f"{where}: sample {index} is no pair of (input, label)")
-        yield index, item
+def _stored(dataset: Any) -> bool:
+    """Whether its samples are in memory as they are, so that none is drawn."""
+    if type(dataset) is Subset:
+        return _stored(dataset.dataset)
+    return type(dataset) in (list, tuple, TensorDataset)
 
 
-def _alike(samples: Iterable[tuple[int, Any]], where: str) -> Iterator[Any]:
-    """Samples, given with their positions, if their inputs have the shapes of the first one's."""
+def _shapes(value: Any) -> Any:
+    return pytree.tree_map(lambda leaf: tuple(getattr(leaf, "shape", ())), value)
+
+
+def _alike(samples: Iterable[tuple[int, Any, Any]], where: str) -> Iterator[Any]:
+    """What comes with position and shapes of each sample, if the shapes are those of the first one."""
     first: Any = None
-    for position, item in samples:
-        shapes = pytree.tree_map(lambda leaf: tuple(getattr(leaf, "shape", ())), item[0])
+    for position, shapes, value in samples:
         first = first or (position, shapes)
         if shapes != first[1]:
             raise ValueError(
                 f"{where}: sample {position} has shape {shapes}, sample {first[0]} has {first[1]}; "
                 "all inputs need one shape"
             )
-        yield item
+        yield value
 
 
 def _label(value: Any, where: str, index: int) -> int:

@@ -67,10 +67,10 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
     )
     if checked is None:
         raise PreflightError("the check of the run was killed, perhaps because the memory was full")
-    config = Config.model_validate(checked)
+    config = Config.model_validate(checked["config"])
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     signals: list[int] = []
-    with folder.taken(config):
+    with folder.taken(config, checked["labels"]):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: signals.append(number))
         return _launch(config, folder, resume, restore, signals), folder

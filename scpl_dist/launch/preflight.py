@@ -12,7 +12,7 @@ import torch
 
 from scpl_dist import data
 from scpl_dist.coordinator.item_sequence import ItemSequence
-from scpl_dist.data import DataSource
+from scpl_dist.data import DataSource, Labels
 from scpl_dist.plan.forecast import cores
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
@@ -23,11 +23,13 @@ def preflight(
     config: Config,
     absent: Callable[[str], None] | None = None,
     position: Mapping[str, Any] | None = None,
+    labels: Callable[[Labels], None] | None = None,
 ) -> Plan:
     """The plan of a run without mistakes; with the configuration to run, where a measured partition has its counts.
 
     `absent` is called with the reason if the files of a published data set cannot be used; everything else is checked
     then. None makes that a ValueError, as is any other mistake. `position` is that of the checkpoint to go on from.
+    `labels` is called with those of `DataSource.labels`.
     """
     try:
         source = data.resolve(config)
@@ -36,6 +38,8 @@ def preflight(
             raise
         absent(str(error))
         return _plan(config, error.classes, error.example, position)
+    if labels is not None:
+        labels(source.labels)
     return examine(config, source, position)
 
 
@@ -88,8 +92,10 @@ def _crowd(config: Config) -> Iterator[str]:
 
 
 def checked(config: dict[str, Any], position: dict[str, Any] | None) -> dict[str, Any]:
-    """The configuration to run, as `scpl_dist.launch.process.call` takes and gives it."""
-    return preflight(Config.model_validate(config), position=position).config.model_dump(mode="json")
+    """The configuration to run and the labels found, as `scpl_dist.launch.process.call` takes and gives them."""
+    labels: dict[str, list[int]] = {}
+    plan = preflight(Config.model_validate(config), position=position, labels=labels.update)
+    return {"config": plan.config.model_dump(mode="json"), "labels": labels}
 
 
 def _measured(config: Config, source: DataSource) -> Config:

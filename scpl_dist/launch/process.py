@@ -8,7 +8,6 @@ Nothing else knows the difference, but that a fork takes milliseconds and a prog
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any, NoReturn
 import psutil
 import setproctitle
 
+from scpl_dist.run.descent import die_with_parent
 from scpl_dist.run.errors import PreflightError
 
 # Seconds that a killed process may take to end.
@@ -116,17 +116,6 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
     finally:
         os._exit(code)
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies, however that happens. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
-        os._exit(1)
 
 
 def redirect_output(path: Path) -> None:

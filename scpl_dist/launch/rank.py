@@ -18,10 +18,11 @@ import torch
 
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.preflight import preflight
-from scpl_dist.launch.process import die_with_parent, ended, kill, spawn
+from scpl_dist.launch.process import ended, kill, spawn
 from scpl_dist.run import config as configuration
 from scpl_dist.run import network, open_files
 from scpl_dist.run.config import Config
+from scpl_dist.run.descent import die_with_parent
 from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
@@ -78,9 +79,10 @@ def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tupl
 def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
     restore, manifest = begin(run_dir, resume, config)
-    preflight(config, position=manifest.get("position"))
+    labels: dict[str, list[int]] = {}
+    preflight(config, position=manifest.get("position"), labels=labels.update)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
-    with folder.taken(config):
+    with folder.taken(config, labels):
         coordinator = CoordinatorProcess(folder, spawn, restore)
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)

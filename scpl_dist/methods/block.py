@@ -83,10 +83,11 @@ def floating(carry: Carry) -> list[Tensor]:
 
 
 def seed_operators(seed: int, block: int, step: int, micro_batch: int, replica: int = 0) -> None:
-    """Let dropout in one block draw from (seed, block, step, micro-batch, replica), whatever ran before it."""
+    """Let one block, such as its dropout, draw from (seed, block, step, micro-batch, replica), whatever ran before."""
     spec = (block, step, micro_batch, replica) if replica else (block, step, micro_batch)
     number = seeds.derive(seed, "dropout", *spec)
     # Not torch.manual_seed: without a GPU it formats a stack and queues a call for later, each time, without end.
     torch.default_generator.manual_seed(number)
+    seeds.seed_python(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(number)

@@ -5,18 +5,20 @@ A worker builds only its own blocks, and gets the weights that a process buildin
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from scpl_dist.models.trace import trace
 from scpl_dist.run.imports import bind, blaming, checked
 from scpl_dist.run.registry import Registry
-from scpl_dist.run.seeds import derive
+from scpl_dist.run.seeds import derive, seed_python
 
 MODELS = Registry("models", "model.name", {"vgg_tiny": "scpl_dist.models.vgg:vgg_tiny"})
 
@@ -79,12 +81,23 @@ def _module(name: str, entry: Any, index: int, seed: int) -> nn.Module:
     return entry
 
 
+def seed_generators(number: int) -> None:
+    """Let torch on the CPU, numpy and ``random`` draw from this number on."""
+    torch.default_generator.manual_seed(number)
+    seed_python(number)
+
+
 @contextmanager
 def seeded(seed: int, purpose: str, *position: int) -> Iterator[None]:
-    """Seed torch's global CPU generator for code that takes none (initialisation, dropout), and put its state back."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(derive(seed, purpose, *position))
+    """Seed the process's generators for code that takes none (initialisation, samples), and put their states back.
+
+    They are torch's on the CPU, numpy's and that of ``random``. Other threads must not draw from them meanwhile.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed_generators(derive(seed, purpose, *position))
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -81,7 +81,8 @@ class Data(Section):
     """"none", "basic" (images: shift and, where it makes sense, flip) or "strong" (two views: basic and colour).
     Texts and data sets of your own are fed as they are: "none" and "basic" mean the same, "strong" is refused."""
     workers: Annotated[int, Field(ge=0), CONDUCT] = 1
-    """Threads of stage 0 that prepare batches ahead; 0 prepares them in the training thread."""
+    """Threads of stage 0 that prepare batches ahead; 0 prepares them in the training thread. Data sets of your own that
+    are not just tensors or lists may draw at random: they are read in as many processes, which only Linux has."""
     download: Annotated[bool, CONDUCT] = False
     """Fetch the files of a data set that torchvision can download, if they are not under ``data.root``."""
     text_column: Annotated[str, RESULT] = "text"

@@ -7,6 +7,9 @@ hashed into a seed, so a replayed step, another number of stages or another numb
 from __future__ import annotations
 
 import hashlib
+import random
+
+import numpy as np
 
 
 def derive(seed: int, purpose: str, *position: int) -> int:
@@ -14,3 +17,9 @@ def derive(seed: int, purpose: str, *position: int) -> int:
     text = ":".join([str(seed), purpose, *map(str, position)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def seed_python(number: int) -> None:
+    """Seed what ``random`` and numpy draw from; torch, which is not needed here, has a generator of its own."""
+    random.seed(number)
+    np.random.seed(number % 2**32)

@@ -21,6 +21,7 @@ from scpl_dist.storage.metrics_log import MetricsLog
 
 # What a launcher may have put there before the run starts.
 _LEFTOVERS = {".lock", "log", "config.toml"}
+_LABELS = "labels.json"
 
 
 class RunFolder:
@@ -66,8 +67,11 @@ class RunFolder:
         return cls.open_for_writing(path)
 
     @contextlib.contextmanager
-    def taken(self, config: Config) -> Iterator[None]:
-        """Keep others out, and make the folder this run's; the lock goes with this process, however it ends."""
+    def taken(self, config: Config, labels: dict[str, list[int]] | None = None) -> Iterator[None]:
+        """Keep others out, and make the folder this run's; the lock goes with this process, however it ends.
+
+        `labels` are what it took long to find in the data set, for whoever opens that again.
+        """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,12 +81,19 @@ class RunFolder:
                 ) from None
             try:
                 write_text(self.path / "config.toml", config.to_toml())
+                (self.path / _LABELS).unlink(missing_ok=True)
+                if labels:
+                    write_text(self.path / _LABELS, json.dumps(labels))
             except OSError as error:
                 raise ValueError(
                     f"--run-dir {self.path}: config.toml cannot be written ({error.strerror}): free some space, or "
                     "choose another folder"
                 ) from None
             yield
+
+    def labels(self) -> dict[str, list[int]]:
+        """Of the data set, as far as `taken` was given them."""
+        return self.read(_LABELS) or {}
 
     def log_size(self, name: str) -> int:
         """Bytes in a worker's log; the name is `WorkerId.file`."""

@@ -163,11 +163,16 @@ class Worker:
         self._expect(messages.Close)
 
     def _source(self) -> DataSource | None:
-        """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on."""
+        """The data set, on stage 0; the other stages need its shapes only, which the coordinator passes on.
+
+        Its loader may fork, which is best done now: there are few threads yet, and no connections to other workers.
+        """
         if self.worker_id.stage != 0:
             return None
         self.timer.enter(Phase.DATA)
-        source = data.resolve(self.config)
+        source = data.resolve(self.config, None if self.run_dir is None else RunFolder(self.run_dir).labels())
+        part = (self.worker_id.replica, self.worker_id.replicas)
+        self._loader = Loader(source, self.config.run.seed, self.config.data.workers, *part)
         example = tensors.describe(source.example(), "the data set")
         if self.worker_id.first:
             data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
@@ -206,9 +211,6 @@ class Worker:
         if replicas is not None:
             for trainable in trainables.values():
                 replicas.share_statistics(trainable)
-        if source is not None:
-            part = (self.worker_id.replica, self.worker_id.replicas)
-            self._loader = Loader(source, config.run.seed, config.data.workers, *part)
         if self.worker_id.first:
             watch = None if self._trap is None else self._trap.spring
             check = functools.partial(_check, updaters)

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.support.command import scpl_dist
+from scpl_dist.run.config import load
+from tests.support import random_data, reference
+from tests.support.command import called, scpl_dist
+from tests.support.run_folder import accuracies, losses
 
 
 def accuracy(run: Path) -> float:
@@ -61,3 +64,20 @@ def test_a_folder_of_png_files_is_learnt(tmp_path: Path) -> None:
         *options(data__args__mean="[0.5]", data__args__std="[0.25]"),
     )
     assert accuracy(run) > 0.9  # chance is 0.5
+
+
+def test_a_data_set_that_draws_is_read_once_for_its_labels_and_trains_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    run, source = tmp_path / "run", random_data.__name__
+    overrides = [f"data.name={source}:noisy", f"model.name={source}:moody", f"data.root={tmp_path}"]
+    overrides += ["data.args.record=true", "data.batch_size=16", "run.epochs=2"]
+    settings = [part for text in overrides for part in ("-o", text)]
+    scpl_dist("train", "--run-dir", run, *settings, *options(data__workers=2, metrics__port=0))
+    assert (tmp_path / "test").stat().st_size == 3 * 20  # for the labels, and in two evaluations
+    evaluated = called("evaluate", run).stdout
+    assert (tmp_path / "test").stat().st_size == 4 * 20
+    wanted = reference.train(load(None, overrides))
+    assert losses(run) == wanted.losses
+    assert [accuracy for _, split, accuracy in accuracies(run) if split == "test"] == wanted.accuracy
+    assert f"test accuracy {wanted.accuracy[-1]:.4f}" in evaluated

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from scpl_dist import models
 from scpl_dist.methods.heads import Predictor, Projector, feature
-from scpl_dist_recipes.text_networks import Embedding, LSTMBlock, Text, TransformerBlock
+from scpl_dist_recipes.text_networks import Embedding, LSTMBlock, Text, TransformerBlock, run_padded
 
 WORDS = torch.tensor([[5, 3, 8, 2, 9], [7, 7, 0, 0, 0], [1, 4, 6, 0, 0]])
 
@@ -101,6 +102,43 @@ def test_lstm_layers_start_from_the_state_before_them() -> None:
         torch.testing.assert_close(upper["cell"][row], cell[:, 0])
         torch.testing.assert_close(second.feature(upper)[row], (hidden[0, 0] + hidden[1, 0]) / 2)
     assert not upper["tokens"][1, 2:].any()
+
+
+@pytest.mark.parametrize(("kind", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_padded_run_is_a_packed_one(kind: torch.dtype, rtol: float, begun: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.LSTM(6, 5, batch_first=True, bidirectional=True, dtype=kind)
+    lengths = torch.tensor([7, 1, 4, 7, 3])
+
+    def results(packed: bool) -> list[torch.Tensor]:
+        """Outputs, states, and gradients of everything that enters."""
+        generator = torch.Generator().manual_seed(1)
+        tokens, hidden, cell, to_outputs, to_hidden, to_cell = (
+            torch.randn(shape, generator=generator, dtype=kind)
+            for shape in [(5, 8, 6), (2, 5, 5), (2, 5, 5), (5, 8, 10), (2, 5, 5), (2, 5, 5)]
+        )
+        start = (hidden.requires_grad_(), cell.requires_grad_()) if begun else None
+        entering = [tokens.requires_grad_(), *(start or ()), *layer.parameters()]
+        if packed:
+            sequence = pack_padded_sequence(tokens, lengths, batch_first=True, enforce_sorted=False)
+            ran, states = layer(sequence, start)
+            leaving = [pad_packed_sequence(ran, batch_first=True, total_length=8)[0], *states]
+        else:
+            leaving = list(run_padded(layer, tokens, lengths, start))
+        return leaving + list(torch.autograd.grad(leaving, entering, [to_outputs, to_hidden, to_cell]))
+
+    for found, wanted in zip(results(packed=False), results(packed=True), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol / 10)
+
+
+def test_a_padded_run_without_gradients_has_the_same_bits() -> None:
+    """Of pipelines that compute a block again for its backward pass."""
+    layer = nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+    tokens, lengths = torch.randn(3, 8, 6), torch.tensor([8, 2, 5])
+    with torch.no_grad():
+        first = run_padded(layer, tokens, lengths, None)
+    assert all(map(torch.equal, first, run_padded(layer, tokens, lengths, None)))
 
 
 class _PublishedNorm(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -80,7 +82,7 @@ def _local_step(plan: Plan, result: Reference, adams: Adams, step: int, batch: B
     labels = batch[1]
     x = plan.method.carry(*batch)
     for block, trainable in result.trainables.items():
-        torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, 0))
+        _seed(plan, block, step, 0)
         output = trainable(x)
         terms = trainable.losses(x, output, labels)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
@@ -95,7 +97,7 @@ def _end_to_end_step(plan: Plan, result: Reference, adams: Adams, step: int, par
     losses: list[tuple[Tensor, float]] = []
     for m, (x, labels) in enumerate(parts):
         for block, trainable in trainables.items():
-            torch.manual_seed(seeds.derive(plan.config.run.seed, "dropout", block, step, m))
+            _seed(plan, block, step, m)
             x = trainable(x)
         losses.append(
             (
@@ -111,6 +113,13 @@ def _end_to_end_step(plan: Plan, result: Reference, adams: Adams, step: int, par
     for optimizers in adams.values():
         _update(optimizers)
     result.losses[step, len(trainables) - 1] = {"classifier": noted}
+
+
+def _seed(plan: Plan, block: int, step: int, m: int) -> None:
+    number = seeds.derive(plan.config.run.seed, "dropout", block, step, m)
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def _update(optimizers: list[torch.optim.Optimizer]) -> None:
