@@ -24,9 +24,7 @@ from scpl_dist.data.source import DataSource, Split
 from scpl_dist.run.layout import share
 from scpl_dist.run.seeds import derive
 
-AHEAD_BYTES = (
-    2**30
-)  # that batches which wait for the training thread take together, beyond one for each thread
+AHEAD_BYTES = 2**30  # of batches that wait for the training thread, beyond one for each thread
 Batch = tuple[Any, Tensor]
 Item = TypeVar("Item")
 _Making = Callable[[], Batch]  # makes a batch, or waits until it is made
@@ -127,6 +125,7 @@ class _Ahead:
         with self._changed:
             self._changed.wait_for(lambda: self._ended is not None or self._room(number))
             self._begun += 1
+            self._changed.notify_all()
         if self._ended is not None:
             return
         made: Future[Batch] = Future()
@@ -142,8 +141,9 @@ class _Ahead:
             self._changed.notify_all()
 
     def _room(self, number: int) -> bool:
-        ahead = self._begun + 1 - self._taken
-        return number < self._taken + self._threads or 0 < ahead * self._largest <= AHEAD_BYTES
+        """Whether it is this batch's turn, and there is memory for it."""
+        ahead = number + 1 - self._taken
+        return number == self._begun and (ahead <= self._threads or 0 < ahead * self._largest <= AHEAD_BYTES)
 
     def _take(self, number: int) -> Batch:
         with self._changed:

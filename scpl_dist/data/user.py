@@ -52,9 +52,7 @@ def load(config: Config, function: Callable[..., Any], labels: Labels) -> ItemSo
     splits: tuple[Split, ...] = SPLITS if len(returned) == 3 else ("train", "test")
     datasets = dict(zip(splits, returned, strict=True))
     with blaming("data.name", name):
-        source = ItemSource(f"data.name = {name!r}", datasets, config.run.seed, labels, config.data.workers)
-        source.example()  # the first batch is made here, where an error of the data set is told in one line
-    return source
+        return ItemSource(f"data.name = {name!r}", datasets, config.run.seed, labels, config.data.workers)
 
 
 class ItemSource(DataSource):
@@ -144,6 +142,10 @@ class ItemSource(DataSource):
             raise ValueError(f"{where}: has {len(dataset)} samples but {len(targets)} targets")
         if hasattr(targets, "tolist"):
             targets = targets.tolist()
+        if type(dataset) is TensorDataset:  # a column has one label a sample, too
+            targets = [
+                target[0] if isinstance(target, list) and len(target) == 1 else target for target in targets
+            ]
         return [_label(target, where, index) for index, target in enumerate(targets)]
 
     def _look_at_all(self, split: Split, where: str) -> Generator[tuple[int, Any, Any], None, None]:

@@ -16,6 +16,7 @@ from scpl_dist.data import DataSource, Labels
 from scpl_dist.plan.forecast import cores
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
+from scpl_dist.run.imports import blaming
 from scpl_dist.run.network import resolve
 
 
@@ -54,7 +55,9 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
     ItemSequence(config, source.sizes, position)  # raises if they do not fit together
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
-    plan = _plan(config, source.classes, source.example(), position)
+    with blaming("data.name", config.data.name):
+        example = source.example()
+    plan = _plan(config, source.classes, example, position)
     shape, wanted = source.batch("train", 0, torch.arange(2))[1].shape[1:], plan.method.task.label_shape
     if shape != wanted:
         raise ValueError(

@@ -291,7 +291,7 @@ def test_targets_save_reading_every_sample_and_classes_are_counted(own: Callable
 )
 def test_wrong_data_sets_are_refused(own: Callable[..., DataSource], function: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        own(function)
+        own(function).example()
 
 
 def test_a_column_of_labels_is_one_label_a_sample(own: Callable[..., DataSource]) -> None:
