@@ -59,6 +59,15 @@ def nothing_left_over() -> Iterator[None]:
     assert not found, f"left over: {found}"
 
 
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """Put back what a test, or a start of a run in this process, has set for processes that come after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def children() -> set[int]:
     """The processes that this one has started, or adopted."""
     found: set[int] = set()
