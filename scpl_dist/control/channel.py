@@ -30,6 +30,7 @@ from scpl_dist.control.sockets import dealer
 HEARTBEAT_S = 0.5
 HEAL_S = 2.0  # a connection may be gone for so long before the coordinator counts as lost
 WORD_S = 10.0  # who waits for the coordinator for longer says so
+STOPS = (signal.SIGTERM, signal.SIGINT)
 REFUSALS = 5  # failed handshakes in a row; a single one may be a coordinator that just starts
 
 
@@ -78,7 +79,7 @@ class Channel:
         """
         self._on_signal = on_signal
         signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, lambda number, frame: None)
 
     def close(self, flush_s: float = 2.0) -> bool:
@@ -143,8 +144,8 @@ class Channel:
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         with suppress(BlockingIOError):
-            for number in filter(None, self._alarm.recv(1 << 16, sockets.MSG_DONTWAIT)):
-                if self._on_signal is not None:
+            for number in self._alarm.recv(1 << 16, sockets.MSG_DONTWAIT):
+                if self._on_signal is not None and number in STOPS:  # others may have handlers of their own
                     self._on_signal(number)
         # Again: 1000 messages wait already, so the coordinator is slow or gone; the rest is sent later, in order.
         with suppress(zmq.Again):

@@ -21,7 +21,6 @@ import functools
 import os
 import platform
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -320,8 +319,7 @@ class Worker:
 
     def _on_signal(self, number: int) -> None:
         """Ask the coordinator for a stop in order. Called by the control thread."""
-        if number in (signal.SIGTERM, signal.SIGINT):
-            self._channel.send(messages.StopRequested(signal=number))
+        self._channel.send(messages.StopRequested(signal=number))
 
     def _written(self, sequence: int, files: list[dict[str, Any]], seconds: float) -> None:
         """A part of a checkpoint is on disk. Runs in the writer's thread."""
