@@ -162,7 +162,7 @@ def compare(
             trial(entry, config, [*shared, *entry.settings, f"run.seed={seed}"], folder / name)
         settled = configuration.load(config, [*shared, *entry.settings])
         entry.threads = f"{settled.layout.world} x {settled.runtime.threads}"
-        entry.parameters = _parameters(config, [*shared, *entry.settings])
+        entry.parameters = _parameters(settled)
         comparison.write()  # after each method, so that an interrupted comparison leaves what it has
     return comparison
 
@@ -220,9 +220,9 @@ def _curve(folder: RunFolder) -> report.Curve:
     return [(row["time"] - begin, row["accuracy"]) for row in tests]
 
 
-def _parameters(config: Path | None, overrides: Sequence[str]) -> tuple[int, int] | None:
+def _parameters(config: Config) -> tuple[int, int] | None:
     try:
-        plan = preflight.preflight(configuration.load(config, overrides), absent=lambda reason: None)
+        plan = preflight.preflight(config, absent=lambda reason: None)
     except Exception:  # a model of the user's may raise anything; the runs have said what
         return None
     return sum(plan.parameters), sum(plan.parameters) + sum(plan.head_parameters)

@@ -61,9 +61,8 @@ class Plan:
 
     def doubts(self) -> Iterator[str]:
         """What is hardly meant like this in the model, with the fix."""
-        config, local = self.config, self.method.local
-        blocks, _ = models.outline(config.model.name, config.model.args, self.classes, self.shapes[0])
-        for index, block in enumerate(blocks):
+        local = self.method.local
+        for index, block in enumerate(self._outlined):
             name = f"block {index} ({type(block).__name__})"
             if local and self.parameters[index] == 0:
                 yield f"{name} has no parameters: its loss trains its own heads only; join it with a neighbour"
@@ -75,9 +74,13 @@ class Plan:
 
     @cached_property
     def head_parameters(self) -> list[int]:
-        config = self.config
-        blocks, _ = models.outline(config.model.name, config.model.args, self.classes, self.shapes[0])
-        return [self._count_heads(index, block) for index, block in enumerate(blocks)]
+        return [self._count_heads(index, block) for index, block in enumerate(self._outlined)]
+
+    @cached_property
+    def _outlined(self) -> list[nn.Module]:
+        """All blocks, for checks only: workers do not ask for them, as they may be as large as the model."""
+        model = self.config.model
+        return models.outline(model.name, model.args, self.classes, self.shapes[0])[0]
 
     def _count_heads(self, index: int, block: nn.Module) -> int:
         try:
