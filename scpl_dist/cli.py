@@ -75,8 +75,8 @@ def train(
         _leave(local.train(settings, run_dir, resume)[0])
     from scpl_dist.launch.preflight import preflight
 
-    _, manifest = begin(run_dir, resume, settings)
-    plan = preflight(settings, _without_data, manifest.get("position"))
+    position = begin(run_dir, resume, settings).manifest.get("position")
+    plan = preflight(settings, _without_data, position)
     print(plan.config.to_toml())
     print(plan.table())
 

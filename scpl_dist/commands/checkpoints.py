@@ -41,6 +41,8 @@ def check(run_dir: Path) -> int:
 
 def _all(run_dir: Path) -> list[Path]:
     found = steps(run_dir)
+    if not (run_dir / "config.toml").is_file() and not found:
+        raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     if not found:
         raise CheckpointError(f"{run_dir} has no checkpoints")
     return found

@@ -49,7 +49,7 @@ from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
-from scpl_dist.storage import checkpoints
+from scpl_dist.storage import checkpoints, lock
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
@@ -124,6 +124,7 @@ class Service:
         if self._launcher is not None:
             poller.register(self._launcher.descriptor, zmq.POLLIN)
         tick = time.monotonic()
+        touched = tick
         while self._outcome is None:
             poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000)))
             for event in self._events():
@@ -132,6 +133,9 @@ class Service:
                 self._handle(events.Tick())
                 self._progress.update(self._coordinator.clock(time.monotonic()))
                 tick = time.monotonic() + TICK_S
+            if time.monotonic() >= touched:
+                self._publisher.submit(lock.touch, self._folder.path)
+                touched = time.monotonic() + lock.TOUCHED_EVERY_S
 
     def _events(self) -> Iterator[events.Event]:
         """What has happened since the last call; what a worker has said comes before the news of its end."""
@@ -276,11 +280,11 @@ def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     """
     open_files.raise_limit()
     fixed = config.model_copy(update={"control": config.control.fixed()})
-    restore, manifest = begin(run_dir, resume, fixed)
+    restore, manifest, seen = begin(run_dir, resume, fixed)
     if "sizes" in manifest:  # or else the data set shows whether the run can go on there
         ItemSequence(fixed, manifest["sizes"], manifest["position"])
     folder = RunFolder.create(run_dir, fixed, resume=resume != "never")
-    with folder.taken(fixed):
+    with folder.taken(fixed, seen=seen):
         folder.clear()
         return serve(str(folder.path), uuid.uuid4().hex, restore)
 

@@ -56,7 +56,7 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
         ValueError: something cannot be used, or another run is in progress in the folder; nothing has begun.
         CheckpointError: there is no checkpoint to go on from; nothing has begun.
     """
-    restore, manifest = begin(run_dir, resume, config)
+    restore, manifest, seen = begin(run_dir, resume, config)
     _set_environment(config)
     open_files.raise_limit()
     _import(_FOR_CHECK)
@@ -70,7 +70,7 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
     config = Config.model_validate(checked["config"])
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
     signals: list[int] = []
-    with folder.taken(config, checked["labels"]):
+    with folder.taken(config, checked["labels"], seen):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: signals.append(number))
         return _launch(config, folder, resume, restore, signals), folder
@@ -118,7 +118,7 @@ def _launch(config: Config, folder: RunFolder, resume: str, restore: str, signal
             return end.code
         resume = "auto" if steps(folder.path) else resume
         try:
-            restore, _ = begin(folder.path, resume, config)
+            restore = begin(folder.path, resume, config).restore
         except CheckpointError as error:
             folder.fail(1, str(error), Cause.CHECKPOINT)
             print(f"scpl-dist: not started again: {error}", file=sys.stderr, flush=True)

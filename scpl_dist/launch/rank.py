@@ -78,11 +78,11 @@ def _work(config: Config, run_dir: Path | None, control: str, rank: int) -> tupl
 
 def _lead(config: Config, run_dir: Path | None, resume: str) -> tuple[int, str]:
     """Be rank 0 under torchrun: start the coordinator, work, and end after it."""
-    restore, manifest = begin(run_dir, resume, config)
+    restore, manifest, seen = begin(run_dir, resume, config)
     labels: dict[str, list[int]] = {}
     preflight(config, position=manifest.get("position"), labels=labels.update)
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
-    with folder.taken(config, labels):
+    with folder.taken(config, labels, seen):
         coordinator = CoordinatorProcess(folder, spawn, restore)
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)

@@ -24,6 +24,7 @@ from scpl_dist.models.build import seeded
 from scpl_dist.models.trace import overwrites
 from scpl_dist.plan import partition
 from scpl_dist.run.config import Config
+from scpl_dist.run.imports import blaming
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Plan:
         blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         specs = _places(config, parameters)
-        method = method_type(config, len(blocks), Classification(classes))
+        with blaming("run.method", config.run.method):
+            method = method_type(config, len(blocks), Classification(classes))
         return cls(config, classes, [example, *outputs], parameters, specs, method)
 
     def check(self) -> None:
@@ -53,7 +55,9 @@ class Plan:
         pipeline = self.config.pipeline
         for program, parts in ((self.method.train, pipeline.micro_batches), (self.method.evaluate, 1)):
             try:
-                simulate([lower(program(spec, parts), spec) for spec in self.specs], pipeline.max_in_flight)
+                with blaming("run.method", self.config.run.method):
+                    programs = [lower(program(spec, parts), spec) for spec in self.specs]
+                simulate(programs, pipeline.max_in_flight)
             except ScheduleError as error:
                 raise ValueError(
                     f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
@@ -87,11 +91,20 @@ class Plan:
             with torch.device("meta"):
                 made = self._trainable(index, block)
         except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
-            made = self._trainable(index, block)
+            # Heads are those of the method, which may be the user's, or what the blocks of the model ask for.
+            run, model = self.config.run, self.config.model
+            with blaming(*(("run.method", run.method) if ":" in run.method else ("model.name", model.name))):
+                made = self._trainable(index, block)
         return sum(parameter.numel() for parameter in made.heads.parameters())
 
     def _trainable(self, index: int, block: nn.Module) -> TrainableBlock:
-        return self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])
+        made = self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])
+        if not isinstance(made, TrainableBlock):
+            raise ValueError(
+                f"run.method = {self.config.run.method!r}: trainable() gave {type(made).__name__} for block {index}; "
+                "give a TrainableBlock of scpl_dist.methods.block"
+            )
+        return made
 
     def trainables(self, blocks: Iterable[int]) -> dict[int, TrainableBlock]:
         """Build blocks with their heads; weights are drawn from (seed, block)."""

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scpl_dist.run.config import Config, Effect, effects
 from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps, verify
@@ -25,17 +25,26 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def begin(run_dir: Path | None, resume: str, config: Config) -> tuple[str, dict[str, Any]]:
-    """Where a start begins, decided before anything in its folder changes: a checkpoint's path, and its manifest.
+class Beginning(NamedTuple):
+    """Where a start begins; checkpoint and manifest are empty at the beginning of a run."""
 
-    Both are empty at the beginning of a run. As `choose`, and says on standard error what the user should know.
+    restore: str  # path of the checkpoint
+    manifest: dict[str, Any]  # its
+    seen: list[Path]  # all checkpoints of the run folder when it was chosen
+
+
+def begin(run_dir: Path | None, resume: str, config: Config) -> Beginning:
+    """Where a start begins, decided before anything in its folder changes.
+
+    As `choose`, and says on standard error what the user should know.
     """
+    seen = [] if run_dir is None else steps(run_dir)
     chosen = choose(run_dir, resume, _warn, config)
     if chosen is not None:
-        return str(chosen[0].resolve()), chosen[1]
+        return Beginning(str(chosen[0].resolve()), chosen[1], seen)
     if resume == "auto":
         print(f"nothing to resume in {run_dir}: the run starts at its beginning", file=sys.stderr, flush=True)
-    return "", {}
+    return Beginning("", {}, seen)
 
 
 def choose(

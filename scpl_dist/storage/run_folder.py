@@ -6,21 +6,22 @@ JSON files are replaced in one step, so a reader sees the old content or the new
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, Failure, Outcome
+from scpl_dist.storage import lock
+from scpl_dist.storage.checkpoints import steps
 from scpl_dist.storage.durable import write_text
 from scpl_dist.storage.metrics_log import MetricsLog
 
 # What a launcher may have put there before the run starts.
-_LEFTOVERS = {".lock", "log", "config.toml"}
+_LEFTOVERS = {*lock.FILES, "log", "config.toml"}
 _LABELS = "labels.json"
 
 
@@ -67,18 +68,21 @@ class RunFolder:
         return cls.open_for_writing(path)
 
     @contextlib.contextmanager
-    def taken(self, config: Config, labels: dict[str, list[int]] | None = None) -> Iterator[None]:
+    def taken(
+        self, config: Config, labels: dict[str, list[int]] | None = None, seen: Sequence[Path] = ()
+    ) -> Iterator[None]:
         """Keep others out, and make the folder this run's; the lock goes with this process, however it ends.
 
-        `labels` are what it took long to find in the data set, for whoever opens that again.
+        `labels` are what it took long to find in the data set, for whoever opens that again. `seen` are the checkpoints
+        that were there when that to go on from was chosen.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with lock.locked(self.path):
+            new = [path.name for path in steps(self.path) if path not in seen]
+            if new:
                 raise ValueError(
-                    f"--run-dir {self.path}: a run is in progress in this folder: wait for its end, or stop it first"
-                ) from None
+                    f"--run-dir {self.path}: another run has written {', '.join(new)} while this one started: start "
+                    "again to go on from there"
+                )
             try:
                 write_text(self.path / "config.toml", config.to_toml())
                 (self.path / _LABELS).unlink(missing_ok=True)

@@ -45,5 +45,9 @@ def test_a_damaged_one_is_named_with_its_reason(run: Path, capsys: pytest.Captur
 
 def test_a_run_without_checkpoints_is_said(tmp_path: Path) -> None:
     for look in (listing, check):
+        with pytest.raises(ValueError, match="is no run folder"):
+            look(tmp_path)
+    (tmp_path / "config.toml").touch()
+    for look in (listing, check):
         with pytest.raises(CheckpointError, match="has no checkpoints"):
             look(tmp_path)

@@ -251,7 +251,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
     finish(first, workers)
     assert first.end()[0] == 143
     (first.folder / "run.json").unlink()
-    restore, _ = begin(first.folder, "auto", first.config)
+    restore = begin(first.folder, "auto", first.config).restore
     second = start(restore=restore, run__epochs=500)
     workers = second.workers()
     for worker in workers:
@@ -264,6 +264,17 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
     sequence = ItemSequence(second.config, SIZES, manifest["position"], "g1")
     for item in workers[0].expect("work")["items"]:
         assert from_plain(item) == sequence.next()
+
+
+def test_a_running_coordinator_touches_the_lease_of_its_folder(start: Any) -> None:
+    coordinator = start()
+    lease = coordinator.folder / ".lease"
+    lease.touch()
+    os.utime(lease, (0, 0))
+    deadline = time.monotonic() + LIMIT_S
+    while lease.stat().st_mtime == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_wrong_peer_is_refused_with_both_values_and_ends_the_start(start: Any) -> None:

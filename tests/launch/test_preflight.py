@@ -27,6 +27,37 @@ def empty(classes):
 
 def overwriting(classes):
     return [nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8))]
+
+def headless(classes):
+    blocks = plain(classes)
+    blocks[1].predictor = lambda classes: 1 / 0
+    return blocks
+"""
+METHODS = """
+from scpl_dist.methods.base import LocalMethod
+from scpl_dist.methods.block import TrainableBlock
+
+class NoBlocks(LocalMethod):
+    name = "own"
+    def trainable(self, index, block, before, after):
+        raise RuntimeError("not yet")
+
+class Blocks(NoBlocks):
+    def trainable(self, index, block, before, after):
+        return TrainableBlock(block, {})
+
+class NoPlan(Blocks):
+    def train(self, spec, micro_batches):
+        return self.missing
+
+class NoStart(Blocks):
+    def __init__(self, *args):
+        super().__init__(*args)
+        {}["setting"]
+
+class Nothing(NoBlocks):
+    def trainable(self, index, block, before, after):
+        pass
 """
 
 
@@ -126,3 +157,32 @@ class SequenceLabels(DataSource):
 def test_labels_that_no_head_can_learn_are_refused_before_anything_starts() -> None:
     with pytest.raises(ValueError, match=r"data.name = 'digits': the label of a sample has shape \(5,\)"):
         examine(load(values={"metrics.port": 0}), SequenceLabels())
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ("NoBlocks", "{file}, line 8: RuntimeError: not yet"),
+        ("NoPlan", "{file}, line 16: AttributeError: 'NoPlan' object has no attribute 'missing'"),
+        ("NoStart", "{file}, line 21: KeyError: 'setting'"),
+        ("Nothing", "trainable() gave NoneType for block 0; give a TrainableBlock"),
+    ],
+)
+def test_a_method_of_the_user_that_fails_is_told_with_its_line(
+    method: str, what: str, check: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "methods.py"
+    file.write_text(METHODS)
+    told = f"run.method = '{file}:{method}': {what.format(file=file)}"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check(run__method=f"{file}:{method}")
+
+
+def test_a_head_that_the_model_asks_for_and_that_fails_is_told_with_its_line(
+    check: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.py"
+    with pytest.raises(
+        ValueError, match=re.escape(f"model.name = '{file}:headless': {file}, line 15: ZeroDivisionError")
+    ):
+        check(model="headless")

@@ -89,11 +89,11 @@ def test_a_first_start_has_nothing_to_go_on_from(tmp_path: Path) -> None:
 def test_who_asks_for_a_checkpoint_hears_that_there_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert begin(tmp_path, "auto", Config()) == ("", {})
+    assert begin(tmp_path, "auto", Config()) == ("", {}, [])
     assert f"nothing to resume in {tmp_path}" in capsys.readouterr().err
-    assert begin(tmp_path, "never", Config()) == ("", {})
+    assert begin(tmp_path, "never", Config()) == ("", {}, [])
     checkpoint = write(tmp_path, 1)
-    assert begin(tmp_path, "auto", Config()) == (str(checkpoint.resolve()), verify(checkpoint))
+    assert begin(tmp_path, "auto", Config()) == (str(checkpoint.resolve()), verify(checkpoint), [checkpoint])
     assert capsys.readouterr().err == ""
 
 
