@@ -5,10 +5,12 @@ Exit codes: 0 done; 1 failed; 2 usage or configuration; 130 / 143 stopped by SIG
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ import typer
 from typer import Argument, Option
 
 from scpl_dist import __version__
-from scpl_dist.commands import checkpoints
+from scpl_dist.commands import checkpoints, runs
 from scpl_dist.commands.table import show
 from scpl_dist.control.keys import create
 from scpl_dist.launch import local
@@ -156,6 +158,14 @@ def report(
     print(report.report(run_dir, target))
 
 
+@app.command("ls")
+def list_runs(
+    root: Annotated[Path, Argument(metavar="[FOLDER]", help="Folder with run folders in it.")] = Path("runs"),
+) -> None:
+    """List the runs in a folder, oldest first: what was trained, how well, how long, how it ended."""
+    show(runs.HEADINGS, runs.listing(root), left=runs.LEFT)
+
+
 @app.command()
 def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
@@ -270,10 +280,23 @@ def _saved_config(run_dir: Path | None, resume: str) -> Path | None:
     return next((file for folder in folders if (file := folder / "config.toml").is_file()), None)
 
 
+def _hint(words: Sequence[str]) -> None:
+    """After a mistake on the command line: what looks like an option may be a key of the configuration."""
+    names = [
+        word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words if word[:2] == "--"
+    ]
+    for key in itertools.chain.from_iterable(map(configuration.keys_called, names)):
+        print(f"scpl-dist: settings are given as -o {key}=VALUE", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == 2:
+            _hint(sys.argv)
+        raise
     except (ValueError, CheckpointError, PreflightError) as error:
         print(f"scpl-dist: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)

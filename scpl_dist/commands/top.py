@@ -58,11 +58,13 @@ def follow(target: str, every_s: float, once: bool) -> int:
                 status = ask(url)
             except OSError as error:
                 text = f"nobody answers at {url}: {error}"
-                if seen:
-                    ended = RunFolder(Path(target)).read("exit.json")
-                    text = "the run does not answer any more" + (f": {ended['reason']}" if ended else "")
+                ended = RunFolder(Path(target)).read("exit.json")
+                if ended is not None:
+                    text = f"the run has ended: {ended['reason']}"
+                elif seen:
+                    text = "the run does not answer any more"
                 console.print(text, markup=False, soft_wrap=True)
-                return 0 if seen else 1
+                return 0 if seen or ended else 1
             seen = True
             if live is None:
                 console.print(picture.draw(status))

@@ -30,6 +30,7 @@ class ItemFlow:
         self.checkpoints = PendingCheckpoints(self.sequence, stages)
         self.begun: float | None = None  # monotonic time of the first item
         self._config = config
+        self._sizes = sizes
         self._generation = origin.generation
         self._members = members
 
@@ -38,7 +39,12 @@ class ItemFlow:
         run, stages = self._config.run, self._config.pipeline.stages
         steps, done = self.sequence.steps, self.results.steps_done
         row = {"event": "start", "method": run.method, "stages": stages, "workers": len(self._members)}
-        text = f"{run.method}: {stages} stages, {run.epochs} epochs, {steps} steps"
+        data, devices = self._config.data, {member.hello.device for member in self._members.values()}
+        parts = ", ".join(f"{number} {name}" for name, number in self._sizes.items() if number)
+        text = (
+            f"{run.method}: {stages} stages on {', '.join(sorted(devices))}; {run.epochs} epochs, {steps} steps of "
+            f"{data.batch_size}; {data.name}: samples {parts}; augmentation {data.augmentation}"
+        )
         if done:
             text += f", going on after step {done}"
         return [Record(row | {"step": done, "steps": steps, "generation": self._generation}), Say(text)]

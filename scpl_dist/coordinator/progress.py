@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: a live table on a terminal, plain lines elsewhere.
+"""What the user sees while a run goes on: a live table on a terminal, plain lines elsewhere, one every few seconds.
 
 Only the coordinator draws, so nothing interleaves. Everything goes to standard error; the final summary, which other
 programs may want, goes to standard output.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -17,11 +18,14 @@ from rich.live import Live
 from scpl_dist.coordinator.events import Say
 from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.status import snapshot
-from scpl_dist.coordinator.table import StatusTable
+from scpl_dist.coordinator.table import StatusTable, line
 from scpl_dist.run.failures import Failure, Outcome
 
 # Characters that could steer a terminal; a message from the network must not.
 CONTROL = re.compile(r"[^\n\t -~\u00a0-\uffff]")
+
+
+SILENCE_S = 10.0  # without a line, after which one says how far the run is
 
 
 class Progress:
@@ -30,6 +34,7 @@ class Progress:
         self._console = Console(file=stream or sys.stderr, stderr=stream is None, highlight=False)
         self._table = StatusTable()
         self._live: Live | None = None
+        self._said: float | None = None  # when the last line came, on the clock of `update`
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
@@ -40,10 +45,18 @@ class Progress:
         if warned or self._live is None:
             text = f"warning: {command.text}" if warned else command.text
             self._console.print(text, markup=False, soft_wrap=True)
+            self._said = None
 
     def update(self, now: float) -> None:
         if self._live is not None:
             self._live.update(self._table.draw(snapshot(self._coordinator, now)), refresh=True)
+            return
+        self._said = now if self._said is None else self._said
+        if now - self._said >= SILENCE_S:
+            status = snapshot(self._coordinator, now)
+            losses = status["workers"][-1]["losses"]  # of the blocks of the last stage
+            loss = f", loss {sum(losses.values()):.4f}" if losses else ""
+            self.say(Say(f"{time.strftime('%H:%M:%S')} {line(status)}{loss}"))
 
     def close(self) -> None:
         if self._live is not None:

@@ -95,6 +95,8 @@ class Service:
         self._progress = Progress(self._coordinator)
         run = {"generation": generation, "pid": os.getpid(), "control": endpoint, "metrics": self._http.url}
         folder.write("run.json", run)
+        if not restarted:
+            self._progress.say(events.Say(f"run folder {folder.path}, metrics at {self._http.url}"))
 
     def _status(self) -> Status:
         with self._lock:

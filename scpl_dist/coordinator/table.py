@@ -44,7 +44,7 @@ class StatusTable:
             passed = status["now"] - old["now"] if old is not None else 0.0
             cells = _cells(worker, before, passed)
             table.add_row(*map(Text, cells if several_hosts else cells[:-1]))
-        return Group(table, Text(_line(status)))
+        return Group(table, Text(line(status)))
 
 
 def _cells(worker: dict[str, Any], before: dict[str, Any], passed: float) -> list[str]:
@@ -59,7 +59,8 @@ def _cells(worker: dict[str, Any], before: dict[str, Any], passed: float) -> lis
     return [*row, worker["phase"], worker["host"]]
 
 
-def _line(status: Status) -> str:
+def line(status: Status) -> str:
+    """How far the run is, and how well it does."""
     if status["seconds"] is None:
         return status["unready"] or ""
     parts = [status["method"], f"epoch {status['epoch'] + 1}/{status['epochs']}"]

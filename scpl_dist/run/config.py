@@ -6,6 +6,7 @@ No environment variable changes what is trained. Each key says what another valu
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import tomllib
@@ -309,6 +310,11 @@ def load(
     """
     tree: dict[str, Any] = {}
     if path is not None:
+        if path.is_dir():
+            raise ValueError(
+                f"configuration file {path} is a folder: give a TOML file; a run goes on with --run-dir {path} "
+                "--resume auto"
+            )
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -328,10 +334,16 @@ def load(
         raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
 
 
+def keys_called(name: str) -> list[str]:
+    """The ``section.key`` whose last part is this."""
+    return [key for key in effects() if key.partition(".")[2] == name]
+
+
 def _put(tree: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.split(".")
     if not parents or not last:
-        raise ValueError(f"-o {key}={value}: the key needs a section, for example pipeline.stages")
+        meant = keys_called(key) or ["pipeline.stages"]
+        raise ValueError(f"-o {key}={value}: the key needs a section, for example {' or '.join(meant)}")
     table = tree
     for parent in parents:
         table = table.setdefault(parent, {}) if isinstance(table, dict) else {}
@@ -354,7 +366,10 @@ def _explain(problem: Any) -> str:
     value = problem["input"]
     if problem["type"] != "extra_forbidden":
         return f"{'.'.join(path[:2])} = {value!r}: {problem['msg'].lower()}"
-    known = f"sections are {', '.join(Config.model_fields)}"
+    key, names = ".".join(path), list(Config.model_fields)
+    known = f"sections are {', '.join(names)}"
     if len(path) > 1:
         known = f"keys of [{path[0]}] are {', '.join(type(getattr(Config(), path[0])).model_fields)}"
-    return f"{'.'.join(path)} = {value!r}: unknown key; {known}"
+        names = list(effects())
+    meant = keys_called(path[-1]) or difflib.get_close_matches(key, names, 1)
+    return f"{key} = {value!r}: unknown key; {f'did you mean {meant[0]}? ' if meant else ''}{known}"

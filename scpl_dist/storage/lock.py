@@ -50,6 +50,18 @@ def locked(folder: Path, expired_after_s: float = EXPIRED_AFTER_S) -> Iterator[N
             lease.unlink(missing_ok=True)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process of this host has a run in a folder."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def touch(folder: Path) -> None:
     """Show that the run in a folder is alive."""
     with contextlib.suppress(OSError):  # a folder that cannot be written ends a run elsewhere

@@ -65,5 +65,6 @@ def test_a_run_is_watched_from_its_folder_until_it_ends(tmp_path: Path) -> None:
             assert follower.output.startswith("stage")
             running.signal(signal.SIGTERM)
             assert follower.wait(60) == 0
-            assert follower.output.splitlines()[-1].startswith("the run does not answer any more")
+            assert follower.output.splitlines()[-1].startswith("the run has ended: stopped by SIGTERM")
         assert running.end().code == 143
+    assert "the run has ended: stopped by SIGTERM" in called("top", tmp_path / "run", "--once").stdout

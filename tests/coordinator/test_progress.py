@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,29 @@ def test_lines_instead_of_a_table_where_nobody_watches() -> None:
     progress.update(0.0)
     progress.close()
     assert stream.getvalue() == "epoch 1/3: [markup] is text\nwarning: slow\n"
+
+
+def test_where_nobody_watches_a_line_comes_after_seconds_of_silence() -> None:
+    stream = io.StringIO()
+    run = Run().start().play(until=at_step(4))
+    progress = Progress(run.coordinator, stream)
+
+    def lines(after_s: float) -> list[str]:
+        stream.seek(0)
+        stream.truncate()
+        run.now += after_s
+        progress.update(run.now)
+        return stream.getvalue().splitlines()
+
+    assert [lines(0.0), lines(9.0)] == [[], []]
+    [said] = lines(2.0)
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d scpl, epoch 2/3, step \d/9, .* left, 0 checkpoints, loss \d+\.\d{4}", said
+    )
+    assert lines(2.0) == []
+    progress.say(Say("something"))
+    assert [lines(9.0), lines(9.0)] == [[], []], "what was said broke the silence"
+    assert len(lines(2.0)) == 1
 
 
 def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:

@@ -137,4 +137,11 @@ def test_an_unwritable_run_folder_is_exit_2(tmp_path: Path) -> None:
 
 
 def test_an_unknown_option_is_exit_2() -> None:
-    assert "No such option" in called("train", "--epochs", "3", code=2).stderr
+    said = called("train", "--epochs", "3", code=2).stderr
+    assert "No such option" in said
+    assert said.endswith("scpl-dist: settings are given as -o run.epochs=VALUE\n")
+
+
+def test_a_run_folder_given_as_configuration_is_exit_2_with_what_was_meant(tmp_path: Path) -> None:
+    said = called("train", tmp_path, code=2).stderr
+    assert f"a run goes on with --run-dir {tmp_path} --resume auto" in said

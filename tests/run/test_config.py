@@ -35,8 +35,10 @@ def test_plain_text_needs_no_quotes() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("pipeline.stagse=2", r"pipeline.stagse = 2: unknown key; keys of \[pipeline\] are stages"),
-        ("pipelin.stages=2", "unknown key; sections are run, model"),
+        ("pipeline.stagse=2", r"did you mean pipeline.stages\? keys of \[pipeline\] are stages"),
+        ("model.epochs=2", r"model.epochs = 2: unknown key; did you mean run.epochs\?"),
+        ("epochs=2", "-o epochs=2: the key needs a section, for example run.epochs"),
+        ("pipelin.stages=2", r"unknown key; did you mean pipeline\? sections are run, model"),
         ("pipeline.stages=0", "pipeline.stages = 0: input should be greater than 0"),
         ("pipeline.stages=two", "pipeline.stages = 'two': input should be a valid integer"),
         ("optimizer.lr=-0.1", "optimizer.lr = -0.1: input should be greater than 0"),
