@@ -19,6 +19,7 @@ from typer import Argument, Option
 
 from scpl_dist import __version__
 from scpl_dist.commands import checkpoints, runs
+from scpl_dist.commands.settings import explained, write_defaults
 from scpl_dist.commands.table import show
 from scpl_dist.control.keys import create
 from scpl_dist.launch import local
@@ -79,7 +80,7 @@ def train(
 
     position = begin(run_dir, resume, settings).manifest.get("position")
     plan = preflight(settings, _without_data, position)
-    print(plan.config.to_toml())
+    print(explained(plan.config))
     print(plan.table())
 
 
@@ -156,6 +157,15 @@ def report(
     from scpl_dist.commands import report
 
     print(report.report(run_dir, target))
+
+
+@app.command()
+def init(
+    target: Annotated[Path, Argument(metavar="[CONFIG.toml]", help="File to write.")] = Path("config.toml"),
+) -> None:
+    """Write a configuration with every setting, its default and what it means."""
+    write_defaults(target)
+    print(f"wrote {target}; train with: scpl-dist train {target}")
 
 
 @app.command("ls")

@@ -156,9 +156,10 @@ def compare(
         parts = _best_parts(config, [*shared, *own["gpipe"]], micro_batches, folder)
         entries.append(Entry(f"gpipe, {parts} parts", [*own["gpipe"], f"pipeline.micro_batches={parts}"]))
     comparison = Comparison(folder, entries, _note(base, seeds))
-    for entry in entries:
-        for seed in range(base.run.seed, base.run.seed + seeds):
+    for number, entry in enumerate(entries):
+        for turn, seed in enumerate(range(base.run.seed, base.run.seed + seeds)):
             name = f"{entry.label.replace(',', '').replace(' ', '-')}-seed{seed}"
+            _say(f"run {number * seeds + turn + 1} of {len(entries) * seeds}: {name}")
             trial(entry, config, [*shared, *entry.settings, f"run.seed={seed}"], folder / name)
         settled = configuration.load(config, [*shared, *entry.settings])
         entry.threads = f"{settled.layout.world} x {settled.runtime.threads}"
@@ -195,19 +196,24 @@ def trial(entry: Entry, config: Path | None, overrides: Sequence[str], run_dir: 
         entry.results.append(result)
         entry.curves.append(_curve(folder))
         speed = f"{result['samples_per_second'] or 0:.0f} samples/s"
-        text = f"accuracy {result['accuracy_last']:.4f}, {speed}"
+        text = f"accuracy {result['accuracy_last']:.4f}, {speed}, {result['wall_seconds']:.0f} s"
     else:
         stored = folder.read("exit.json") or {}
         last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("scpl-dist: ")
         entry.failure = str(stored.get("reason") or last)
         text = f"failed: {entry.failure}"
-    print(f"{run_dir.name}: {text}", file=sys.stderr, flush=True)
+    _say(f"{run_dir.name}: {text}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _best_parts(config: Path | None, shared: Sequence[str], choices: Sequence[int], folder: Path) -> int:
     """The number of micro-batches with which a short run of GPipe is fastest; the first if all fail."""
     entries = {parts: Entry("gpipe", []) for parts in choices}
     for parts, entry in entries.items() if len(choices) > 1 else ():
+        _say(f"two epochs of gpipe with {parts} micro-batches, to see with how many it is fastest")
         settings = [f"pipeline.micro_batches={parts}", "run.epochs=2"]
         trial(entry, config, [*shared, *settings], folder / f"trial-gpipe-{parts}")
     return max(entries, key=lambda parts: entries[parts].speed or 0.0)

@@ -6,6 +6,7 @@ of two runs are the same. Rare classes are allowed: a class with one sample stay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,12 @@ def complete(
         stored: Split = "train" if split in taken else split
         positions = taken.get(split, torch.arange(len(labels[stored])))
         parts[split] = Part(stored, positions, labels[stored][positions])
+        if split in missing and not len(positions):
+            raise ValueError(
+                f"{where}: no class has {math.ceil(1 / shares[split])} samples, so no {split} part can be held out of "
+                f"the training part: give it a {split} part, or more samples"
+                + (", or a larger data.args.validation" if split == "validation" else "")
+            )
         check_labels(parts[split].labels, classes, f"{where}, {split}")
     return parts
 

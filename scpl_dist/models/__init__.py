@@ -18,8 +18,8 @@ exist when it runs; a family checks its own.
 
 from __future__ import annotations
 
-from scpl_dist.models.build import MODELS, build, outline, resolve
+from scpl_dist.models.build import MODELS, build, fitted, outline, resolve
 from scpl_dist.models.trace import spec, trace
 from scpl_dist.models.vgg import vgg_blocks
 
-__all__ = ["MODELS", "build", "outline", "resolve", "spec", "trace", "vgg_blocks"]
+__all__ = ["MODELS", "build", "fitted", "outline", "resolve", "spec", "trace", "vgg_blocks"]

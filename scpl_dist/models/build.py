@@ -5,6 +5,7 @@ A worker builds only its own blocks, and gets the weights that a process buildin
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,18 @@ def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], Any]:
     if ":" not in name:
         function = checked(function, "model.args")
     return bind(function, "model.args", args, 0, name=name)
+
+
+def fitted(name: str, args: Mapping[str, Any], example: Any) -> Mapping[str, Any]:
+    """``model.args`` with the channels of the data's images `example`, if the model takes them and they are not given.
+
+    Only of a model with a plain name: what the arguments of others mean is not known here.
+    """
+    images = isinstance(example, torch.Tensor) and example.dim() == 4
+    if ":" in name or not images or "channels" in args:
+        return args
+    takes = "channels" in inspect.signature(MODELS.find(name)).parameters
+    return {**args, "channels": example.shape[1]} if takes else args
 
 
 def build(

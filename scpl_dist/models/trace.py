@@ -52,7 +52,7 @@ def _run(index: int, block: nn.Module, entered: Any) -> Any:
     try:
         return _call(block, spec(entered, "cpu"), "cpu")
     except Exception as error:
-        source = "the data" if index == 0 else f"block {index - 1}"
+        source = "the data (see docs/models.md for what models read)" if index == 0 else f"block {index - 1}"
         parameters = (f"{name} of shape {tuple(weight.shape)}" for name, weight in block.named_parameters())
         raise ValueError(
             f"block {index} ({type(block).__name__}, {next(parameters, 'no parameters')}) does not fit: it cannot take "

@@ -6,7 +6,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,7 +42,8 @@ class Plan:
     def plan(cls, config: Config, classes: int, example: Any) -> Plan:
         """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used."""
         method_type = methods.resolve(config.run.method)
-        blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
+        args = models.fitted(config.model.name, config.model.args, example)
+        blocks, outputs = models.outline(config.model.name, args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         specs = _places(config, parameters)
         with blaming("run.method", config.run.method):
@@ -84,7 +85,11 @@ class Plan:
     def _outlined(self) -> list[nn.Module]:
         """All blocks, for checks only: workers do not ask for them, as they may be as large as the model."""
         model = self.config.model
-        return models.outline(model.name, model.args, self.classes, self.shapes[0])[0]
+        return models.outline(model.name, self._model_args, self.classes, self.shapes[0])[0]
+
+    @property
+    def _model_args(self) -> Mapping[str, Any]:
+        return models.fitted(self.config.model.name, self.config.model.args, self.shapes[0])
 
     def _count_heads(self, index: int, block: nn.Module) -> int:
         try:
@@ -110,7 +115,7 @@ class Plan:
         """Build blocks with their heads; weights are drawn from (seed, block)."""
         wanted = list(blocks)
         model, seed = self.config.model, self.config.run.seed
-        modules = models.build(model.name, model.args, self.classes, seed, wanted)
+        modules = models.build(model.name, self._model_args, self.classes, seed, wanted)
         trainables: dict[int, TrainableBlock] = {}
         for index, module in zip(wanted, modules, strict=True):
             with seeded(seed, "heads", index):

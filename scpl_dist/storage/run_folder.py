@@ -152,16 +152,27 @@ class RunFolder:
 
 
 def _fresh(method: str) -> Path:
-    """A folder of its own for a run without a name, also if another one starts in the same second."""
+    """A folder of its own for a run without a name, also if another one starts in the same second.
+
+    ``runs/latest`` leads to it.
+    """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(method).name.rpartition(':')[2]}"
     number = 1
     while True:
         path = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
-            return path
+            break
         except FileExistsError:
             number += 1
         except OSError as error:
             reason = f"cannot be made ({error.strerror})"
             raise ValueError(f"{path}: {reason}: choose a folder with --run-dir") from None
+    link = path.with_name(f".latest.{path.name}")
+    with contextlib.suppress(OSError):  # a convenience, which not every file system has
+        try:
+            link.symlink_to(path.name)
+            link.replace(path.with_name("latest"))
+        finally:
+            link.unlink(missing_ok=True)
+    return path

@@ -96,7 +96,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     [
         (("cat",), {"train": 3}, r"train: has 1 folders of classes, a classifier needs at least 2"),
         ((), {"": 0}, r"has 0 folders of classes"),
-        (("cat", "dog"), {"train": 1}, r"validation: has no samples"),
+        (("cat", "dog"), {"train": 1}, r"no class has 10 samples, so no validation part can be held out"),
     ],
 )
 def test_too_few_classes_or_images_are_refused(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from scpl_dist import data
 from scpl_dist.data import DataSource
@@ -186,3 +187,16 @@ def test_a_head_that_the_model_asks_for_and_that_fails_is_told_with_its_line(
         ValueError, match=re.escape(f"model.name = '{file}:headless': {file}, line 15: ZeroDivisionError")
     ):
         check(model="headless")
+
+
+def test_a_model_takes_its_channels_from_the_data(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for index in range(12):
+            Image.new("RGB", (16, 16)).save(tmp_path / label / f"{index}.png")
+    values = {"data.name": "image_folder", "data.root": str(tmp_path), "data.batch_size": 4}
+    plan = preflight(load(values=values))
+    [first, *_] = plan.trainables([0]).values()
+    assert next(first.parameters()).shape == (16, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"cannot take \(2, 3, 16, 16\) from the data \(see docs/models.md"):
+        preflight(load(values=values | {"model.args": {"channels": 1}}))

@@ -128,7 +128,7 @@ def test_without_vectors_the_embedding_stays(tmp_path: Path) -> None:
     ("rows", "says"),
     [
         ([("word", "a")] * 30, "has 1 class, a classifier needs at least 2"),
-        ([("word", "a"), ("word", "b")], "validation: has no samples"),
+        ([("word", "a"), ("word", "b")], "no class has 10 samples, so no validation part"),
         ([("the of", "a"), ("and", "b")], "train: has no samples"),
     ],
 )

@@ -32,6 +32,11 @@ def test_a_folder_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert first.path.parent == Path("runs")
     assert first.path.name.endswith("-scpl")
     assert first.path != second.path, "two runs that start in the same second are two runs"
+    assert Path("runs", "latest").resolve() == second.path.resolve()
+    (tmp_path / "runs" / "latest").unlink()
+    (tmp_path / "runs" / "latest").mkdir()  # somebody's own
+    third = RunFolder.create(None, Config())
+    assert sorted(path.name for path in third.path.parent.iterdir() if path.is_symlink()) == []
 
 
 def test_a_folder_with_another_run_is_kept_unless_that_run_goes_on(tmp_path: Path) -> None:
