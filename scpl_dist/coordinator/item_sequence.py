@@ -132,16 +132,26 @@ class ItemSequence:
     def _train(self) -> Train:
         begin = self._batch * self._config.data.batch_size
         end = min(begin + self._config.data.batch_size, self._sizes["train"])
+        share, update = self._group()
         item = Train(
             sequence=self._sequence,
             step=self._step,
             epoch=self._epoch,
             schedule={"lr": self._rate(self._step)},
             micro_batches=split(begin, end, self._config.pipeline.micro_batches),
+            share=share,
+            update=update,
         )
         self._batch += 1
         self._step += 1
         return item
+
+    def _group(self) -> tuple[float, bool]:
+        """Share of the next batch in its update, and whether it is the last one of that; updates end with the epoch."""
+        size = self._config.optimizer.accumulate
+        begin = self._batch - self._batch % size
+        end = min(begin + size, self.steps_per_epoch)
+        return 1 / (end - begin), self._batch == end - 1
 
     def _close_epoch(self) -> Iterator[Item]:
         size = self._config.data.batch_size

@@ -51,9 +51,12 @@ class Plan:
         """Find what only building the heads and running the schedule can tell."""
         assert len(self.head_parameters) == len(self.parameters)
         pipeline = self.config.pipeline
-        for program, parts in ((self.method.train, pipeline.micro_batches), (self.method.evaluate, 1)):
+        train, evaluate = self.method.train, self.method.evaluate
+        clip = self.method.clips_together
+        for program, parts, clips in ((train, pipeline.micro_batches, clip), (evaluate, 1, False)):
             try:
-                simulate([lower(program(spec, parts), spec) for spec in self.specs], pipeline.max_in_flight)
+                lowered = [lower(program(spec, parts), spec, clips) for spec in self.specs]
+                simulate(lowered, pipeline.max_in_flight)
             except ScheduleError as error:
                 raise ValueError(
                     f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
@@ -74,21 +77,25 @@ class Plan:
 
     @cached_property
     def head_parameters(self) -> list[int]:
-        return [self._count_heads(index, block) for index, block in enumerate(self._outlined)]
+        return [sum(parameter.numel() for parameter in own.heads.parameters()) for own in self.outlines()]
+
+    def outlines(self) -> Iterator[TrainableBlock]:
+        """All blocks with their heads on the meta device, for checks only."""
+        for index, block in enumerate(self._outlined):
+            try:
+                with torch.device("meta"):
+                    made = self._trainable(index, block)
+            except (
+                Exception
+            ):  # a head of the user's may need values; if it is really wrong, this raises again
+                made = self._trainable(index, block)
+            yield made
 
     @cached_property
     def _outlined(self) -> list[nn.Module]:
         """All blocks, for checks only: workers do not ask for them, as they may be as large as the model."""
         model = self.config.model
         return models.outline(model.name, model.args, self.classes, self.shapes[0])[0]
-
-    def _count_heads(self, index: int, block: nn.Module) -> int:
-        try:
-            with torch.device("meta"):
-                made = self._trainable(index, block)
-        except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
-            made = self._trainable(index, block)
-        return sum(parameter.numel() for parameter in made.heads.parameters())
 
     def _trainable(self, index: int, block: nn.Module) -> TrainableBlock:
         return self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])

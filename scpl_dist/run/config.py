@@ -151,12 +151,40 @@ class Association(Section):
 
 
 class Optimizer(Section):
-    """Adam, one for each block."""
+    """What changes the weights: an optimizer for each block and its heads."""
 
+    name: Annotated[str, MODEL] = "adam"
+    """An optimizer of torch.optim in small letters (adam, adamw, sgd, ...), an entry point's name, or
+    ``package.module:Class`` or ``path/to/file.py:Class``, which is called as ``Class(parameters, lr=..., **args)``."""
+    args: Annotated[dict[str, Any], RESULT] = Field(default_factory=dict)
+    """Keyword arguments for the optimizer, such as momentum and weight_decay."""
     lr: Annotated[PositiveReal, RESULT] = 2e-3
     """Highest learning rate; where it goes from there says the section schedule."""
     end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 1e-5
     """Learning rate that a falling schedule reaches at the end."""
+    decay_norms: Annotated[bool, MODEL] = True
+    """Whether weight_decay holds for biases and the weights of norms too: for parameters of one dimension."""
+    clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 0.0
+    """Longest gradient of an update, as a vector: of each block where blocks learn alone, of the whole model with bp
+    and gpipe; 0 does not clip."""
+    clip_value: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 0.0
+    """Largest entry of a gradient; 0 does not clip."""
+    accumulate: Annotated[Positive, RESULT] = 1
+    """Batches to an update, which takes the mean of their gradients; the last update of an epoch may have fewer."""
+    ema: Annotated[float, Field(ge=0, lt=1), RESULT] = 0.0
+    """Decay of a moving average of the weights, such as 0.999, which evaluations and exports use; 0 keeps none."""
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if "lr" in self.args:
+            raise ValueError(
+                f"optimizer.args = {self.args}: the learning rate has a key of its own; set optimizer.lr instead"
+            )
+        if self.clip_norm and self.clip_value:
+            raise ValueError(
+                f"optimizer.clip_norm = {self.clip_norm} and optimizer.clip_value = {self.clip_value}: use one of them"
+            )
+        return self
 
 
 class Schedule(Section):
@@ -329,7 +357,7 @@ class Config(Section):
             return tomli_w.dumps(self.model_dump(mode="json"))
         except TypeError as error:
             raise ValueError(
-                f"model.args, data.args and loss.args: {error}; use "
+                f"model.args, data.args, loss.args and optimizer.args: {error}; use "
                 "numbers, texts, booleans, lists and tables of them"
             ) from None
 
