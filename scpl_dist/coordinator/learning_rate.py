@@ -43,7 +43,7 @@ class LearningRate:
         self._own: Callable[[int, int], float] | None = None
         if schedule.name not in BUILT_IN:
             self._own = SCHEDULES.find(schedule.name)
-            for step in (0, self._steps // 2, self._steps - 1):
+            for step in (*range(0, self._steps, max(1, self._steps // 1000)), self._steps - 1):
                 rate = self(step)
                 if not isinstance(rate, float) or not 0 <= rate < math.inf:
                     raise ValueError(

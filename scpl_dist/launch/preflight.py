@@ -111,6 +111,7 @@ def _measured(config: Config, source: DataSource) -> Config:
         return config.model_copy(update={"pipeline": pipeline})
 
     plan = Plan.plan(partitioned("uniform"), source.classes, source.example())
+    optimizers.check(plan)
     return partitioned(costs.counts(plan, source))
 
 
