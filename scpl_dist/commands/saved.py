@@ -17,7 +17,7 @@ from scpl_dist.storage import checkpoints
 from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.parts import read_part
 from scpl_dist.storage.run_folder import RunFolder
-from scpl_dist.worker.updater import nonfinite, restore
+from scpl_dist.worker.updater import nonfinite, restore_answering
 
 
 def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
@@ -42,8 +42,8 @@ def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource
 def _restore(trainables: Mapping[int, TrainableBlock], checkpoint: Path) -> str | None:
     """Take the weights of a checkpoint; returns what is NaN or infinite in them, such as "weight 0.bias of block 1"."""
     for index, trainable in trainables.items():
-        state = read_part(checkpoint, index) | {"optimizers": []}
-        restore(trainable, (), state)
+        state = read_part(checkpoint, index) | {"optimizers": [], "gradients": {}}
+        restore_answering(trainable, state)
         name = nonfinite(trainable, state)
         if name is not None:
             return f"{name} of block {index}"

@@ -23,6 +23,8 @@ class Train(Shape):
     epoch: Count
     schedule: dict[Name, Number]  # what changes on the way, such as "lr", evaluated for this step
     micro_batches: tuple[Range, ...]  # positions in the epoch's order
+    share: Number = 1.0  # of the batch in its update
+    update: Flag = True  # whether the update follows; if not, the gradients wait for those of the next batch
     split: ClassVar[Split] = "train"
 
     @property

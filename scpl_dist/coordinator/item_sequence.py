@@ -12,15 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scpl_dist.control.items import Checkpoint, EpochEnd, Evaluate, Item, Range, Split, Stop, Train
+from scpl_dist.coordinator.learning_rate import LearningRate
 from scpl_dist.run.config import Config
 
 HELD: tuple[Split, ...] = ("validation", "test")
-
-
-def rate(config: Config, done: int, steps: int) -> float:
-    """Learning rate of an epoch that begins after `done` of `steps` steps: a cosine from `start` down to `end`."""
-    start, end = config.optimizer.lr, config.optimizer.end_lr
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done / steps))
 
 
 def split(begin: int, end: int, parts: int) -> tuple[Range, ...]:
@@ -35,7 +30,8 @@ class ItemSequence:
 
     `sizes` are the samples in "train", "validation" and "test"; a split without samples is not evaluated. A `position`
     is ``{"epoch", "step", "batch"}``, `batch` being the next one of the epoch. No other `generation` uses the same
-    folders for its checkpoints. ValueError: too few samples, or a position that lies outside the run.
+    folders for its checkpoints. ValueError: too few samples, a schedule that does not fit, or a position
+    that lies outside the run.
     """
 
     def __init__(
@@ -53,6 +49,7 @@ class ItemSequence:
         self._least = max(config.layout.replicas)  # samples that every micro-batch needs, one for each worker
         self.steps_per_epoch = math.ceil(sizes["train"] / config.data.batch_size)
         self.steps = self.steps_per_epoch * config.run.epochs
+        self._rate = LearningRate(config, self.steps_per_epoch)
         self.splits = [name for name in HELD if sizes.get(name, 0) > 0]  # to be evaluated after each epoch
         self._check_replicas()
         start = position or {"epoch": 0, "step": 0, "batch": 0}
@@ -135,16 +132,26 @@ class ItemSequence:
     def _train(self) -> Train:
         begin = self._batch * self._config.data.batch_size
         end = min(begin + self._config.data.batch_size, self._sizes["train"])
+        share, update = self._group()
         item = Train(
             sequence=self._sequence,
             step=self._step,
             epoch=self._epoch,
-            schedule={"lr": rate(self._config, self._epoch * self.steps_per_epoch, self.steps)},
+            schedule={"lr": self._rate(self._step)},
             micro_batches=split(begin, end, self._config.pipeline.micro_batches),
+            share=share,
+            update=update,
         )
         self._batch += 1
         self._step += 1
         return item
+
+    def _group(self) -> tuple[float, bool]:
+        """Share of the next batch in its update, and whether it is the last one of that; updates end with the epoch."""
+        size = self._config.optimizer.accumulate
+        begin = self._batch - self._batch % size
+        end = min(begin + size, self.steps_per_epoch)
+        return 1 / (end - begin), self._batch == end - 1
 
     def _close_epoch(self) -> Iterator[Item]:
         size = self._config.data.batch_size

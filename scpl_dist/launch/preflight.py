@@ -18,6 +18,7 @@ from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import blaming
 from scpl_dist.run.network import resolve
+from scpl_dist.worker import optimizers
 
 
 def preflight(
@@ -79,6 +80,7 @@ def _plan(config: Config, classes: int, example: Any, position: Mapping[str, Any
     if unread and position is None:
         given, reason = config.recipe(), f"the method {plan.method.name} does not read it; leave it out"
         raise ValueError("\n".join(f"{key} = {given[key]!r}: {reason}" for key in unread))
+    optimizers.check(plan)
     for text in [*plan.doubts(), *_crowd(config)]:
         print(f"warning: {text}", file=sys.stderr, flush=True)
     return plan
@@ -109,6 +111,7 @@ def _measured(config: Config, source: DataSource) -> Config:
         return config.model_copy(update={"pipeline": pipeline})
 
     plan = Plan.plan(partitioned("uniform"), source.classes, source.example())
+    optimizers.check(plan)
     return partitioned(costs.counts(plan, source))
 
 

@@ -45,6 +45,12 @@ class Method(ABC):
             raise ValueError(
                 f"pipeline.micro_batches = {parts}: {self.whole}; use pipeline.micro_batches = 1"
             )
+        if self.clips_together and max(config.layout.replicas) > 1:
+            raise ValueError(
+                f"optimizer.clip_norm = {config.optimizer.clip_norm} and pipeline.replicas = "
+                f"{config.pipeline.replicas}: with {self.name} all stages clip by one length, which replicas do not "
+                "pass on; use optimizer.clip_value, or pipeline.replicas = 1"
+            )
         for key in () if self.schedules else ("schedule", "recompute", "deferred_batch_norm"):
             value = getattr(config.pipeline, key)
             if value != type(config.pipeline).model_fields[key].default:
@@ -68,6 +74,11 @@ class Method(ABC):
     def whole(self) -> str:
         """Why a batch must stay whole; empty if it may be split into micro-batches."""
         return ""
+
+    @property
+    def clips_together(self) -> bool:
+        """Whether gradients are clipped by the length of that of the whole model; else each block by its own."""
+        return not self.local and self.config.optimizer.clip_norm > 0
 
     @abstractmethod
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:

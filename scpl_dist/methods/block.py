@@ -64,7 +64,7 @@ class TrainableBlock(nn.Module):
         return None
 
     def updated(self) -> None:
-        """Called after each update, with all micro-batches of the step behind."""
+        """Called after each step, with all its micro-batches behind, whether it ends with an update or not."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer is made for each that has ``params``; ``lr_scale`` may be a factor on its learning rate."""

@@ -29,6 +29,12 @@ class Kind(StrEnum):
     SEND_B = "SEND_B"  # pass back what it waits for: the gradient of the stage's input, or an answer
     RECV_B = "RECV_B"  # take the same from the stage behind
     SUM = "SUM"  # * begin to add up the gradients of a block over the replicas; its STEP waits for the sum
+    NORM = "NORM"  # * square of the length of a block's gradient
+    SEND_N = "SEND_N"  # * pass those of this stage, and of all behind, to the stage before
+    RECV_N = "RECV_N"  # * take them from the stage behind
+    TOTAL = "TOTAL"  # * length of the gradient of all blocks
+    SEND_T = "SEND_T"  # * pass it to the stage behind
+    RECV_T = "RECV_T"  # * take it from the stage before
     STEP = "STEP"  # update a block and its heads
     PREDICT = "PRED"  # answer of a block: class scores, or a code of them
     DECODE = "DEC"  # carry an answer back over a block
@@ -73,8 +79,8 @@ class ScheduleError(AssertionError):
 # Time units of an action in a simulation. A backward pass costs about two forward passes.
 COST = {Kind.FORWARD: 1, Kind.RECOMPUTE: 1, Kind.BACKWARD: 2}
 _ROOM = {Kind.ROOM_F: 1, Kind.ROOM_B: -1}
-_SENDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
-_RECEIVES = {Kind.RECV_F: -1, Kind.RECV_B: 1}
+_SENDS = {Kind.SEND_F: 1, Kind.SEND_B: -1, Kind.SEND_N: -1, Kind.SEND_T: 1}
+_RECEIVES = {Kind.RECV_F: -1, Kind.RECV_B: 1, Kind.RECV_N: 1, Kind.RECV_T: -1}
 
 
 @dataclass(slots=True)

@@ -54,11 +54,13 @@ class Plan:
         """Find what only building the heads and running the schedule can tell."""
         assert len(self.head_parameters) == len(self.parameters)
         pipeline = self.config.pipeline
-        for program, parts in ((self.method.train, pipeline.micro_batches), (self.method.evaluate, 1)):
+        train, evaluate = self.method.train, self.method.evaluate
+        clip = self.method.clips_together
+        for program, parts, clips in ((train, pipeline.micro_batches, clip), (evaluate, 1, False)):
             try:
                 with blaming("run.method", self.config.run.method):
-                    programs = [lower(program(spec, parts), spec) for spec in self.specs]
-                simulate(programs, pipeline.max_in_flight)
+                    lowered = [lower(program(spec, parts), spec, clips) for spec in self.specs]
+                simulate(lowered, pipeline.max_in_flight)
             except ScheduleError as error:
                 raise ValueError(
                     f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
@@ -79,7 +81,24 @@ class Plan:
 
     @cached_property
     def head_parameters(self) -> list[int]:
-        return [self._count_heads(index, block) for index, block in enumerate(self._outlined)]
+        return [sum(parameter.numel() for parameter in own.heads.parameters()) for own in self.outlines()]
+
+    def outlines(self) -> Iterator[TrainableBlock]:
+        """All blocks with their heads on the meta device, for checks only."""
+        for index, block in enumerate(self._outlined):
+            try:
+                with torch.device("meta"):
+                    made = self._trainable(index, block)
+            except (
+                Exception
+            ):  # a head of the user's may need values; if it is really wrong, this raises again
+                # Heads are those of the method, which may be the user's, or what the blocks of the model ask for.
+                run, model = self.config.run, self.config.model
+                with blaming(
+                    *(("run.method", run.method) if ":" in run.method else ("model.name", model.name))
+                ):
+                    made = self._trainable(index, block)
+            yield made
 
     @cached_property
     def _outlined(self) -> list[nn.Module]:
@@ -90,17 +109,6 @@ class Plan:
     @property
     def _model_args(self) -> Mapping[str, Any]:
         return models.fitted(self.config.model.name, self.config.model.args, self.shapes[0])
-
-    def _count_heads(self, index: int, block: nn.Module) -> int:
-        try:
-            with torch.device("meta"):
-                made = self._trainable(index, block)
-        except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
-            # Heads are those of the method, which may be the user's, or what the blocks of the model ask for.
-            run, model = self.config.run, self.config.model
-            with blaming(*(("run.method", run.method) if ":" in run.method else ("model.name", model.name))):
-                made = self._trainable(index, block)
-        return sum(parameter.numel() for parameter in made.heads.parameters())
 
     def _trainable(self, index: int, block: nn.Module) -> TrainableBlock:
         made = self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])

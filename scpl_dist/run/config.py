@@ -152,12 +152,77 @@ class Association(Section):
 
 
 class Optimizer(Section):
-    """Adam, one for each block, with a cosine schedule that changes once an epoch."""
+    """What changes the weights: an optimizer for each block and its heads."""
 
+    name: Annotated[str, MODEL] = "adam"
+    """An optimizer of torch.optim in small letters (adam, adamw, sgd, ...), an entry point's name, or
+    ``package.module:Class`` or ``path/to/file.py:Class``, which is called as ``Class(parameters, lr=..., **args)``."""
+    args: Annotated[dict[str, Any], RESULT] = Field(default_factory=dict)
+    """Keyword arguments for the optimizer, such as momentum and weight_decay."""
     lr: Annotated[PositiveReal, RESULT] = 2e-3
-    """Learning rate at the start."""
+    """Highest learning rate; where it goes from there says the section schedule."""
     end_lr: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 1e-5
-    """Learning rate that the cosine reaches at the end."""
+    """Learning rate that a falling schedule reaches at the end."""
+    decay_norms: Annotated[bool, MODEL] = True
+    """Whether weight_decay holds for biases and the weights of norms too: for parameters of one dimension."""
+    clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 0.0
+    """Longest gradient of an update, as a vector: of each block where blocks learn alone, of the whole model with bp
+    and gpipe; 0 does not clip."""
+    clip_value: Annotated[float, Field(ge=0, allow_inf_nan=False), RESULT] = 0.0
+    """Largest entry of a gradient; 0 does not clip."""
+    accumulate: Annotated[Positive, RESULT] = 1
+    """Batches to an update, which takes the mean of their gradients; the last update of an epoch may have fewer."""
+    ema: Annotated[float, Field(ge=0, lt=1), RESULT] = 0.0
+    """Decay of a moving average of the weights, such as 0.999, which evaluations and exports use; 0 keeps none."""
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if "lr" in self.args:
+            raise ValueError(
+                f"optimizer.args = {self.args}: the learning rate has a key of its own; set optimizer.lr instead"
+            )
+        if self.clip_norm and self.clip_value:
+            raise ValueError(
+                f"optimizer.clip_norm = {self.clip_norm} and optimizer.clip_value = {self.clip_value}: use one of them"
+            )
+        return self
+
+
+class Schedule(Section):
+    """How the learning rate changes on the way."""
+
+    name: Annotated[str, RESULT] = "cosine"
+    """constant; cosine and linear, which fall to ``optimizer.end_lr``; step, which falls at milestones; wsd (warm-up,
+    stable, decay), which falls linearly at the end; an entry point's name; or ``package.module:function`` or
+    ``path/to/file.py:function``, whose ``function(done, steps)`` gives a factor on ``optimizer.lr``."""
+    per: Annotated[Literal["epoch", "step"], RESULT] = "epoch"
+    """How often the rate changes: a step is a batch. A warm-up changes it with each step in any case."""
+    warmup: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)], RESULT
+    ] = 0
+    """Steps, or as a number below 1 the share of the run, in which the rate rises before the schedule begins."""
+    milestones: Annotated[list[Positive], RESULT] = Field(default_factory=list)
+    """Epochs, or steps with ``schedule.per = "step"``, from which on the schedule step has a lower rate."""
+    gamma: Annotated[float, Field(gt=0, lt=1), RESULT] = 0.1
+    """Factor on the rate at each milestone."""
+    decay: Annotated[float, Field(gt=0, le=1), RESULT] = 0.1
+    """Share of the run, at its end, in which the schedule wsd falls."""
+
+    @model_validator(mode="after")
+    def _keys_mean_something(self) -> Self:
+        for key, of in (("milestones", "step"), ("gamma", "step"), ("decay", "wsd")):
+            value, field = getattr(self, key), Schedule.model_fields[key]
+            if self.name != of and value != field.get_default(call_default_factory=True):
+                raise ValueError(
+                    f"schedule.{key} = {value}: only schedule.name = {of!r} reads it, this is {self.name!r}; "
+                    "leave it out"
+                )
+        if self.name == "step" and not self.milestones:
+            fix = 'give the epochs at which it falls, such as [60, 120], or take schedule.name = "constant"'
+            raise ValueError(f'schedule.name = "step" falls at schedule.milestones, which is empty: {fix}')
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"schedule.milestones = {self.milestones}: give each once, in order")
+        return self
 
 
 class Checkpoint(Section):
@@ -234,6 +299,7 @@ class Config(Section):
     loss: Loss = Loss()
     al: Association = Association()
     optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
     control: Control = Control()
@@ -241,9 +307,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> Self:
-        if self.optimizer.end_lr > self.optimizer.lr:
+        lr, end_lr = self.optimizer.lr, self.optimizer.end_lr
+        if self.schedule.name in ("constant", "step") or ":" in self.schedule.name:
+            if end_lr != Optimizer().end_lr:
+                raise ValueError(
+                    f"optimizer.end_lr = {end_lr}: schedule.name = {self.schedule.name!r} does not end there; "
+                    "leave it out"
+                )
+        elif end_lr > lr:
             raise ValueError(
-                f"optimizer.end_lr = {self.optimizer.end_lr} is above optimizer.lr = {self.optimizer.lr}: "
+                f"optimizer.end_lr = {end_lr} is above optimizer.lr = {lr}: "
                 "the schedule can only fall; lower optimizer.end_lr"
             )
         stages = self.pipeline.stages
@@ -285,7 +358,8 @@ class Config(Section):
             return tomli_w.dumps(self.model_dump(mode="json"))
         except TypeError as error:
             raise ValueError(
-                f"model.args, data.args and loss.args: {error}; use numbers, texts, booleans, lists and tables of them"
+                f"model.args, data.args, loss.args and optimizer.args: {error}; use "
+                "numbers, texts, booleans, lists and tables of them"
             ) from None
 
 

@@ -81,6 +81,12 @@ class Executor:
             Kind.SEND_B: (Phase.SEND, self._send_backward),
             Kind.RECV_B: (Phase.RECEIVE, self._receive_backward),
             Kind.SUM: (Phase.SEND, self._sum),
+            Kind.NORM: (Phase.OPTIMIZER, self._norm),
+            Kind.SEND_N: (Phase.SEND, self._send_norms),
+            Kind.RECV_N: (Phase.RECEIVE, self._receive_norms),
+            Kind.TOTAL: (Phase.OPTIMIZER, self._total),
+            Kind.SEND_T: (Phase.SEND, self._send_total),
+            Kind.RECV_T: (Phase.RECEIVE, self._receive_total),
             Kind.STEP: (Phase.OPTIMIZER, self._step),
             Kind.PREDICT: (Phase.EVALUATE, self._predict),
             Kind.DECODE: (Phase.EVALUATE, self._decode),
@@ -98,6 +104,7 @@ class Executor:
             else:
                 self._pass_on(item)
                 if isinstance(item, Checkpoint):
+                    self._be_ready(training=True)  # what is saved as weights are those that learn
                     self._checkpoint(item)
                 elif isinstance(item, Stop) and self.writer is not None:
                     self.timer.enter(Phase.CHECKPOINT)
@@ -131,11 +138,9 @@ class Executor:
             self.neighbours.pass_on(to_plain(marker))
 
     def _compute(self, work: ItemInProgress) -> dict[str, Any]:
-        if work.training is not self._training:
-            self._training = work.training
-            for trainable in self.trainables.values():
-                trainable.train(work.training)
-        program = self._program(work.training, len(work.sizes))
+        self._be_ready(work.training)
+        updates = work.training and work.train.update
+        program = self._program(work.training, len(work.sizes), updates and self.method.clips_together)
         work.again = {action.block for action in program if action.kind is Kind.RECOMPUTE}
         with torch.set_grad_enabled(work.training):
             for action in program:
@@ -148,6 +153,12 @@ class Executor:
         correct, total = work.metrics["accuracy"]  # the control plane knows this one
         return {"correct": int(correct.item()), "total": total}
 
+    def _be_ready(self, training: bool) -> None:
+        if training is not self._training:
+            self._training = training
+            for updater in self.updaters.values():
+                updater.train(training)
+
     def _carry_out(self, action: Action, work: ItemInProgress) -> None:
         phase, handler = self._handlers[action.kind]
         if phase is Phase.FORWARD and not work.training:
@@ -158,9 +169,9 @@ class Executor:
         self.timer.enter(phase)
         handler(work, action.block, action.micro_batch)
 
-    def _lowered(self, training: bool, micro_batches: int) -> tuple[Action, ...]:
+    def _lowered(self, training: bool, micro_batches: int, clip: bool) -> tuple[Action, ...]:
         actions = self.method.train if training else self.method.evaluate
-        return lower(actions(self.spec, micro_batches), self.spec)
+        return lower(actions(self.spec, micro_batches), self.spec, clip)
 
     def _checkpoint(self, item: Checkpoint) -> None:
         """Copy the state as it is here in the stream; the writer reports when it is on disk."""
@@ -235,7 +246,8 @@ class Executor:
         terms = flow.losses.pop(block, None)
         if terms is not None:
             total = torch.stack(list(terms.values())).sum()
-            self.updaters[block].backward(total if flow.weight == 1.0 else total * flow.weight)
+            weight = flow.weight * work.train.share
+            self.updaters[block].backward(total if weight == 1.0 else total * weight)
             _note_losses(work, block, terms, flow.weight)
         else:
             reached = [pair for pair in zip(floating(after), flow.back, strict=True) if pair[0].requires_grad]
@@ -260,9 +272,38 @@ class Executor:
         self._sums[block] = self.replicas.sum_gradients(self.trainables[block].parameters())
 
     def _step(self, work: ItemInProgress, block: int, m: int) -> None:
+        updater = self.updaters[block]
         if block in self._sums:
             self._sums.pop(block).finish()
-        self.updaters[block].step(work.train.schedule)
+        if work.train.update:
+            updater.step(work.train.schedule, work.norm)
+            return
+        updater.trainable.updated()
+        if self.replicas is not None and self.replicas.replica > 0:
+            updater.drop_gradients()  # the first replica holds the sum, and brings it into the next one
+
+    def _norm(self, work: ItemInProgress, block: int, m: int) -> None:
+        square = self.updaters[block].norm().to(self.device, torch.float64).square()[None]
+        work.squares = square if work.squares is None else torch.cat([square, work.squares])
+
+    def _send_norms(self, work: ItemInProgress, block: int, m: int) -> None:
+        self.neighbours.post(self.spec.stage - 1, work.plain, 0, 1, work.squares)
+
+    def _receive_norms(self, work: ItemInProgress, block: int, m: int) -> None:
+        work.squares = self.neighbours.receive(self.spec.stage + 1, work.plain, 0, 1)
+
+    def _total(self, work: ItemInProgress, block: int, m: int) -> None:
+        assert work.squares is not None
+        work.norm = work.squares.sum().sqrt().float()
+
+    def _send_total(self, work: ItemInProgress, block: int, m: int) -> None:
+        assert work.norm is not None
+        self.neighbours.post(
+            self.spec.stage + 1, work.plain, 0, 1, work.norm.double()[None]
+        )  # never made narrow
+
+    def _receive_total(self, work: ItemInProgress, block: int, m: int) -> None:
+        work.norm = self.neighbours.receive(self.spec.stage - 1, work.plain, 0, 1)[0].float()
 
     def _predict(self, work: ItemInProgress, block: int, m: int) -> None:
         flow = work.flows[m]

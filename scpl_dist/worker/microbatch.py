@@ -43,6 +43,10 @@ class ItemInProgress:
         self.sizes = [stop - start for start, stop in item.micro_batches]
         self.again: set[int] = set()  # blocks whose activations are computed again for the backward pass
         self.flows: dict[int, MicroBatch] = {}
+        # Squares of the lengths of the gradients of this stage's blocks and all behind, float64, (blocks,) in their
+        # order; and then the length of the whole model's, a scalar.
+        self.squares: Tensor | None = None
+        self.norm: Tensor | None = None
         self.losses: dict[str, dict[str, float]] = {}  # by block: weighted sums over the micro-batches
         # Sum and count of each metric so far; sums are tensors, so that a GPU is not waited for.
         self.metrics: dict[str, tuple[Tensor, int]] = {}

@@ -1,52 +1,107 @@
-"""Changes the weights of one block: its optimizers, all between a loss and an update, and what a checkpoint holds."""
+"""Changes the weights of one block: its optimizers, all between a loss and an update, and what a checkpoint holds.
+
+    gradients of one batch, or of several  ->  clipped  ->  optimizers  ->  moving average of the weights
+
+The average is beside the weights, and takes their place while the block answers: training never sees it. What is no
+parameter, such as BatchNorm's statistics, is not averaged: it is the newest in both.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.utils import _pytree as pytree
 
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.run.config import Config
 from scpl_dist.storage.checkpoints import CheckpointError
+from scpl_dist.worker import optimizers
 
 
 class Updater:
-    """An Adam for each parameter group of a block (betas 0.9 and 0.999, eps 1e-8, no weight decay), as published.
-
-    The fused kernel updates all parameters of a group in one pass over memory; the update is Adam's all the same.
-    """
+    """An optimizer for each parameter group of a block, as ``[optimizer]`` says; ValueError if it cannot be made."""
 
     def __init__(self, trainable: TrainableBlock, config: Config) -> None:
         self.trainable = trainable
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam([group], lr=config.optimizer.lr, fused=True)
-            for group in trainable.parameter_groups()
-            if group["params"]
-        ]
+        self.optimizers = optimizers.make(config.optimizer, trainable.parameter_groups())
+        self._settings = config.optimizer
+        held = {id(one) for optimizer in self.optimizers for one in _parameters(optimizer)}
+        self._parameters = {name: one for name, one in trainable.named_parameters() if id(one) in held}
+        self._average: dict[
+            str, Tensor
+        ] = {}  # by name; empty before the first update, and where none is wanted
+        self._exchanged = False  # the average is in the block, and the weights are in `_average`
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)
 
-    def step(self, schedule: Mapping[str, float]) -> None:
-        """Update with the gradients that are there, and drop them; ``schedule`` has the learning rate "lr"."""
+    def train(self, training: bool) -> None:
+        """Be ready to learn, or to answer, which averaged weights do where there are some."""
+        self.trainable.train(training)
+        if self._exchanged is training and self._average:
+            for name, average in self._average.items():
+                weight = self._parameters[name].detach()
+                before = weight.clone()
+                weight.copy_(average)
+                average.copy_(before)
+            self._exchanged = not training
+
+    def norm(self) -> Tensor:
+        """Length of the block's gradient as one vector, a scalar."""
+        return get_total_norm([one.grad for one in self._parameters.values() if one.grad is not None])
+
+    def step(self, schedule: Mapping[str, float], norm: Tensor | None = None) -> None:
+        """Update with the gradients that are there, and drop them.
+
+        `schedule` has the learning rate "lr". `norm` is the length that ``optimizer.clip_norm`` limits, if not the
+        block's own.
+        """
+        settings, parameters = self._settings, list(self._parameters.values())
+        if settings.clip_value:
+            clip_grad_value_(parameters, settings.clip_value)
+        if settings.clip_norm:
+            clip_grads_with_norm_(parameters, settings.clip_norm, self.norm() if norm is None else norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = schedule["lr"] * group.get("lr_scale", 1.0)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.drop_gradients()
+        if settings.ema:
+            self._move_average(settings.ema)
         self.trainable.updated()
 
+    def drop_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _move_average(self, decay: float) -> None:
+        """As torch's AveragedModel: it begins with the weights after the first update."""
+        weights = {name: one.detach() for name, one in self._parameters.items()}
+        if self._average:
+            averages = [self._average[name] for name in weights]
+            torch._foreach_lerp_(averages, [*weights.values()], 1 - decay)
+        else:
+            self._average = {name: weight.clone() for name, weight in weights.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """Weights, heads and optimizer state; the tensors are those in use, not copies."""
-        return {
+        """Weights, heads and optimizer state; the tensors are those in use, not copies.
+
+        Gradients too, by name, if batches were accumulated and the update is still to come; and the average.
+        """
+        assert not self._exchanged
+        state: dict[str, Any] = {
             "block": self.trainable.block.state_dict(),
             "heads": self.trainable.heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
+        gradients = {name: one.grad for name, one in self._parameters.items() if one.grad is not None}
+        parts = {"gradients": gradients, "average": self._average}
+        return state | {key: part for key, part in parts.items() if part}
 
     def nonfinite(self, state: Mapping[str, Any]) -> str | None:
         return nonfinite(self.trainable, state)
@@ -54,6 +109,15 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put such a state back; raises CheckpointError if it belongs to another model."""
         restore(self.trainable, self.optimizers, state)
+        for name, gradient in state.get("gradients", {}).items():
+            one = self._parameters[name]
+            one.grad = torch.empty_like(one).copy_(gradient)
+        if self._settings.ema:
+            self._average = {name: one.clone() for name, one in state.get("average", {}).items()}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [one for group in optimizer.param_groups for one in group["params"]]
 
 
 def nonfinite(trainable: TrainableBlock, state: Mapping[str, Any]) -> str | None:
@@ -65,19 +129,44 @@ def nonfinite(trainable: TrainableBlock, state: Mapping[str, Any]) -> str | None
                 return f"weight {name}"
             if isinstance(value, Tensor) and value.isnan().any():
                 return f"buffer {name}"
-    leaves = pytree.tree_leaves(state["optimizers"])
-    finite = all(leaf.isfinite().all() for leaf in leaves if isinstance(leaf, Tensor))
-    return None if finite else "an optimizer's state"
+    others = {
+        "optimizers": "an optimizer's state",
+        "gradients": "a gradient",
+        "average": "an averaged weight",
+    }
+    for part, name in others.items():
+        leaves = pytree.tree_leaves(state.get(part))
+        if not all(leaf.isfinite().all() for leaf in leaves if isinstance(leaf, Tensor)):
+            return name
+    return None
 
 
 def restore(
     trainable: TrainableBlock, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]
 ) -> None:
-    """`Updater.load_state_dict` for a block that may have no optimizers."""
+    """Weights, heads and the state of optimizers; raises CheckpointError if they belong to another model."""
     try:
         trainable.block.load_state_dict(state["block"])
         trainable.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(_with_settings(optimizer, saved))
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"the checkpoint belongs to another model: {error}") from error
+
+
+def _with_settings(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved state with the settings of this run, such as another weight_decay; torch would take the saved ones."""
+    names = inspect.signature(type(optimizer)).parameters.keys() - {"params"}
+    groups = [
+        theirs | {key: value for key, value in ours.items() if key in names}
+        for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    return saved | {"param_groups": groups}
+
+
+def restore_answering(trainable: TrainableBlock, state: dict[str, Any]) -> None:
+    """Take what answers of a state without optimizers: averaged weights where there are some; raises as `restore`."""
+    restore(trainable, (), state)
+    weights = dict(trainable.named_parameters())
+    for name, average in state.get("average", {}).items():
+        weights[name].detach().copy_(average)

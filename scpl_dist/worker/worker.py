@@ -196,6 +196,8 @@ class Worker:
                         f"{start.restore}: {name} of block {block} is NaN or infinite, which an earlier version did "
                         "save: move this checkpoint away, and --resume auto takes the one before"
                     )
+                if not self.worker_id.first:
+                    state.pop("gradients", None)  # the sum over the replicas, which the first one brings in
                 try:
                     updater.load_state_dict(state)
                 except CheckpointError as error:  # a start from the same one would end here again

@@ -96,6 +96,12 @@ def test_the_learning_rate_is_a_staircase_from_lr_towards_end_lr() -> None:
     assert rates[6:] == pytest.approx([0.25] * 3)
 
 
+def test_batches_share_an_update_and_an_epoch_ends_with_one() -> None:
+    run = Run(small(optimizer__accumulate=2)).start().play()
+    found = [(item.share, item.update) for item in run.items_of(Train)]
+    assert found == [(0.5, False), (0.5, True), (1.0, True)] * 3
+
+
 def test_gpipe_splits_a_batch_into_near_equal_micro_batches() -> None:
     run = Run(small(run__method="gpipe", pipeline__micro_batches=3)).start()
     assert run.items_of(Train)[0].micro_batches == ((0, 6), (6, 13), (13, 20))

@@ -86,6 +86,19 @@ def test_replicas_add_up_gradients_while_the_next_block_computes() -> None:
     )
 
 
+def test_the_length_of_the_whole_gradient_is_added_up_in_the_first_stage_before_any_update() -> None:
+    chosen = method("bp")
+    specs = [StageSpec(k, 3, range(2 * k, 2 * k + 2)) for k in range(3)]
+    lowered = [lower(chosen.train(spec, 1), spec, clip=True) for spec in specs]
+    ends = [texts(actions).partition("B")[2] for actions in lowered]
+    assert ends[0].endswith("B0.0 RECV_N NORM1 NORM0 TOTAL ROOM_F SEND_T STEP0 STEP1")
+    assert ends[1].endswith("SEND_B.0 RECV_N NORM3 NORM2 ROOM_B SEND_N RECV_T ROOM_F SEND_T STEP2 STEP3")
+    assert ends[2].endswith("SEND_B.0 NORM5 NORM4 ROOM_B SEND_N RECV_T STEP4 STEP5")
+    simulate(lowered, capacity=1)
+    alone = StageSpec(0, 1, range(2))
+    assert texts(lower(chosen.train(alone, 1), alone, clip=True)).endswith("NORM1 NORM0 TOTAL STEP0 STEP1")
+
+
 @pytest.mark.parametrize("name", ["scpl", "al", "bp", "gpipe"])
 def test_a_stage_waits_for_room_before_the_work_whose_result_it_sends(name: str) -> None:
     for spec in (StageSpec(k, 3, range(2 * k, 2 * k + 2)) for k in range(3)):
@@ -231,6 +244,12 @@ def test_methods_refuse_what_they_cannot_do() -> None:
         method("scpl", 4)
     with pytest.raises(ValueError, match=r"pipeline.micro_batches = 4: .* run.method = \"gpipe\""):
         method("bp", 4)
+    with pytest.raises(ValueError, match=r"optimizer.clip_norm = 1.0 and pipeline.replicas = 2: with bp all"):
+        resolve("bp")(
+            load(values={"run.method": "bp", "optimizer.clip_norm": 1.0, "pipeline.replicas": 2}),
+            16,
+            Classification(10),
+        )
     with pytest.raises(ValueError, match=r"pipeline.recompute = True: only run.method = 'gpipe' has it"):
         method("scpl", recompute=True)
 

@@ -53,6 +53,8 @@ def test_plain_text_needs_no_quotes() -> None:
         ("pipeline.replicas=two", "pipeline.replicas = 'two': input should be a valid integer"),
         ("pipeline.replicas=[1, 0]", "pipeline.replicas = 0: input should be greater than 0"),
         ("optimizer.end_lr=1.0", "the schedule can only fall"),
+        ("optimizer.args.lr=0.1", "the learning rate has a key of its own; set optimizer.lr"),
+        ("optimizer.ema=1.0", "optimizer.ema = 1.0: input should be less than 1"),
         ("stages=2", "the key needs a section"),
         ("pipeline.stages", "write -o section.key=value"),
         ("metrics.port=70000", "metrics.port = 70000: input should be less than or equal to 65535"),
@@ -61,6 +63,11 @@ def test_plain_text_needs_no_quotes() -> None:
 def test_a_mistake_is_answered_with_key_value_and_fix(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(None, [override])
+
+
+def test_two_ways_to_clip_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"clip_norm = 1.0 and optimizer.clip_value = 2.0: use one of them"):
+        load(values={"optimizer.clip_norm": 1.0, "optimizer.clip_value": 2.0})
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import scpl_dist
 from scpl_dist.commands import checkpoints
 from scpl_dist.commands.report import report
+from tests.support.command import called
 from tests.support.command import scpl_dist as command
 from tests.support.programs import ROOT
 
@@ -85,6 +86,12 @@ def test_a_model_that_only_the_weights_tell_apart_is_refused_at_once(tmp_path: P
     said = command("train", "--resume", "auto", "--run-dir", run, *settings, code=2).stderr
     assert "the checkpoint belongs to another model" in said
     assert "restart 1" not in said
+
+
+def test_its_adam_is_known_though_it_does_not_name_it() -> None:
+    checkpoint = RUN / "checkpoints" / "step-30"
+    said = called("train", "--resume", checkpoint, "-o", "optimizer.name=sgd", code=1).stderr
+    assert "of another model: optimizer.name = 'adam', now 'sgd'" in said
 
 
 def test_its_own_folder_goes_on(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class _Recorder(Updater):
         super().__init__(trainable, config)
         self.gradients: list[Tensor] = []
 
-    def step(self, schedule: Mapping[str, float]) -> None:
+    def step(self, schedule: Mapping[str, float], norm: Tensor | None = None) -> None:
         self.gradients = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable.parameters()
         ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scpl_dist import data
 from scpl_dist.coordinator import item_sequence
+from scpl_dist.coordinator.learning_rate import LearningRate
 from scpl_dist.data import loader
 from scpl_dist.methods.block import TrainableBlock, detached
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import seeds
-from scpl_dist.run.config import Config
+from scpl_dist.run.config import Config, Schedule
 
 
 @dataclass
@@ -29,12 +34,14 @@ class Reference:
     Attributes:
         losses: {(step, block): {term: value}}.
         accuracy: test accuracy after each epoch.
-        units: the trained blocks and heads.
+        trainables: the trained blocks and heads.
+        averages: the same with averaged weights, if there are such.
     """
 
     losses: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
     accuracy: list[float] = field(default_factory=list)
     trainables: dict[int, TrainableBlock] = field(default_factory=dict)
+    averages: dict[int, AveragedModel] = field(default_factory=dict)
 
 
 def train(config: Config) -> Reference:
@@ -43,56 +50,91 @@ def train(config: Config) -> Reference:
     source = data.resolve(config)
     plan = Plan.plan(config, source.classes, source.example())
     result = Reference(trainables=plan.trainables(range(len(plan.parameters))))
-    adams: Adams = {
-        block: [
-            torch.optim.Adam([path], fused=True) for path in trainable.parameter_groups() if path["params"]
-        ]
-        for block, trainable in result.trainables.items()
-    }
-    size = source.sizes["train"]
+    optimizers = {block: _optimizers(config, trainable) for block, trainable in result.trainables.items()}
+    size, group = source.sizes["train"], config.optimizer.accumulate
     steps_per_epoch = math.ceil(size / config.data.batch_size)
+    rate = LearningRate(config, steps_per_epoch)
     step = 0
     for epoch in range(config.run.epochs):
         turn = math.pi * (epoch * steps_per_epoch) / (config.run.epochs * steps_per_epoch)
         lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
             1 + math.cos(turn)
         )
-        for indices in torch.split(loader.permutation(config.run.seed, epoch, size), config.data.batch_size):
-            for optimizer in itertools.chain.from_iterable(adams.values()):
-                optimizer.param_groups[0]["lr"] = lr * optimizer.param_groups[0].get("lr_scale", 1.0)
+        batches = torch.split(loader.permutation(config.run.seed, epoch, size), config.data.batch_size)
+        for number, indices in enumerate(batches):
+            if config.schedule != Schedule():
+                lr = rate(step)
+            for optimizer in itertools.chain.from_iterable(optimizers.values()):
+                for settings in optimizer.param_groups:
+                    settings["lr"] = lr * settings.get("lr_scale", 1.0)
             for trainable in result.trainables.values():
                 trainable.train()
+            together = min(group, len(batches) - number // group * group)  # batches of this update
+            last = (number + 1) % group == 0 or number + 1 == len(batches)
+            loop = _Loop(plan, result, optimizers, step, 1 / together, last)
             if plan.method.local:
-                _local_step(plan, result, adams, step, source.batch("train", epoch, indices))
+                _local_step(loop, source.batch("train", epoch, indices))
             else:
                 cuts = item_sequence.split(0, len(indices), config.pipeline.micro_batches)
-                parts = [source.batch("train", epoch, indices[a:b]) for a, b in cuts]
-                _end_to_end_step(plan, result, adams, step, parts)
+                _end_to_end_step(loop, [source.batch("train", epoch, indices[a:b]) for a, b in cuts])
             step += 1
-        result.accuracy.append(evaluate(plan, source, result.trainables))
+        with _averaged(result):
+            result.accuracy.append(evaluate(plan, source, result.trainables))
     return result
 
 
-Adams = dict[int, list[torch.optim.Optimizer]]
+@dataclass
+class _Loop:
+    """A step of the loop: what it works with, the share of its batch in an update, and whether that follows."""
+
+    plan: Plan
+    result: Reference
+    optimizers: dict[int, list[torch.optim.Optimizer]]
+    step: int
+    share: float
+    last: bool
+
+
+def _optimizers(config: Config, trainable: TrainableBlock) -> list[torch.optim.Optimizer]:
+    settings = config.optimizer
+    kinds = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    args = ({"fused": True} if settings.name == "adam" else {}) | settings.args
+    found = []
+    for path in trainable.parameter_groups():
+        groups = [path]
+        if not settings.decay_norms:
+            matrices = [one for one in path["params"] if one.ndim > 1]
+            vectors = [one for one in path["params"] if one.ndim <= 1]
+            groups = [{**path, "params": matrices}, {**path, "params": vectors, "weight_decay": 0.0}]
+        if path["params"]:
+            found.append(kinds[settings.name](groups, **args))
+    return found
+
+
 Batch = tuple[Any, Tensor]
 
 
-def _local_step(plan: Plan, result: Reference, adams: Adams, step: int, batch: Batch) -> None:
+def _local_step(loop: _Loop, batch: Batch) -> None:
     """One block after the other; the gradient of a block ends at its input."""
     labels = batch[1]
-    x = plan.method.carry(*batch)
-    for block, trainable in result.trainables.items():
-        _seed(plan, block, step, 0)
+    x = loop.plan.method.carry(*batch)
+    for block, trainable in loop.result.trainables.items():
+        _seed(loop.plan, block, loop.step, 0)
         output = trainable(x)
         terms = trainable.losses(x, output, labels)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
-        _update(adams[block])
-        result.losses[step, block] = {name: term.item() for name, term in terms.items()}
+        torch.autograd.backward(torch.stack(list(terms.values())).sum() * loop.share)
+        if loop.last:
+            limit = loop.plan.config.optimizer.clip_norm
+            if limit:
+                torch.nn.utils.clip_grad_norm_(trainable.parameters(), limit)
+            _update(loop, block)
+        loop.result.losses[loop.step, block] = {name: term.item() for name, term in terms.items()}
         x = detached(output)
 
 
-def _end_to_end_step(plan: Plan, result: Reference, adams: Adams, step: int, parts: list[Batch]) -> None:
+def _end_to_end_step(loop: _Loop, parts: list[Batch]) -> None:
     """All micro-batches forward through one graph, backward in the order of the schedule, then one update."""
+    plan, result, step = loop.plan, loop.result, loop.step
     trainables, total = result.trainables, sum(len(labels) for _, labels in parts)
     losses: list[tuple[Tensor, float]] = []
     for m, (x, labels) in enumerate(parts):
@@ -108,10 +150,14 @@ def _end_to_end_step(plan: Plan, result: Reference, adams: Adams, step: int, par
     order = losses if plan.config.pipeline.schedule == "1f1b" else losses[::-1]
     noted = 0.0
     for loss, weight in order:
-        torch.autograd.backward(loss if weight == 1 else loss * weight)
+        torch.autograd.backward(loss * (weight * loop.share))
         noted += weight * loss.item()
-    for optimizers in adams.values():
-        _update(optimizers)
+    if loop.last:
+        limit = plan.config.optimizer.clip_norm
+        if limit:
+            _clip_together(trainables, limit)
+        for block in trainables:
+            _update(loop, block)
     result.losses[step, len(trainables) - 1] = {"classifier": noted}
 
 
@@ -122,10 +168,43 @@ def _seed(plan: Plan, block: int, step: int, m: int) -> None:
     random.seed(number)
 
 
-def _update(optimizers: list[torch.optim.Optimizer]) -> None:
-    for optimizer in optimizers:
+def _clip_together(trainables: dict[int, TrainableBlock], limit: float) -> None:
+    """By the length of the whole gradient, whose squares are added up block by block."""
+    gradients = [
+        [one.grad for one in own.parameters() if one.grad is not None] for own in trainables.values()
+    ]
+    squares = torch.stack([torch.nn.utils.get_total_norm(own).double().square() for own in gradients])
+    whole = torch.nn.utils.get_total_norm([gradient for own in gradients for gradient in own])
+    length = squares.sum().sqrt().float()
+    torch.testing.assert_close(length, whole)  # torch's own, which adds up in another order
+    for gradient in itertools.chain.from_iterable(gradients):
+        gradient.mul_(torch.clamp(limit / (length + 1e-6), max=1.0))
+
+
+def _update(loop: _Loop, block: int) -> None:
+    value, decay = loop.plan.config.optimizer.clip_value, loop.plan.config.optimizer.ema
+    trainable, averages = loop.result.trainables[block], loop.result.averages
+    if value:
+        torch.nn.utils.clip_grad_value_(trainable.parameters(), value)
+    for optimizer in loop.optimizers[block]:
         optimizer.step()
         optimizer.zero_grad()
+    if decay and block not in averages:
+        averages[block] = AveragedModel(trainable, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    if decay:
+        averages[block].update_parameters(trainable)
+
+
+@contextlib.contextmanager
+def _averaged(result: Reference) -> Iterator[None]:
+    """The averaged weights in place of those that learn, if there are such."""
+    kept = {block: copy.deepcopy(result.trainables[block].state_dict()) for block in result.averages}
+    for block, average in result.averages.items():
+        for own, other in zip(result.trainables[block].parameters(), average.parameters(), strict=True):
+            own.detach().copy_(other)
+    yield
+    for block, state in kept.items():
+        result.trainables[block].load_state_dict(state)
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.run.config import load
 from scpl_dist.storage.checkpoints import CheckpointError
-from scpl_dist.worker.updater import Updater
+from scpl_dist.worker.optimizers import OPTIMIZERS
+from scpl_dist.worker.updater import Updater, restore_answering
 
 CONFIG = load()
 
@@ -68,6 +70,137 @@ def test_a_state_that_went_through_a_file_goes_on_to_the_same_bits(tmp_path: Pat
         updater.backward(loss(updater.trainable, 1))
         updater.step({"lr": 1e-2})
     assert all(map(torch.equal, first.trainable.parameters(), second.trainable.parameters()))
+
+
+ARGS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "adamw": {"weight_decay": 0.1},
+    "rmsprop": {"momentum": 0.9, "centered": True},
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS.names()) - {"adam", "muon"}))
+def test_any_optimizer_of_torch_is_that_of_a_plain_loop_to_the_bit_also_after_a_file(
+    name: str, tmp_path: Path
+) -> None:
+    kind = next(kind for found, kind in vars(torch.optim).items() if found.lower() == name)
+    config = load(values={"optimizer.name": name, "optimizer.args": ARGS.get(name, {})})
+    ours, theirs = Paths(), Paths()
+    updater = Updater(ours, config)
+    parts = (theirs.block, theirs.heads)
+    plain = [
+        kind(part.parameters(), lr=1e-2 * scale, **ARGS.get(name, {}))
+        for part, scale in zip(parts, (1, 0.5), strict=True)
+    ]
+    for number in range(4):
+        updater.backward(loss(ours, number))
+        updater.step({"lr": 1e-2})
+        torch.autograd.backward(loss(theirs, number))
+        for optimizer in plain:
+            optimizer.step()
+            optimizer.zero_grad()
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+        torch.save(updater.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert state.keys() == {"block", "heads", "optimizers"}
+        ours = Paths()
+        updater = Updater(ours, config)
+        updater.load_state_dict(state)
+        assert updater.nonfinite(state) is None
+
+
+def test_norms_and_biases_may_be_left_without_decay() -> None:
+    values = {
+        "optimizer.name": "sgd",
+        "optimizer.args": {"weight_decay": 0.5},
+        "optimizer.decay_norms": False,
+    }
+    updater = Updater(Paths(), load(values=values))
+    before = {name: one.detach().clone() for name, one in updater.trainable.named_parameters()}
+    for one in updater.trainable.parameters():
+        one.grad = torch.zeros_like(one)
+    updater.step({"lr": 0.1})
+    for name, one in updater.trainable.named_parameters():
+        rate = 0.05 if name.startswith("heads") else 0.1  # that group has half the rate
+        wanted = before[name] if name.endswith("bias") else before[name] * (1 - 0.5 * rate)
+        torch.testing.assert_close(one, wanted)
+
+
+def test_a_run_that_goes_on_has_the_settings_of_its_configuration() -> None:
+    first, second = (
+        Updater(Paths(), load(values={"optimizer.name": "sgd", "optimizer.args": {"momentum": momentum}}))
+        for momentum in (0.9, 0.5)
+    )
+    first.backward(loss(first.trainable, 0))
+    first.step({"lr": 0.1})
+    second.load_state_dict(first.state_dict())
+    assert [group["momentum"] for one in second.optimizers for group in one.param_groups] == [0.5, 0.5]
+    assert [len(one.state) for one in second.optimizers] == [2, 2]
+
+
+def test_gradients_are_clipped_at_the_update_by_the_length_of_the_block_or_by_one_that_is_given() -> None:
+    values: dict[str, Any] = {"optimizer.name": "sgd"}
+    for key, given in (
+        ("optimizer.clip_norm", None),
+        ("optimizer.clip_norm", 0.7),
+        ("optimizer.clip_value", None),
+    ):
+        ours, theirs = Paths(), Paths()
+        updater = Updater(ours, load(values=values | {key: 1e-2}))
+        for number in range(2):
+            updater.backward(loss(ours, number))
+            torch.autograd.backward(loss(theirs, number))
+        everything = list(theirs.parameters())
+        if key == "optimizer.clip_value":
+            torch.nn.utils.clip_grad_value_(everything, 1e-2)
+        elif given is None:
+            assert torch.nn.utils.clip_grad_norm_(everything, 1e-2) == updater.norm() > 1e-2
+        else:
+            torch.nn.utils.clip_grads_with_norm_(everything, 1e-2, torch.tensor(given))
+        torch.optim.SGD(theirs.block.parameters(), lr=0.1).step()
+        torch.optim.SGD(theirs.heads.parameters(), lr=0.05).step()
+        updater.step({"lr": 0.1}, None if given is None else torch.tensor(given))
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_gradients_that_wait_for_their_update_are_saved_with_the_rest(tmp_path: Path) -> None:
+    first, second = Updater(Paths(), CONFIG), Updater(Paths(), CONFIG)
+    first.backward(loss(first.trainable, 0))
+    state = first.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for updater in (first, second):
+        updater.backward(loss(updater.trainable, 1))
+        updater.step({"lr": 1e-2})
+        assert updater.state_dict().keys() == {"block", "heads", "optimizers"}
+    assert all(map(torch.equal, first.trainable.parameters(), second.trainable.parameters()))
+    state["gradients"]["block.bias"][0] = torch.nan
+    assert first.nonfinite(state) == "a gradient"
+
+
+def test_the_moving_average_is_that_of_torch_and_answers_while_the_weights_learn_on(tmp_path: Path) -> None:
+    config = load(values={"optimizer.ema": 0.75})
+    updater, plain = Updater(Paths(), config), Updater(Paths(), CONFIG)
+    average = AveragedModel(plain.trainable, multi_avg_fn=get_ema_multi_avg_fn(0.75))  # type: ignore[no-untyped-call]
+    updater.train(False)  # before the first update the weights themselves answer
+    for number in range(3):
+        for one in (updater, plain):
+            one.train(True)
+            one.backward(loss(one.trainable, number))
+            one.step({"lr": 1e-2})
+        average.update_parameters(plain.trainable)
+        assert all(map(torch.equal, updater.trainable.parameters(), plain.trainable.parameters()))
+        updater.train(False)
+        updater.train(False)
+        assert all(map(torch.equal, updater.trainable.parameters(), average.module.parameters()))
+        updater.train(True)
+        torch.save(updater.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        updater = Updater(Paths(), config)
+        updater.load_state_dict(state)
+    answering = Paths()
+    restore_answering(answering, state | {"optimizers": []})
+    assert all(map(torch.equal, answering.parameters(), average.module.parameters()))
 
 
 def test_a_state_of_another_model_is_refused() -> None:
