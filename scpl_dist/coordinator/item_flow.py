@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from scpl_dist.control.items import Checkpoint, Evaluate, Item, Train
-from scpl_dist.control.messages import Done, Work, Written
+from scpl_dist.control.messages import Dataset, Done, Work, Written
 from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.events import Command, Record, Say, Send, warning
 from scpl_dist.coordinator.item_sequence import ItemSequence
@@ -20,13 +20,11 @@ from scpl_dist.run.failures import Cause, Failure
 class ItemFlow:
     """Follows the items through the stages; ValueError if data set or position do not fit the run."""
 
-    def __init__(
-        self, config: Config, origin: Origin, members: Mapping[int, Member], sizes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, config: Config, origin: Origin, members: Mapping[int, Member], data: Dataset) -> None:
         stages = config.pipeline.stages
-        self.sequence = ItemSequence(config, sizes, origin.resume, origin.generation)
+        self.sequence = ItemSequence(config, data.sizes, origin.resume, origin.generation)
         self.window = Window(self.sequence, origin.window)
-        self.results = Results(self.sequence, stages, origin.resume)
+        self.results = Results(self.sequence, config, data.classes, origin.resume)
         self.checkpoints = PendingCheckpoints(self.sequence, stages)
         self.begun: float | None = None  # monotonic time of the first item
         self._config = config

@@ -207,7 +207,7 @@ class Coordinator:
         if self.data is None:
             return
         try:
-            self.flow = ItemFlow(self.config, self.origin, self.members, self.data.sizes)
+            self.flow = ItemFlow(self.config, self.origin, self.members, self.data)
         except ValueError as error:
             self._fail(failure(Cause.CONFIG, str(error)))
             return

@@ -25,6 +25,7 @@ from torch.nn import functional
 from scpl_dist.methods.base import LocalMethod, forward
 from scpl_dist.methods.block import Carry, TrainableBlock
 from scpl_dist.methods.heads import feature
+from scpl_dist.methods.metrics import Metric
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Association
@@ -116,6 +117,10 @@ class AssociatedLearning(LocalMethod):
         for index in range(block, -1, -1):
             answer = trainables[index].decode(answer)
         return answer
+
+    def metrics(self, scores: Tensor, labels: Tensor) -> dict[str, Metric]:
+        """Without a loss: a decoder's answer is no score that a cross-entropy was made for."""
+        return {name: found for name, found in super().metrics(scores, labels).items() if name != "loss"}
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are."""

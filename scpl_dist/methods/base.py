@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scpl_dist.methods.block import Carry, TrainableBlock
+from scpl_dist.methods.metrics import Metric
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Config, Section
@@ -97,6 +98,10 @@ class Method(ABC):
         if block == self.num_blocks - 1:
             return trainables[block].predict(carry)
         return trainables[block].local_scores(carry)
+
+    def metrics(self, scores: Tensor, labels: Tensor) -> dict[str, Metric]:
+        """Of an evaluation's answers; see `scpl_dist.methods.task.Task.metrics`."""
+        return self.task.metrics(scores, labels)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Class probabilities (N, classes) of `scores`."""

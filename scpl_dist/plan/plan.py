@@ -6,7 +6,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,13 +38,16 @@ class Plan:
     method: methods.Method
 
     @classmethod
-    def plan(cls, config: Config, classes: int, example: Any) -> Plan:
-        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used."""
+    def plan(cls, config: Config, classes: int, example: Any, counts: Sequence[int] = ()) -> Plan:
+        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used.
+
+        `counts` are the samples of each class, where the losses need them; see `scpl_dist.data.counts`.
+        """
         method_type = methods.resolve(config.run.method)
         blocks, outputs = models.outline(config.model.name, config.model.args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         specs = _places(config, parameters)
-        method = method_type(config, len(blocks), Classification(classes))
+        method = method_type(config, len(blocks), Classification(classes, config.task, counts))
         return cls(config, classes, [example, *outputs], parameters, specs, method)
 
     def check(self) -> None:

@@ -137,6 +137,17 @@ class Loss(Section):
     """Train a predictor on the detached output of every block (scpl), so that samples can leave early."""
 
 
+class TaskSettings(Section):
+    """How answers are judged."""
+
+    metrics: Annotated[list[str], CONDUCT] = Field(default_factory=list)
+    """Beside accuracy and loss: top5, macro_f1, confusion, an entry point's name or ``path/to/file.py:function``."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), RESULT] = 0.0
+    """Share of the target that a cross-entropy spreads evenly over all classes."""
+    class_weights: Annotated[Literal["none", "balanced"] | list[PositiveReal], RESULT] = "none"
+    """Weights of the classes in a cross-entropy: a number for each, or "balanced" for the inverse of their counts."""
+
+
 class Association(Section):
     """The label code of the method al (associated learning)."""
 
@@ -231,6 +242,7 @@ class Config(Section):
     data: Data = Data()
     pipeline: Pipeline = Pipeline()
     loss: Loss = Loss()
+    task: TaskSettings = TaskSettings()
     al: Association = Association()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
