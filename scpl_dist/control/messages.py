@@ -51,6 +51,7 @@ class Dataset(Shape):
     classes: Positive
     sizes: dict[Name, Count]
     input: Any = None
+    counts: list[Count] = field(default_factory=list)  # samples of each class, where the losses need them
 
 
 class Message(Shape):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,7 +57,7 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
         config = _measured(config, source)
     with blaming("data.name", config.data.name):
         example = source.example()
-    plan = _plan(config, source.classes, example, position)
+    plan = _plan(config, source.classes, example, position, data.counts(config, source))
     shape, wanted = source.batch("train", 0, torch.arange(2))[1].shape[1:], plan.method.task.label_shape
     if shape != wanted:
         raise ValueError(
@@ -71,9 +71,15 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
     return plan
 
 
-def _plan(config: Config, classes: int, example: Any, position: Mapping[str, Any] | None) -> Plan:
+def _plan(
+    config: Config,
+    classes: int,
+    example: Any,
+    position: Mapping[str, Any] | None,
+    counts: Sequence[int] = (),
+) -> Plan:
     """The plan after all checks that need no data; what is only doubtful is said."""
-    plan = Plan.plan(config, classes, example)
+    plan = Plan.plan(config, classes, example, counts)
     plan.check()
     unread = type(plan.method).unread(config)
     if unread and position is None:

@@ -28,7 +28,7 @@ from scpl_dist.methods.heads import feature
 from scpl_dist.methods.metrics import Metric
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
-from scpl_dist.run.config import Association
+from scpl_dist.run.config import Association, Config, TaskSettings
 
 
 class AssociatedUnit(TrainableBlock):
@@ -91,6 +91,17 @@ class AssociatedLearning(LocalMethod):
 
     name = "al"
     reads = ("al.",)
+
+    def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
+        super().__init__(config, num_blocks, task)
+        usual = TaskSettings()
+        for key in ("label_smoothing", "class_weights") if config.al.activation == "sigmoid" else ():
+            value = getattr(config.task, key)
+            if value != getattr(usual, key):
+                raise ValueError(
+                    f'task.{key} = {value!r} and al.activation = "sigmoid": which learns by squared errors, and not '
+                    'by a cross-entropy; leave it out, or use al.activation = "tanh"'
+                )
 
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         return {"data": inputs, "code": functional.one_hot(labels, self.task.classes).float()}

@@ -46,6 +46,11 @@ class Method(ABC):
             raise ValueError(
                 f"pipeline.micro_batches = {parts}: {self.whole}; use pipeline.micro_batches = 1"
             )
+        if parts != 1 and config.task.class_weights != "none":
+            raise ValueError(
+                f"task.class_weights = {config.task.class_weights!r} and pipeline.micro_batches = {parts}: a weighted "
+                "mean over a part of a batch is not that over the whole; use pipeline.micro_batches = 1"
+            )
         for key in () if self.schedules else ("schedule", "recompute", "deferred_batch_norm"):
             value = getattr(config.pipeline, key)
             if value != type(config.pipeline).model_fields[key].default:
