@@ -39,6 +39,8 @@ class Results:
         self.steps_done: int = position.get("step", 0)
         self.earlier_seconds: float = position.get("seconds", 0.0)
         self._sequence = sequence
+        for epoch in range(sequence.position["epoch"]):
+            self._judge(epoch)
         self._classes = classes
         self._wanted = config.task.metrics
         self._last = (config.pipeline.stages - 1, 0)
@@ -96,6 +98,11 @@ class Results:
             correct, total = sums["accuracy"]
             row = {"event": "eval", "epoch": epoch, "split": split} | metrics
             yield Record(row | {"correct": correct, "total": total})
+        if split == self._sequence.splits[0]:
+            self._judge(epoch)
+
+    def _judge(self, epoch: int) -> None:
+        self._sequence.judge(self.accuracies.get(epoch, {}).get(self._sequence.splits[0], 0.0))
 
     def commit(self, item: Checkpoint, seconds: float) -> Commit:
         """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
@@ -158,7 +165,8 @@ class Results:
             "method": config.run.method,
             "stages": config.pipeline.stages,
             "steps": self.steps_done,
-            "epochs": config.run.epochs,
+            "epochs": self._sequence.position["epoch"],
+            "stopped_early": self._sequence.stopped_early,
             "accuracy_last": self.accuracies.get(last, {}).get("test"),
             "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
             "best_epoch": best,

@@ -56,6 +56,8 @@ class Run(Section):
     """Seed of the initial weights, the order of samples, augmentation and dropout."""
     epochs: Annotated[Positive, RESULT] = 20
     """Passes over the training set."""
+    patience: Annotated[int, Field(ge=0), RESULT] = 0
+    """Epochs without a better validation accuracy (test, if there is no such part) that end the run; 0 is never."""
 
 
 class Model(Section):
