@@ -85,7 +85,8 @@ def _plan(
     if unread and position is None:
         given, reason = config.recipe(), f"the method {plan.method.name} does not read it; leave it out"
         raise ValueError("\n".join(f"{key} = {given[key]!r}: {reason}" for key in unread))
-    for text in [*plan.doubts(), *_crowd(config)]:
+    unfit = plan.unfit() if position is None else ()  # a run that goes on has its weights from its checkpoint
+    for text in [*unfit, *plan.doubts(), *_crowd(config)]:
         print(f"warning: {text}", file=sys.stderr, flush=True)
     return plan
 

@@ -6,7 +6,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
 from scpl_dist.methods.task import Classification
+from scpl_dist.models import weights
 from scpl_dist.models.build import seeded
 from scpl_dist.models.trace import overwrites
 from scpl_dist.plan import partition
@@ -77,7 +78,7 @@ class Plan:
 
     @cached_property
     def head_parameters(self) -> list[int]:
-        return [self._count_heads(index, block) for index, block in enumerate(self._outlined)]
+        return [sum(weight.numel() for weight in own.heads.parameters()) for own in self._imagined]
 
     @cached_property
     def _outlined(self) -> list[nn.Module]:
@@ -85,13 +86,17 @@ class Plan:
         model = self.config.model
         return models.outline(model.name, model.args, self.classes, self.shapes[0])[0]
 
-    def _count_heads(self, index: int, block: nn.Module) -> int:
+    @cached_property
+    def _imagined(self) -> list[TrainableBlock]:
+        """The same with their heads."""
+        return [self._imagine(index, block) for index, block in enumerate(self._outlined)]
+
+    def _imagine(self, index: int, block: nn.Module) -> TrainableBlock:
         try:
             with torch.device("meta"):
-                made = self._trainable(index, block)
+                return self._trainable(index, block)
         except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
-            made = self._trainable(index, block)
-        return sum(parameter.numel() for parameter in made.heads.parameters())
+            return self._trainable(index, block)
 
     def _trainable(self, index: int, block: nn.Module) -> TrainableBlock:
         return self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])
@@ -106,6 +111,21 @@ class Plan:
             with seeded(seed, "heads", index):
                 trainables[index] = self._trainable(index, module)
         return trainables
+
+    def load_weights(self, trainables: Mapping[int, TrainableBlock]) -> str:
+        """Give blocks their first weights, ``model.weights``, if there are some; what does not fit, as one line."""
+        model = self.config.model
+        if not model.weights:
+            return ""
+        modules = {index: (own.block, own.heads) for index, own in trainables.items()}
+        whole = len(trainables) == len(self.parameters)
+        return weights.load(model.weights, modules, model.weights_strict, whole)
+
+    def unfit(self) -> Iterator[str]:
+        """What of the first weights does not fit, where that is allowed; ValueError where it is not."""
+        text = self.load_weights(dict(enumerate(self._imagined)))
+        if text:
+            yield text
 
     def table(self) -> str:
         """The stages as text: blocks, parameters, and the size of what one sample sends on."""

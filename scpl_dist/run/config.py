@@ -68,6 +68,10 @@ class Model(Section):
     returns blocks."""
     args: Annotated[dict[str, Any], MODEL] = Field(default_factory=dict)
     """Keyword arguments for the model function."""
+    weights: Annotated[str, RESULT] = ""
+    """File or folder with the first weights: an export of a run, or a state_dict of torch; empty draws them."""
+    weights_strict: Annotated[bool, RESULT] = True
+    """Whether first weights must fit the blocks name by name; false draws what is missing or of another shape."""
 
 
 class Data(Section):

@@ -187,8 +187,13 @@ class Worker:
         plan = Plan.plan(config, start.data.classes, example, start.data.counts)
         spec = plan.specs[self.worker_id.stage]
         trainables = plan.trainables(spec.blocks)
-        if source is not None and not start.restore:
-            source.prepare(trainables[0].block)
+        if not start.restore:
+            if source is not None:
+                source.prepare(trainables[0].block)
+            try:
+                plan.load_weights(trainables)
+            except ValueError as error:  # on this host the file is another one, or absent
+                raise SetupError(str(error)) from None
         updaters = {block: Updater(own.to(self.device), config) for block, own in trainables.items()}
         if start.restore:
             for block, updater in updaters.items():

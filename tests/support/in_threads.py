@@ -43,6 +43,7 @@ class Run:
         for spec in self.plan.specs:  # blocks are drawn before the threads begin, from that same generator
             self.result.trainables |= self.plan.trainables(spec.blocks)
         source.prepare(self.result.trainables[0].block)
+        self.plan.load_weights(self.result.trainables)
         self._sums: dict[int, dict[str, Sum]] = {}
         self._errors: list[BaseException] = []
         self._ends: list[LocalTransport] = []
