@@ -80,21 +80,19 @@ class Classification(Task):
         return scores.softmax(1)
 
     def metrics(self, scores: Tensor, labels: Tensor) -> dict[str, Metric]:
-        weights = self._weights
-        found: dict[str, Metric] = {
-            "accuracy": ((scores.argmax(1) == labels).sum(), len(labels)),
-            "loss": (
-                self._cross_entropy(scores, labels, "sum"),
-                len(labels) if weights is None else weights.to(labels.device)[labels].sum(),
-            ),
-        }
+        total = self._cross_entropy(scores.float(), labels, "sum")
+        weight = len(labels) if self._weights is None else self._weights[labels].sum()
+        right = (scores.argmax(1) == labels).sum()
+        found: dict[str, Metric] = {"accuracy": (right, len(labels)), "loss": (total, weight)}
         return found | {name: metric(scores, labels) for name, metric in self._metrics.items()}
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        weights = None
         if self._weights is not None:
-            self._weights = self._weights.to(scores)
+            self._weights = self._weights.to(scores.device)
+            weights = self._weights.to(scores.dtype)
         return functional.cross_entropy(
-            scores, labels, self._weights, reduction=reduction, label_smoothing=self._smoothing
+            scores, labels, weights, reduction=reduction, label_smoothing=self._smoothing
         )
 
 
