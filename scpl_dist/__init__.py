@@ -79,7 +79,7 @@ def evaluate(
     threshold: float | None = None,
     block: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of the weights that a run has saved, computed in this process.
+    """Metrics of the weights that a run has saved, computed in this process.
 
     It computes where the run's ``runtime.device`` says, and on the CPU if there is no GPU here. Blocks and data of your
     own are imported by the names that the run's ``config.toml`` has.
@@ -95,7 +95,7 @@ def evaluate(
     Returns:
         ``{"split", "accuracy", "total", "mean_depth", "left", "correct"}``: the share of right answers, the number of
         samples, the blocks that a sample passed on average, and by block the samples that left there and how many of
-        them got a right answer.
+        them got a right answer. Also "loss", but for the method al, and what the run's ``task.metrics`` names.
 
     Raises:
         ValueError: no run folder, or a checkpoint, a split, a threshold or a block that this run does not have.
@@ -104,7 +104,7 @@ def evaluate(
     from scpl_dist.commands.evaluate import evaluate
 
     found = evaluate(Path(run_dir), split, checkpoint, threshold, block)
-    numbers = {"accuracy": found.accuracy, "total": found.total, "mean_depth": found.mean_depth}
+    numbers = {**found.metrics, "total": found.total, "mean_depth": found.mean_depth}
     return {"split": split, **numbers, "left": found.left, "correct": found.correct}
 
 

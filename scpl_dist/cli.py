@@ -95,11 +95,14 @@ def evaluate(
     ] = None,
     block: Annotated[int | None, Option(help="Take the answer of this block for all samples.")] = None,
 ) -> None:
-    """Accuracy of a run's saved weights."""
+    """Accuracy and other metrics of a run's saved weights."""
     from scpl_dist.commands import evaluate
 
     found = evaluate.evaluate(run_dir, split, checkpoint, exit_threshold, block)
     print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
+    for name, value in found.metrics.items():
+        if isinstance(value, float) and name != "accuracy":
+            print(f"{split} {name} {value:.4f}")
     if exit_threshold is not None or block is not None:
         print(f"mean depth {found.mean_depth:.2f} of {len(found.left)} blocks")
         show(("block", "left", "accuracy"), found.rows())
@@ -153,7 +156,7 @@ def report(
     run_dir: RunFolderArgument,
     target: Annotated[Path | None, Argument(metavar="[OUT.png]", help="Default: RUN_DIR/report.png.")] = None,
 ) -> None:
-    """Draw a run: losses, accuracies, and how busy the stages were."""
+    """Draw a run: losses, accuracies, how busy the stages were, and the confusion matrix if there is one."""
     from scpl_dist.commands import report
 
     print(report.report(run_dir, target))

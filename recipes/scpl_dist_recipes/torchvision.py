@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torchvision.models.vgg import VGG
 from torchvision.models.vision_transformer import VisionTransformer
 
 
-def model_function(name: str) -> Callable[..., list[nn.Module]]:
+def model_function(name: str) -> Callable[..., Sequence[nn.Module]]:
     """A model function that takes ``blocks``, see `blocks_of`, and the arguments of torchvision's of this name."""
     names = zoo.list_models(module=zoo)
     if name not in names:
@@ -33,7 +33,7 @@ def model_function(name: str) -> Callable[..., list[nn.Module]]:
             f"{', '.join(sorted(names))}"
         )
 
-    def build(classes: int, blocks: int | None = None, **args: Any) -> list[nn.Module]:
+    def build(classes: int, blocks: int | None = None, **args: Any) -> Sequence[nn.Module]:
         try:
             model = zoo.get_model(name, num_classes=classes, **args)
         except TypeError as error:
@@ -43,7 +43,7 @@ def model_function(name: str) -> Callable[..., list[nn.Module]]:
     return build
 
 
-def blocks_of(model: nn.Module, blocks: int | None = None) -> list[nn.Module]:
+def blocks_of(model: nn.Module, blocks: int | None = None) -> list[_Part]:
     """Cut a torchvision model into blocks up to its head, which is the ``predictor`` of the last one.
 
     None takes a block for each resolution of ResNet and VGG, and 4 otherwise.
@@ -56,15 +56,31 @@ def blocks_of(model: nn.Module, blocks: int | None = None) -> list[nn.Module]:
         if not 1 <= blocks <= len(parts):
             raise ValueError(f"model.args: blocks = {blocks}: give 1 to {len(parts)}, the number of parts")
         sizes = _even(len(parts), blocks)
-    cut: list[nn.Module] = []
+    cut: list[_Part] = []
     start = 0
     for size in sizes[:-1]:
         cut.append(_Block(*parts[start : start + size]))
         start += size
-    return [*cut, _LastBlock(head, *parts[start:], tail)]
+    cut.append(_LastBlock(head, *parts[start:], tail))
+    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    for block in cut:
+        block.original_names = _original(block, names)
+    cut[-1].original_names |= _original(head, names, "predictor.layers.")
+    return cut
 
 
-class _Block(nn.Sequential):
+def _original(part: nn.Module, names: Mapping[int, str], prefix: str = "") -> dict[str, str]:
+    """What the whole model calls the tensors of a part, for ``model.weights``."""
+    return {prefix + name: names[id(tensor)] for name, tensor in part.state_dict(keep_vars=True).items()}
+
+
+class _Part(nn.Sequential):
+    """Consecutive parts of a model, and what it calls their tensors."""
+
+    original_names: dict[str, str]
+
+
+class _Block(_Part):
     """Consecutive parts whose heads read a summary of the output."""
 
     def feature(self, output: torch.Tensor) -> torch.Tensor:
@@ -74,7 +90,7 @@ class _Block(nn.Sequential):
         return F.adaptive_avg_pool2d(output, (min(4, output.shape[2]), min(4, output.shape[3])))
 
 
-class _LastBlock(nn.Sequential):
+class _LastBlock(_Part):
     """The last parts; knows the model's head but does not hold it, as heads are no part of blocks."""
 
     def __init__(self, head: nn.Module, *parts: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""``scpl-dist evaluate``: accuracy of the weights that a run has saved.
+"""``scpl-dist evaluate``: accuracy and other metrics of the weights that a run has saved.
 
     samples --> block 0 --> block 1 --> ... --> last block --> answer
                    '-- sure enough? --> answer, and the blocks behind never see the sample
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch.utils import _pytree as pytree
 
 from scpl_dist.commands.saved import load
 from scpl_dist.data.source import Split
+from scpl_dist.methods.task import plain
+from scpl_dist.run.scores import Sum, add, values
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Evaluation:
 
     left: list[int]
     correct: list[int]
+    metrics: dict[str, Any]  # see `scpl_dist.run.scores.values`
 
     @property
     def total(self) -> int:
@@ -74,7 +77,8 @@ def evaluate(
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     for trainable in trainables.values():
         trainable.to(device)
-    found = Evaluation([0] * len(trainables), [0] * len(trainables))
+    found = Evaluation([0] * len(trainables), [0] * len(trainables), {})
+    sums: list[dict[str, Sum]] = []
     for part in torch.split(torch.arange(source.sizes[split]), plan.config.data.batch_size):
         batch = source.batch(cast(Split, split), 0, part)
         inputs, labels = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), batch)
@@ -89,8 +93,11 @@ def evaluate(
             leaving = torch.ones_like(labels, dtype=torch.bool)
             if threshold is not None and index != exits[-1]:
                 leaving = method.probabilities(scores).amax(1) >= threshold
-            found.left[index] += int(leaving.sum())
-            found.correct[index] += int((scores.argmax(1) == labels)[leaving].sum())
+            if leaving.any():
+                sums.append(plain(method.metrics(scores[leaving], labels[leaving])))
+                correct, left = sums[-1]["accuracy"]
+                found.left[index] += int(left)
+                found.correct[index] += int(cast(int, correct))
             if leaving.all():
                 break
             carry, labels = pytree.tree_map_only(Tensor, itemgetter(~leaving), (carry, labels))
@@ -100,4 +107,5 @@ def evaluate(
                 f"{option}: no block before the last one can answer with run.method = {method.name!r} and loss.name "
                 f"= {plan.config.loss.name!r}; train with loss.local_predictors = true, or use early_exit or al"
             )
+    found.metrics = values(add(sums), source.classes, plan.config.task.metrics)
     return found

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scpl_dist.coordinator.status import shares
+from scpl_dist.run.scores import CONFUSION
 from scpl_dist.storage.run_folder import RunFolder
 
 # Distinguishable with the common kinds of colour blindness (Okabe and Ito).
@@ -42,16 +43,22 @@ def _line(axes: Axes, points: Sequence[tuple[float, ...]], **style: Any) -> None
 
 
 def report(run_dir: Path, target: Path | None = None) -> Path:
-    """Losses, accuracies and the stages' time of one run, as a PNG file; None writes ``RUN_DIR/report.png``."""
+    """Losses, accuracies and the stages' time of one run, as a PNG file; None writes ``RUN_DIR/report.png``.
+
+    The confusion matrix of its last evaluation too, where ``task.metrics`` has it.
+    """
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir} is no run folder, or its run has not begun: it has no metrics.jsonl")
     folder = RunFolder(run_dir)
     rows = folder.metrics.rows()
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    losses, accuracies, times = figure.subplots(1, 3)
+    matrices = [row for row in rows if row["event"] == "eval" and CONFUSION in row]
+    figure = Figure(figsize=(18, 4.2) if matrices else (13, 4.2), layout="constrained")
+    losses, accuracies, times, *rest = figure.subplots(1, 4 if matrices else 3)
     _losses(losses, [row for row in rows if row["event"] == "train"])
     _accuracies(accuracies, [row for row in rows if row["event"] == "eval"])
     _times(times, (folder.read("result.json") or {}).get("per_stage", []))
+    if matrices:
+        _confusion(rest[0], matrices[-1])
     target = target or run_dir / "report.png"
     try:
         figure.savefig(target, dpi=120)
@@ -76,6 +83,15 @@ def _accuracies(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         if points:
             _line(axes, points, color=COLOURS[number], marker="o", markersize=3, label=split)
     _finish(axes, "epochs done", "accuracy (%)", "Accuracy")
+
+
+def _confusion(axes: Axes, row: Mapping[str, Any]) -> None:
+    """Each label's samples by answer, in shares, so that rare classes are seen as well."""
+    shares_of_labels = [[100 * cell / (sum(cells) or 1) for cell in cells] for cells in row[CONFUSION]]
+    image = axes.imshow(shares_of_labels, cmap="Blues", vmin=0, vmax=100)
+    axes.figure.colorbar(image, ax=axes, label="share of the label's samples (%)")
+    title = f"Confusion, {row['split']}, epoch {row['epoch'] + 1}"
+    axes.set(xlabel="answer", ylabel="label", title=title)
 
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:

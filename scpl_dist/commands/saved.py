@@ -27,7 +27,8 @@ def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource
     configuration = config.load(run_dir / "config.toml")
     found = checkpoints.find(run_dir, checkpoint)
     source = data.resolve(configuration, RunFolder(run_dir).labels())
-    plan = Plan.plan(configuration, source.classes, source.example())
+    counts = data.counts(configuration, source)
+    plan = Plan.plan(configuration, source.classes, source.example(), counts)
     trainables = plan.trainables(range(len(plan.parameters)))
     spoilt = _restore(trainables, found)
     if spoilt is not None:

@@ -23,7 +23,7 @@ from scpl_dist.control.items import Item
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.phases import Phase
 
-PROTOCOL = 3  # version of the messages; both ends must have the same
+PROTOCOL = 4  # version of the messages; both ends must have the same
 VERSION = version("scpl_dist")  # all processes of a run must have the same
 
 
@@ -51,6 +51,7 @@ class Dataset(Shape):
     classes: Positive
     sizes: dict[Name, Count]
     input: Any = None
+    counts: list[Count] = field(default_factory=list)  # samples of each class, where the losses need them
 
 
 class Message(Shape):
@@ -88,8 +89,8 @@ class Done(Message):
     type: Literal["done"] = "done"
     sequence: Count
     losses: dict[Name, dict[Name, Number]] = field(default_factory=dict)  # of a step: terms by block
-    correct: Count | None = None  # of an evaluation: right answers of `total`, where the stage knows them
-    total: Count | None = None
+    # Of an evaluation, where the stage knows the answers: sum and count by name, see `scpl_dist.run.scores`.
+    metrics: dict[Name, tuple[Count | Number | list[Count], Count | Number]] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
 
 

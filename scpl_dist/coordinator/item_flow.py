@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from scpl_dist.control.items import Checkpoint, Evaluate, Item, Train
-from scpl_dist.control.messages import Done, Work, Written
+from scpl_dist.control.messages import Dataset, Done, Work, Written
 from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.events import Command, Record, Say, Send, warning
 from scpl_dist.coordinator.item_sequence import ItemSequence
@@ -20,17 +20,15 @@ from scpl_dist.run.failures import Cause, Failure
 class ItemFlow:
     """Follows the items through the stages; ValueError if data set or position do not fit the run."""
 
-    def __init__(
-        self, config: Config, origin: Origin, members: Mapping[int, Member], sizes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, config: Config, origin: Origin, members: Mapping[int, Member], data: Dataset) -> None:
         stages = config.pipeline.stages
-        self.sequence = ItemSequence(config, sizes, origin.resume, origin.generation)
+        self.sequence = ItemSequence(config, data.sizes, origin.resume, origin.generation)
         self.window = Window(self.sequence, origin.window)
-        self.results = Results(self.sequence, stages, origin.resume)
+        self.results = Results(self.sequence, config, data.classes, origin.resume)
         self.checkpoints = PendingCheckpoints(self.sequence, stages)
         self.begun: float | None = None  # monotonic time of the first item
         self._config = config
-        self._sizes = sizes
+        self._data = data
         self._generation = origin.generation
         self._members = members
 
@@ -40,10 +38,11 @@ class ItemFlow:
         steps, done = self.sequence.steps, self.results.steps_done
         row = {"event": "start", "method": run.method, "stages": stages, "workers": len(self._members)}
         data, devices = self._config.data, {member.hello.device for member in self._members.values()}
-        parts = ", ".join(f"{number} {name}" for name, number in self._sizes.items() if number)
+        parts = ", ".join(f"{number} {name}" for name, number in self._data.sizes.items() if number)
         text = (
             f"{run.method}: {stages} stages on {', '.join(sorted(devices))}; {run.epochs} epochs, {steps} steps of "
-            f"{data.batch_size}; {data.name}: samples {parts}; augmentation {data.augmentation}"
+            f"{data.batch_size}; {data.name}: {self._data.classes} classes, samples {parts}; "
+            f"augmentation {data.augmentation}"
         )
         if done:
             text += f", going on after step {done}"

@@ -30,8 +30,11 @@ class ItemSequence:
 
     `sizes` are the samples in "train", "validation" and "test"; a split without samples is not evaluated. A `position`
     is ``{"epoch", "step", "batch"}``, `batch` being the next one of the epoch. No other `generation` uses the same
-    folders for its checkpoints. ValueError: too few samples, a schedule that does not fit, or a position
-    that lies outside the run.
+    folders for its checkpoints. ValueError: too few samples, a schedule that does not fit, or a position that lies
+    outside the run.
+
+    With ``run.patience`` it must hear of each epoch's accuracy, in order (`judge`). Where the run may be over after an
+    epoch, the next one is held back until that is known; so no item depends on when somebody was heard.
     """
 
     def __init__(
@@ -52,6 +55,11 @@ class ItemSequence:
         self._rate = LearningRate(config, self.steps_per_epoch)
         self.splits = [name for name in HELD if sizes.get(name, 0) > 0]  # to be evaluated after each epoch
         self._check_replicas()
+        if config.run.patience and not self.splits:
+            raise ValueError(
+                f"run.patience = {config.run.patience}: the data set {config.data.name!r} has no validation and no "
+                "test part to tell when to stop; use run.patience = 0"
+            )
         start = position or {"epoch": 0, "step": 0, "batch": 0}
         self._epoch: int = start["epoch"]
         self._step: int = start["step"]
@@ -59,8 +67,10 @@ class ItemSequence:
         self._check_position()
         self._saved = self._step if position else None
         self._sequence = 0
+        self._judged = 0  # epochs whose accuracy is known
+        self._best = (-math.inf, 0)  # the highest accuracy so far, and the first epoch that had it
         self.stopping = False  # the last checkpoint of the run has been handed out, or comes next
-        self._items = self._run()
+        self._items: Iterator[Item | None] = self._run()
 
     def _check_replicas(self) -> None:
         size, least = self._config.data.batch_size, self._least
@@ -90,8 +100,29 @@ class ItemSequence:
     def position(self) -> dict[str, int]:
         return {"epoch": self._epoch, "step": self._step, "batch": self._batch}
 
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to be trained."""
+        return self._epoch >= self._config.run.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last ``run.patience`` epochs have not been better than the best one before them."""
+        return self._last_chance and self._judged == self._epoch < self._config.run.epochs
+
+    @property
+    def _last_chance(self) -> bool:
+        """Whether the run is over before the next epoch unless one that is not judged yet is the best."""
+        patience = self._config.run.patience
+        return 0 < patience <= self._epoch - 1 - self._best[1]
+
+    def judge(self, accuracy: float) -> None:
+        """The accuracy of the next epoch, counted from 0, in the part that the best epoch is chosen by."""
+        self._best = max(self._best, (accuracy, self._judged), key=lambda found: found[0])
+        self._judged += 1
+
     def next(self) -> Item | None:
-        """The next item, or None after the stop item."""
+        """The next item; None after the stop item, and as long as the next epoch is held back."""
         item = next(self._items, None)
         self._sequence += item is not None
         return item
@@ -107,15 +138,17 @@ class ItemSequence:
         if self._saved == step:
             self._saved = None
 
-    def _run(self) -> Iterator[Item]:
+    def _run(self) -> Iterator[Item | None]:
         may_be_best = self._config.checkpoint.best
-        while self._epoch < self._config.run.epochs:
+        while not self.finished:
             while self._batch < self.steps_per_epoch:
                 yield self._train()
                 if self._batch < self.steps_per_epoch and self._due():
                     yield self._checkpoint(due=True)
             yield from self._close_epoch()
-            if self._epoch < self._config.run.epochs and (self._due() or may_be_best):
+            while not self.finished and self._last_chance and self._judged < self._epoch:
+                yield None
+            if not self.finished and (self._due() or may_be_best):
                 yield self._checkpoint(due=self._due())
         yield from self._end()
 

@@ -207,7 +207,7 @@ class Coordinator:
         if self.data is None:
             return
         try:
-            self.flow = ItemFlow(self.config, self.origin, self.members, self.data.sizes)
+            self.flow = ItemFlow(self.config, self.origin, self.members, self.data)
         except ValueError as error:
             self._fail(failure(Cause.CONFIG, str(error)))
             return
@@ -253,7 +253,7 @@ class Coordinator:
         left = all(member.left for member in self.members.values())
         if self.flow is None or self.state != "running" or not left or self.flow.checkpoints.pending:
             return
-        if self._signalled and self.flow.sequence.position["epoch"] < self.config.run.epochs:
+        if self._signalled and not self.flow.sequence.finished:
             number = next(iter(self._signalled.values()))
             self._over(Outcome(128 + number, f"stopped by {signal_name(number)}"), messages.Close())
             return

@@ -33,6 +33,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
     "scpl_epoch": ("Epoch that the last stage is at.", (), "epoch"),
     "scpl_loss": ("Latest loss of a block.", ("stage", "block"), None),
     "scpl_accuracy_ratio": ("Accuracy of the latest evaluation.", ("split",), None),
+    "scpl_eval_loss": ("Loss of the latest evaluation.", ("split",), None),
     "scpl_learning_rate": ("Latest learning rate.", (), "learning_rate"),
     "scpl_samples_total": ("Training samples that went through all stages.", (), "samples"),
     "scpl_microbatches_total": ("Micro-batches that a stage has handled.", ("stage", "kind"), None),
@@ -103,6 +104,8 @@ def _run_rows(status: Status, wall: float) -> Iterator[Row]:
     latest.pop("epoch", None)
     for split, accuracy in latest.items():
         yield "scpl_accuracy_ratio", (split,), accuracy
+    for split, found in status["metrics"].items():
+        yield "scpl_eval_loss", (split,), found.get("loss")
 
 
 def _stage_rows(stage: str, workers: list[dict[str, Any]], wall: float) -> Iterator[Row]:

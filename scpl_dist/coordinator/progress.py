@@ -101,6 +101,8 @@ def summary(outcome: Outcome, folder: Path) -> str:
     lines = [f"{result['method']}, {result['stages']} stages: {steps}"]
     if result["samples_per_second"]:
         lines[0] += f", {result['samples_per_second']:.0f} samples/s"
+    if result["stopped_early"]:
+        lines.append(f"stopped early, after epoch {result['epochs']}: run.patience is exhausted")
     if result["accuracy_last"] is not None:
         lines.append(f"test accuracy {result['accuracy_last']:.4f} after the last epoch")
         if result["accuracy_best"] is not None:

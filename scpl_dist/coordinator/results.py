@@ -12,8 +12,10 @@ from scpl_dist.control.messages import Done
 from scpl_dist.coordinator.events import Commit, Record
 from scpl_dist.coordinator.item_sequence import HELD, ItemSequence
 from scpl_dist.coordinator.members import Member, blame
+from scpl_dist.run import scores
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, Failure
+from scpl_dist.run.scores import Sum
 
 PATIENCE = 20  # steps in a row before a slow stage is called a straggler
 
@@ -21,27 +23,35 @@ PATIENCE = 20  # steps in a row before a slow stage is called a straggler
 class Results:
     """Counts over the items that the stages finish; those that the last stage finishes are the clock of the run."""
 
-    def __init__(self, sequence: ItemSequence, stages: int, position: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, sequence: ItemSequence, config: Config, classes: int, position: Mapping[str, Any] | None
+    ) -> None:
         position = position or {}
         self.accuracies: dict[int, dict[str, float]] = {
             row["epoch"]: {name: row[name] for name in HELD if name in row}
             for row in position.get("accuracies", [])
             if row["epoch"] < position["epoch"]
         }
+        # Of each split the latest: numbers by name, without the matrix, which is only in metrics.jsonl.
+        self.metrics: dict[str, dict[str, float | None]] = position.get("metrics", {})
         self.learning_rate: float | None = None
         self.samples: int = position.get("samples", 0)
         self.steps_done: int = position.get("step", 0)
         self.earlier_seconds: float = position.get("seconds", 0.0)
         self._sequence = sequence
-        self._last = (stages - 1, 0)
+        for epoch in range(sequence.position["epoch"]):
+            self._judge(epoch)
+        self._classes = classes
+        self._wanted = config.task.metrics
+        self._last = (config.pipeline.stages - 1, 0)
         # A tenth of a short run; a long one is steady after a while, and its speed is wanted early.
         skipped = min(50, max(1, math.ceil((sequence.steps - self.steps_done) / 10)))
         self._steady_from = self.steps_done + skipped
         self._steady_samples = 0
         self._steady_seconds = 0.0
         self._previous: float | None = None
-        # Of what is in progress: right answers and samples of an evaluation by stage, seconds of a step by worker.
-        self._counts: dict[tuple[int, Split], dict[int, list[int]]] = {}
+        # Of what is in progress: sums of an evaluation, and seconds of a step, by worker.
+        self._sums: dict[tuple[int, Split], dict[tuple[int, int], dict[str, Sum]]] = {}
         self._busy: dict[int, dict[tuple[int, int], float]] = {}
 
     def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
@@ -49,11 +59,9 @@ class Results:
             busy = message.stats.busy - member.busy_before
             self._busy.setdefault(item.sequence, {})[member.place] = busy
             self.learning_rate = item.schedule["lr"]
-        elif isinstance(item, Evaluate) and message.correct is not None and message.total is not None:
-            stages = self._counts.setdefault((item.epoch, item.split), {})
-            counts = stages.setdefault(member.stage, [0, 0])
-            counts[0] += message.correct
-            counts[1] += message.total
+        elif isinstance(item, Evaluate) and message.metrics:
+            workers = self._sums.setdefault((item.epoch, item.split), {})
+            workers[member.place] = scores.add([workers.get(member.place, {}), message.metrics])
         if member.place != self._last:
             return
         if isinstance(item, Train):
@@ -79,19 +87,28 @@ class Results:
                 yield Record(row | {"lr": item.schedule["lr"]})
 
     def evaluated(self, epoch: int, split: Split) -> Iterator[Record]:
-        """The row of a finished evaluation; the last stage that knows its correct answers counts."""
-        stages = self._counts.pop((epoch, split), {})
-        if stages:
-            correct, total = stages[max(stages)]
-            accuracy = correct / total if total else 0.0
-            self.accuracies.setdefault(epoch, {})[split] = accuracy
-            row = {"event": "eval", "epoch": epoch, "split": split, "accuracy": accuracy}
+        """The row of a finished evaluation; the last stage that knows the answers counts."""
+        workers = self._sums.pop((epoch, split), {})
+        if workers:
+            last = max(stage for stage, _ in workers)
+            sums = scores.add(found for (stage, _), found in sorted(workers.items()) if stage == last)
+            metrics = scores.values(sums, self._classes, self._wanted)
+            self.accuracies.setdefault(epoch, {})[split] = metrics["accuracy"]
+            self.metrics[split] = {name: value for name, value in metrics.items() if name != scores.CONFUSION}
+            correct, total = sums["accuracy"]
+            row = {"event": "eval", "epoch": epoch, "split": split} | metrics
             yield Record(row | {"correct": correct, "total": total})
+        if split == self._sequence.splits[0]:
+            self._judge(epoch)
+
+    def _judge(self, epoch: int) -> None:
+        self._sequence.judge(self.accuracies.get(epoch, {}).get(self._sequence.splits[0], 0.0))
 
     def commit(self, item: Checkpoint, seconds: float) -> Commit:
         """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
         position = item.position | {
             "accuracies": self.history(),
+            "metrics": {split: dict(found) for split, found in self.metrics.items()},
             "samples": self.samples,
             "seconds": self.earlier_seconds + seconds,
         }
@@ -118,8 +135,8 @@ class Results:
     def best_epoch(self) -> int | None:
         """The first epoch with the highest validation accuracy; without a validation split, test accuracy."""
         name = self.selected_by
-        scores = {epoch: found[name] for epoch, found in self.accuracies.items() if name in found}
-        return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
+        found = {epoch: splits[name] for epoch, splits in self.accuracies.items() if name in splits}
+        return max(found, key=lambda epoch: (found[epoch], -epoch)) if found else None
 
     @property
     def selected_by(self) -> str:
@@ -148,12 +165,14 @@ class Results:
             "method": config.run.method,
             "stages": config.pipeline.stages,
             "steps": self.steps_done,
-            "epochs": config.run.epochs,
+            "epochs": self._sequence.position["epoch"],
+            "stopped_early": self._sequence.stopped_early,
             "accuracy_last": self.accuracies.get(last, {}).get("test"),
             "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
             "best_epoch": best,
             "selected_by": self.selected_by,
             "accuracies": self.history(),
+            "metrics": self.metrics,
             "wall_seconds": wall,
             "samples": self.samples,
             "samples_per_second": self.samples_per_second or (self.samples / wall if wall > 0 else None),

@@ -35,6 +35,7 @@ __all__ = [
     "Split",
     "class_names",
     "complete",
+    "counts",
     "find_images",
     "image_part",
     "resolve",
@@ -45,6 +46,11 @@ DATA = Registry(
     "data.name",
     {"digits": "scpl_dist.data.digits:load", "image_folder": "scpl_dist.data.folders:image_folder"},
 )
+
+
+def counts(config: Config, source: DataSource) -> list[int]:
+    """Samples of each class in the training part, if the losses need them, or else an empty list."""
+    return source.counts() if config.task.class_weights == "balanced" else []
 
 
 def resolve(config: Config, labels: Labels | None = None) -> DataSource:

@@ -40,6 +40,14 @@ class DataSource(ABC):
         view of each, with the labels repeated.
         """
 
+    def counts(self) -> list[int]:
+        """Samples of each class in the training part; who knows its labels need not read all samples as here."""
+        found = torch.zeros(self.classes, dtype=torch.int64)
+        for part in torch.split(torch.arange(self.sizes["train"]), 256):
+            found += self.batch("train", 0, part)[1].bincount(minlength=self.classes)
+        counts: list[int] = found.tolist()
+        return counts
+
     def example(self) -> Any:
         """Inputs of 2 samples, to infer shapes from."""
         return self.batch("validation", 0, torch.tensor([0, 0]))[0]

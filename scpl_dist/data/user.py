@@ -86,6 +86,9 @@ class ItemSource(DataSource):
         self._parts = complete(tensors, self.classes, where)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
 
+    def counts(self) -> list[int]:
+        return self._parts["train"].counts(self.classes)
+
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """See `DataSource.batch`; inputs of different shapes and a label that is no class are named and refused."""
         part = self._parts[split]

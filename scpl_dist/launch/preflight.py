@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,7 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
         config = _measured(config, source)
     with blaming("data.name", config.data.name):
         example = source.example()
-    plan = _plan(config, source.classes, example, position)
+    plan = _plan(config, source.classes, example, position, data.counts(config, source))
     shape, wanted = source.batch("train", 0, torch.arange(2))[1].shape[1:], plan.method.task.label_shape
     if shape != wanted:
         raise ValueError(
@@ -72,16 +72,23 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
     return plan
 
 
-def _plan(config: Config, classes: int, example: Any, position: Mapping[str, Any] | None) -> Plan:
+def _plan(
+    config: Config,
+    classes: int,
+    example: Any,
+    position: Mapping[str, Any] | None,
+    counts: Sequence[int] = (),
+) -> Plan:
     """The plan after all checks that need no data; what is only doubtful is said."""
-    plan = Plan.plan(config, classes, example)
+    plan = Plan.plan(config, classes, example, counts)
     plan.check()
     unread = type(plan.method).unread(config)
     if unread and position is None:
         given, reason = config.recipe(), f"the method {plan.method.name} does not read it; leave it out"
         raise ValueError("\n".join(f"{key} = {given[key]!r}: {reason}" for key in unread))
     optimizers.check(plan)
-    for text in [*plan.doubts(), *_crowd(config)]:
+    unfit = plan.unfit() if position is None else ()  # a run that goes on has its weights from its checkpoint
+    for text in [*unfit, *plan.doubts(), *_crowd(config)]:
         print(f"warning: {text}", file=sys.stderr, flush=True)
     return plan
 

@@ -25,9 +25,10 @@ from torch.nn import functional
 from scpl_dist.methods.base import LocalMethod, forward
 from scpl_dist.methods.block import Carry, TrainableBlock
 from scpl_dist.methods.heads import feature
+from scpl_dist.methods.metrics import Metric
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
-from scpl_dist.run.config import Association
+from scpl_dist.run.config import Association, Config, TaskSettings
 
 
 class AssociatedUnit(TrainableBlock):
@@ -91,6 +92,17 @@ class AssociatedLearning(LocalMethod):
     name = "al"
     reads = ("al.",)
 
+    def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
+        super().__init__(config, num_blocks, task)
+        usual = TaskSettings()
+        for key in ("label_smoothing", "class_weights") if config.al.activation == "sigmoid" else ():
+            value = getattr(config.task, key)
+            if value != getattr(usual, key):
+                raise ValueError(
+                    f'task.{key} = {value!r} and al.activation = "sigmoid": which learns by squared errors, and not '
+                    'by a cross-entropy; leave it out, or use al.activation = "tanh"'
+                )
+
     def carry(self, inputs: Any, labels: Tensor) -> Carry:
         return {"data": inputs, "code": functional.one_hot(labels, self.task.classes).float()}
 
@@ -116,6 +128,10 @@ class AssociatedLearning(LocalMethod):
         for index in range(block, -1, -1):
             answer = trainables[index].decode(answer)
         return answer
+
+    def metrics(self, scores: Tensor, labels: Tensor) -> dict[str, Metric]:
+        """Without a loss: a decoder's answer is no score that a cross-entropy was made for."""
+        return {name: found for name, found in super().metrics(scores, labels).items() if name != "loss"}
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """The decoders' answer estimates a one-hot vector, so its entries serve as probabilities as they are."""

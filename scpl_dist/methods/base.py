@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scpl_dist.methods.block import Carry, TrainableBlock
+from scpl_dist.methods.metrics import Metric
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Config, Section
@@ -50,6 +51,11 @@ class Method(ABC):
                 f"optimizer.clip_norm = {config.optimizer.clip_norm} and pipeline.replicas = "
                 f"{config.pipeline.replicas}: with {self.name} all stages clip by one length, which replicas do not "
                 "pass on; use optimizer.clip_value, or pipeline.replicas = 1"
+            )
+        if parts != 1 and config.task.class_weights != "none":
+            raise ValueError(
+                f"task.class_weights = {config.task.class_weights!r} and pipeline.micro_batches = {parts}: a weighted "
+                "mean over a part of a batch is not that over the whole; use pipeline.micro_batches = 1"
             )
         for key in () if self.schedules else ("schedule", "recompute", "deferred_batch_norm"):
             value = getattr(config.pipeline, key)
@@ -108,6 +114,10 @@ class Method(ABC):
         if block == self.num_blocks - 1:
             return trainables[block].predict(carry)
         return trainables[block].local_scores(carry)
+
+    def metrics(self, scores: Tensor, labels: Tensor) -> dict[str, Metric]:
+        """Of an evaluation's answers; see `scpl_dist.methods.task.Task.metrics`."""
+        return self.task.metrics(scores, labels)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Class probabilities (N, classes) of `scores`."""

@@ -6,7 +6,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
 from scpl_dist.methods.task import Classification
+from scpl_dist.models import weights
 from scpl_dist.models.build import seeded
 from scpl_dist.models.trace import overwrites
 from scpl_dist.plan import partition
@@ -39,15 +40,18 @@ class Plan:
     method: methods.Method
 
     @classmethod
-    def plan(cls, config: Config, classes: int, example: Any) -> Plan:
-        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used."""
+    def plan(cls, config: Config, classes: int, example: Any, counts: Sequence[int] = ()) -> Plan:
+        """Work out shapes and places from a batch of two inputs, a pytree of tensors whose values are not used.
+
+        `counts` are the samples of each class, where the losses need them; see `scpl_dist.data.counts`.
+        """
         method_type = methods.resolve(config.run.method)
         args = models.fitted(config.model.name, config.model.args, example)
         blocks, outputs = models.outline(config.model.name, args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         specs = _places(config, parameters)
         with blaming("run.method", config.run.method):
-            method = method_type(config, len(blocks), Classification(classes))
+            method = method_type(config, len(blocks), Classification(classes, config.task, counts))
         return cls(config, classes, [example, *outputs], parameters, specs, method)
 
     def check(self) -> None:
@@ -81,24 +85,7 @@ class Plan:
 
     @cached_property
     def head_parameters(self) -> list[int]:
-        return [sum(parameter.numel() for parameter in own.heads.parameters()) for own in self.outlines()]
-
-    def outlines(self) -> Iterator[TrainableBlock]:
-        """All blocks with their heads on the meta device, for checks only."""
-        for index, block in enumerate(self._outlined):
-            try:
-                with torch.device("meta"):
-                    made = self._trainable(index, block)
-            except (
-                Exception
-            ):  # a head of the user's may need values; if it is really wrong, this raises again
-                # Heads are those of the method, which may be the user's, or what the blocks of the model ask for.
-                run, model = self.config.run, self.config.model
-                with blaming(
-                    *(("run.method", run.method) if ":" in run.method else ("model.name", model.name))
-                ):
-                    made = self._trainable(index, block)
-            yield made
+        return [sum(weight.numel() for weight in own.heads.parameters()) for own in self.imagined]
 
     @cached_property
     def _outlined(self) -> list[nn.Module]:
@@ -109,6 +96,21 @@ class Plan:
     @property
     def _model_args(self) -> Mapping[str, Any]:
         return models.fitted(self.config.model.name, self.config.model.args, self.shapes[0])
+
+    @cached_property
+    def imagined(self) -> list[TrainableBlock]:
+        """All blocks with their heads, for checks only."""
+        return [self._imagine(index, block) for index, block in enumerate(self._outlined)]
+
+    def _imagine(self, index: int, block: nn.Module) -> TrainableBlock:
+        try:
+            with torch.device("meta"):
+                return self._trainable(index, block)
+        except Exception:  # a head of the user's may need values; if it is really wrong, this raises again
+            # Heads are those of the method, which may be the user's, or what the blocks of the model ask for.
+            run, model = self.config.run, self.config.model
+            with blaming(*(("run.method", run.method) if ":" in run.method else ("model.name", model.name))):
+                return self._trainable(index, block)
 
     def _trainable(self, index: int, block: nn.Module) -> TrainableBlock:
         made = self.method.trainable(index, block, self.shapes[index], self.shapes[index + 1])
@@ -129,6 +131,21 @@ class Plan:
             with seeded(seed, "heads", index):
                 trainables[index] = self._trainable(index, module)
         return trainables
+
+    def load_weights(self, trainables: Mapping[int, TrainableBlock]) -> str:
+        """Give blocks their first weights, ``model.weights``, if there are some; what does not fit, as one line."""
+        model = self.config.model
+        if not model.weights:
+            return ""
+        modules = {index: (own.block, own.heads) for index, own in trainables.items()}
+        whole = len(trainables) == len(self.parameters)
+        return weights.load(model.weights, modules, model.weights_strict, whole)
+
+    def unfit(self) -> Iterator[str]:
+        """What of the first weights does not fit, where that is allowed; ValueError where it is not."""
+        text = self.load_weights(dict(enumerate(self.imagined)))
+        if text:
+            yield text
 
     def table(self) -> str:
         """The stages as text: blocks, parameters, and the size of what one sample sends on."""

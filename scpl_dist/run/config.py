@@ -57,6 +57,8 @@ class Run(Section):
     """Seed of the initial weights, the order of samples, augmentation and dropout."""
     epochs: Annotated[Positive, RESULT] = 20
     """Passes over the training set."""
+    patience: Annotated[int, Field(ge=0), RESULT] = 0
+    """Epochs without a better validation accuracy (test, if there is no such part) that end the run; 0 is never."""
 
 
 class Model(Section):
@@ -67,6 +69,10 @@ class Model(Section):
     returns blocks."""
     args: Annotated[dict[str, Any], MODEL] = Field(default_factory=dict)
     """Keyword arguments for the model function."""
+    weights: Annotated[str, RESULT] = ""
+    """File or folder with the first weights: an export of a run, or a state_dict of torch; empty draws them."""
+    weights_strict: Annotated[bool, RESULT] = True
+    """Whether first weights must fit the blocks name by name; false draws what is missing or of another shape."""
 
 
 class Data(Section):
@@ -136,6 +142,17 @@ class Loss(Section):
     """Local classifier: "l" linear, "m" two layers as published, or activation and width such as "sigmoid,512"."""
     local_predictors: Annotated[bool, MODEL] = False
     """Train a predictor on the detached output of every block (scpl), so that samples can leave early."""
+
+
+class TaskSettings(Section):
+    """How answers are judged."""
+
+    metrics: Annotated[list[str], CONDUCT] = Field(default_factory=list)
+    """Beside accuracy and loss: top5, macro_f1, confusion, an entry point's name or ``path/to/file.py:function``."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), RESULT] = 0.0
+    """Share of the target that a cross-entropy spreads evenly over all classes."""
+    class_weights: Annotated[Literal["none", "balanced"] | list[PositiveReal], RESULT] = "none"
+    """Weights of the classes in a cross-entropy: a number for each, or "balanced" for the inverse of their counts."""
 
 
 class Association(Section):
@@ -297,6 +314,7 @@ class Config(Section):
     data: Data = Data()
     pipeline: Pipeline = Pipeline()
     loss: Loss = Loss()
+    task: TaskSettings = TaskSettings()
     al: Association = Association()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -100,4 +100,10 @@ def _usable(config: Config, checkpoint: Path, warn: Callable[[str], None]) -> di
             f"checkpoint {checkpoint.name} was written with other settings: {', '.join(changed.values())}; "
             "the result will not be that of an undisturbed run"
         )
+    if "run.epochs" in changed:
+        warn(
+            f"the schedule is that of {config.run.epochs} epochs from the beginning, of which "
+            f"{manifest['position']['epoch']} are done: the learning rate may jump; for a schedule of its own, start a "
+            "new run with model.weights"
+        )
     return manifest

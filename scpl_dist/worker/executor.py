@@ -31,6 +31,7 @@ from scpl_dist.methods import Method
 from scpl_dist.methods.block import detached, floating, seed_operators
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
+from scpl_dist.methods.task import plain
 from scpl_dist.run.errors import NonFinite
 from scpl_dist.run.phases import Phase
 from scpl_dist.storage import checkpoints
@@ -148,10 +149,7 @@ class Executor:
         self.timer.block = -1
         if work.training:
             return {"losses": work.losses}
-        if "accuracy" not in work.metrics:
-            return {}
-        correct, total = work.metrics["accuracy"]  # the control plane knows this one
-        return {"correct": int(correct.item()), "total": total}
+        return {"metrics": plain(work.metrics)}
 
     def _be_ready(self, training: bool) -> None:
         if training is not self._training:
@@ -315,9 +313,8 @@ class Executor:
 
     def _count(self, work: ItemInProgress, block: int, m: int) -> None:
         flow = work.flows.pop(m)
-        for name, (value, count) in self.method.task.metrics(flow.back[0], flow.labels).items():
-            before, counted = work.metrics.get(name, (0, 0))
-            work.metrics[name] = (before + value, counted + count)
+        assert not work.metrics  # an evaluation's batch is never cut
+        work.metrics = self.method.metrics(flow.back[0], flow.labels)
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from scpl_dist.control.items import Computed, Train, to_plain
 from scpl_dist.data.loader import Batch
 from scpl_dist.methods.block import Carry
+from scpl_dist.methods.metrics import Metric
 from scpl_dist.transport import Envelope
 
 
@@ -48,8 +49,7 @@ class ItemInProgress:
         self.squares: Tensor | None = None
         self.norm: Tensor | None = None
         self.losses: dict[str, dict[str, float]] = {}  # by block: weighted sums over the micro-batches
-        # Sum and count of each metric so far; sums are tensors, so that a GPU is not waited for.
-        self.metrics: dict[str, tuple[Tensor, int]] = {}
+        self.metrics: dict[str, Metric] = {}  # of an evaluation, where the answers are counted
 
     def start(self, m: int, carry: Carry, labels: Tensor) -> None:
         self.flows[m] = MicroBatch(carry, labels, self.sizes[m] / sum(self.sizes))

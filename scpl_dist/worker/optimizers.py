@@ -82,7 +82,7 @@ def check(plan: Plan) -> None:
     torchs = settings.name in OPTIMIZERS.builtin  # its lines are nothing to mend, whatever it raises
     try:
         with nullcontext() if torchs else blaming("optimizer.name", settings.name):
-            made = [one for block in plan.outlines() for one in make(settings, block.parameter_groups())]
+            made = [one for block in plan.imagined for one in make(settings, block.parameter_groups())]
             _rehearse(settings)
     except Exception as error:
         if str(error).startswith("optimizer."):

@@ -174,18 +174,26 @@ class Worker:
         self._loader = Loader(source, self.config.run.seed, self.config.data.workers, *part)
         example = tensors.describe(source.example(), "the data set")
         if self.worker_id.first:
-            data_set = messages.Dataset(classes=source.classes, sizes=dict(source.sizes), input=example)
+            counts = data.counts(self.config, source)
+            sizes = dict(source.sizes)
+            data_set = messages.Dataset(classes=source.classes, sizes=sizes, input=example, counts=counts)
             self._channel.send(messages.Described(data=data_set))
         return source
 
     def _build(self, start: messages.Start, run_dir: Path, source: DataSource | None) -> Executor:
         """The stage, its weights restored, and connected to the other workers."""
         config, runtime, rank = self.config, self.config.runtime, self.worker_id.rank
-        plan = Plan.plan(config, start.data.classes, tensors.imagine(start.data.input, "meta"))
+        example = tensors.imagine(start.data.input, "meta")
+        plan = Plan.plan(config, start.data.classes, example, start.data.counts)
         spec = plan.specs[self.worker_id.stage]
         trainables = plan.trainables(spec.blocks)
-        if source is not None and not start.restore:
-            source.prepare(trainables[0].block)
+        if not start.restore:
+            if source is not None:
+                source.prepare(trainables[0].block)
+            try:
+                plan.load_weights(trainables)
+            except ValueError as error:  # on this host the file is another one, or absent
+                raise SetupError(str(error)) from None
         updaters = {block: Updater(own.to(self.device), config) for block, own in trainables.items()}
         if start.restore:
             for block, updater in updaters.items():

@@ -122,6 +122,13 @@ def test_a_message_survives_the_wire_to_the_last_bit(loss: float, sequence: int,
     assert msgpack.packb(to_plain(back)) == msgpack.packb(to_plain(message))
 
 
+def test_sums_of_metrics_stay_integers_floats_and_lists_on_the_wire() -> None:
+    sent = Done(sequence=0, metrics={"accuracy": (3, 4), "loss": (0.1, 4.0), "confusion": ([5, 0], 2)})
+    found = decode(encode(sent))
+    assert found == sent
+    assert repr(found) == repr(sent)  # 4 == 4.0
+
+
 def test_an_item_travels_as_plain_values_that_stay_equal() -> None:
     parts = ((0, 20), (20, 41))
     item = Train(sequence=3, step=2, epoch=1, schedule={"lr": 0.1 + 0.2}, micro_batches=parts)
@@ -258,7 +265,7 @@ def test_hello_comes_first_and_heartbeats_follow_on_their_own(peer: Peer) -> Non
 def test_messages_from_many_threads_arrive_in_the_order_of_each(peer: Peer) -> None:
     def report(thread: int) -> None:
         for sequence in range(100):
-            peer.channel.send(Done(sequence=sequence, total=thread))
+            peer.channel.send(Done(sequence=sequence, metrics={str(thread): (1, 1)}))
 
     threads = [threading.Thread(target=report, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -266,7 +273,8 @@ def test_messages_from_many_threads_arrive_in_the_order_of_each(peer: Peer) -> N
     seen: dict[int, list[int]] = {number: [] for number in range(4)}
     for _ in range(400):
         _, done = peer.expect(Done)
-        seen[done.total].append(done.sequence)
+        (thread_name,) = done.metrics
+        seen[int(thread_name)].append(done.sequence)
     assert all(sequences == list(range(100)) for sequences in seen.values())
     for thread in threads:
         thread.join()

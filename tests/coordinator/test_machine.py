@@ -80,7 +80,7 @@ def test_the_best_weights_stay_also_where_checkpoints_are_written_at_the_end_onl
         for stage in run.stages:
             if isinstance(item, Evaluate) and (stage, item.epoch) == (2, 1):
                 begin, end = item.micro_batches[0]
-                run.done(stage, correct=end - begin)
+                run.done(stage, metrics={"accuracy": (end - begin, end - begin)})
             else:
                 run.done(stage)
     assert kinds(run.items()) == "tttevvxc" + "tttevvxc" + "tttevvxcs"
@@ -178,7 +178,9 @@ def test_a_finished_run_has_its_numbers() -> None:
         for stage in run.stages:
             run.busy[stage] += 0.5
             if isinstance(item, Evaluate) and stage == 2:
-                run.done(stage, correct=correct[item.epoch, item.split] if item.last else 0)
+                (begin, end), *_ = item.micro_batches
+                right = correct[item.epoch, item.split] if item.last else 0
+                run.done(stage, metrics={"accuracy": (right, end - begin)})
             else:
                 run.done(stage)
     run.leave()

@@ -12,6 +12,7 @@ from scpl_dist.coordinator.metrics import RunCollector
 from scpl_dist.coordinator.status import snapshot
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.phases import Phase
+from scpl_dist.run.scores import Sum
 from tests.support import coordinator
 from tests.support.coordinator import small
 
@@ -28,9 +29,9 @@ class Run(coordinator.Run):
     def stats(self, item: Item, stage: int, replica: int) -> Stats:
         return Stats(busy=2.0, bytes_sent=10, queue=replica, peak_memory=5 + replica, begun=item.sequence)
 
-    def answers(self, item: Evaluate, replica: int) -> dict[str, int]:
+    def answers(self, item: Evaluate, replica: int) -> dict[str, Sum]:
         begin, end = item.micro_batches[0]
-        return {"correct": 1 + replica, "total": (end - begin) // 2}
+        return {"accuracy": (1 + replica, (end - begin) // 2)}
 
 
 def test_a_run_waits_for_all_workers_and_tells_each_where_the_others_are() -> None:

@@ -173,7 +173,7 @@ def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, 
                 fields |= {"losses": {str(worker.stage): {"local": 0.1 + 0.2}}}
             elif item["kind"] == "evaluate":
                 (begin, end), *_ = item["micro_batches"]
-                fields |= {"correct": 8, "total": end - begin} if worker is workers[-1] else {}
+                fields |= {"metrics": {"accuracy": (8, end - begin)}} if worker is workers[-1] else {}
             elif item["kind"] == "checkpoint":
                 folder = folder_for(coordinator.folder, item["step"], item["unique"])
                 folder.mkdir(parents=True, exist_ok=True)

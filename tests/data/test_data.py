@@ -39,6 +39,13 @@ def test_digits_are_the_real_images_split_in_70_10_20_percent() -> None:
     assert all((labels.bincount(minlength=10) / len(labels) - 0.1).abs().max() < 0.02 for _, labels in parts)
 
 
+def test_classes_are_counted_in_the_training_part_also_where_only_batches_tell_their_labels() -> None:
+    source = digits()
+    wanted = everything(source, "train")[1].bincount().tolist()
+    assert source.counts() == DataSource.counts(source) == wanted
+    assert data.counts(config.load(), source) == []  # nobody needs them
+
+
 def test_digits_are_normalised_and_16_pixels_wide() -> None:
     images, labels = everything(digits(augmentation="none"), "train")
     assert images.shape[1:] == (1, 16, 16)

@@ -97,7 +97,30 @@ def test_a_setting_that_the_method_does_not_read_is_refused(
 
 
 def test_a_run_that_goes_on_is_not_asked_again(check: Any) -> None:
-    check(position={"epoch": 0, "step": 0, "batch": 0}, run__method="bp", loss__temperature=0.2)
+    position = {"epoch": 0, "step": 0, "batch": 0}
+    check(position=position, run__method="bp", loss__temperature=0.2, model__weights="gone.pt")
+
+
+def test_first_weights_are_compared_with_the_model(
+    check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"model.weights = 'gone.pt': there is no gone.pt; check the path"):
+        check(model__weights="gone.pt")
+    path = str(tmp_path / "first.pt")
+    torch.save({"0.1.weight": torch.zeros(8, 256), "0.1.bias": torch.zeros(8)}, path)
+    with pytest.raises(ValueError, match=r"does not fit the model: 2 missing \(.*1.weight, .*1.bias\)"):
+        check(model__weights=path)
+    check(model__weights=path, model__weights_strict=False)
+    assert "warning: model.weights = " in capsys.readouterr().err
+
+
+def test_what_a_task_cannot_be_told_is_refused(check: Any) -> None:
+    for values, problem in (
+        ({"task__metrics": ["f2"]}, "task.metrics = 'f2': unknown"),
+        ({"task__class_weights": [1.0]}, "1 weights for 10 classes"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            check(**values)
 
 
 def test_a_checkpoint_of_other_batches_is_refused(check: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torchvision import models as zoo
 
 from scpl_dist import models
 from scpl_dist.methods.heads import Predictor, Projector, feature
+from scpl_dist.models import weights
 from scpl_dist_recipes.torchvision import blocks_of
 
 
@@ -151,3 +153,27 @@ def test_images_of_another_size_are_refused_by_a_vision_transformer() -> None:
         ValueError, match=r"block 0 .*images of \(32, 32\) pixels for a model of image_size = 224"
     ):
         models.outline("torchvision:vit_b_16", {}, 10, torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("make", "size", "count"), SMALL, ids=NAMES)
+def test_weights_of_the_whole_model_are_those_of_its_blocks(
+    make: Callable[[], nn.Module], size: int, count: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = make().eval()
+    path = tmp_path / "whole.pth"
+    torch.save(model.state_dict(), path)
+    images = torch.randn(2, 3, size, size)
+    blocks = [block.eval() for block in blocks_of(make())]
+    value = images
+    modules = {}
+    for index, block in enumerate(blocks):
+        value = block(value)
+        last = index == count - 1
+        heads = {"predictor": Predictor(block, value, 7)} if last else {}
+        modules[index] = (block, nn.ModuleDict(heads).eval())
+    assert weights.load(str(path), modules, strict=True, whole=True) == ""
+    value = images
+    for block, _ in modules.values():
+        value = block(value)
+    torch.testing.assert_close(modules[count - 1][1]["predictor"](value), model(images))

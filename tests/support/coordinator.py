@@ -41,6 +41,7 @@ from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Failure, Outcome
 from scpl_dist.run.phases import Phase
+from scpl_dist.run.scores import Sum
 from tests.support import invariants
 
 M = TypeVar("M", bound=Message)
@@ -125,7 +126,7 @@ class Run:
         if isinstance(item, Train):
             fields["losses"] = {str(stage): {"local": 1.0 + stage}}
         elif isinstance(item, Evaluate) and stage == self.stages[-1]:
-            fields |= self.answers(item, replica)
+            fields["metrics"] = self.answers(item, replica)
         reports: list[Message] = [Done(**fields | changes)]
         if isinstance(item, Checkpoint) and replica == 0:
             part = File(name=f"block-{stage:03d}.pt", bytes=3, sha256="0" * 64)
@@ -137,9 +138,10 @@ class Run:
     def stats(self, item: Item, stage: int, replica: int) -> Stats:
         return Stats(busy=self.busy[stage], begun=item.sequence)
 
-    def answers(self, item: Evaluate, replica: int) -> dict[str, int]:
+    def answers(self, item: Evaluate, replica: int) -> dict[str, Sum]:
+        """What the last stage counts of an evaluation's batch."""
         begin, end = item.micro_batches[0]
-        return {"correct": (end - begin) // 2, "total": end - begin}
+        return {"accuracy": ((end - begin) // 2, end - begin), "loss": (0.25 * (end - begin), end - begin)}
 
     def play(self, until: Callable[[Item], bool] = lambda item: False) -> Run:
         """Let all workers finish item after item, 1 s each, up to and with the first for which `until` holds."""

@@ -6,7 +6,6 @@ Dropout draws from a generator that all threads share, so models with dropout ta
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import Aborted
+from scpl_dist.run.scores import Sum, add, values
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
@@ -43,7 +43,8 @@ class Run:
         for spec in self.plan.specs:  # blocks are drawn before the threads begin, from that same generator
             self.result.trainables |= self.plan.trainables(spec.blocks)
         source.prepare(self.result.trainables[0].block)
-        self._correct: Counter[int] = Counter()
+        self.plan.load_weights(self.result.trainables)
+        self._sums: dict[int, dict[str, Sum]] = {}
         self._errors: list[BaseException] = []
         self._ends: list[LocalTransport] = []
         self._ends += (LocalTransport(spec.stage, self._ends) for spec in self.plan.specs)
@@ -55,8 +56,11 @@ class Run:
             thread.join()
         if self._errors:
             raise self._errors[0]
-        size = source.sizes["test"]
-        self.result.accuracy = [self._correct[epoch] / size for epoch in range(config.run.epochs)]
+        metrics = [
+            values(sums, source.classes, config.task.metrics) for _, sums in sorted(self._sums.items())
+        ]
+        self.result.metrics = metrics
+        self.result.accuracy = [found["accuracy"] for found in metrics]
 
     def _executor(self, spec: StageSpec, loader: Loader[Item] | None) -> Executor:
         layout = self.config.layout
@@ -86,5 +90,5 @@ class Run:
         if isinstance(item, Train):
             for block, terms in done.losses.items():
                 self.result.losses[item.step, int(block)] = terms
-        elif isinstance(item, Evaluate) and item.split == "test" and done.correct is not None:
-            self._correct[item.epoch] += done.correct
+        elif isinstance(item, Evaluate) and item.split == "test" and done.metrics:
+            self._sums[item.epoch] = add([self._sums.get(item.epoch, {}), done.metrics])

@@ -34,12 +34,14 @@ class Reference:
     Attributes:
         losses: {(step, block): {term: value}}.
         accuracy: test accuracy after each epoch.
+        metrics: of the test part after each epoch, where they are wanted; see `scpl_dist.run.scores.values`.
         trainables: the trained blocks and heads.
         averages: the same with averaged weights, if there are such.
     """
 
     losses: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
     accuracy: list[float] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     trainables: dict[int, TrainableBlock] = field(default_factory=dict)
     averages: dict[int, AveragedModel] = field(default_factory=dict)
 
