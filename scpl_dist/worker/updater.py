@@ -32,9 +32,8 @@ class Updater:
         self._settings = config.optimizer
         held = {id(one) for optimizer in self.optimizers for one in _parameters(optimizer)}
         self._parameters = {name: one for name, one in trainable.named_parameters() if id(one) in held}
-        self._average: dict[
-            str, Tensor
-        ] = {}  # by name; empty before the first update, and where none is wanted
+        # By name; empty before the first update, and where none is wanted.
+        self._average: dict[str, Tensor] = {}
         self._exchanged = False  # the average is in the block, and the weights are in `_average`
 
     def backward(self, loss: Tensor) -> None:
