@@ -57,7 +57,10 @@ class Run(Section):
     epochs: Annotated[Positive, RESULT] = 20
     """Passes over the training set."""
     patience: Annotated[int, Field(ge=0), RESULT] = 0
-    """Epochs without a better validation accuracy (test, if there is no such part) that end the run; 0 is never."""
+    """Epochs in a row that are not better than the best before them, which end the run; 0 is never."""
+    watch: Annotated[str, RESULT] = "accuracy"
+    """What epochs are compared by on the validation part, or else the test part: accuracy, loss (the lower the better),
+    or one of ``task.metrics`` (the higher the better)."""
 
 
 class Model(Section):
@@ -184,7 +187,7 @@ class Checkpoint(Section):
     keep: Annotated[Positive, CONDUCT] = 2
     """Newest checkpoints to keep."""
     best: Annotated[bool, CONDUCT] = True
-    """Keep the checkpoint of the epoch with the best validation accuracy too."""
+    """Keep the checkpoint of the best epoch by ``run.watch`` too."""
 
 
 class Metrics(Section):
