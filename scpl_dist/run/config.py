@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from scpl_dist.run.layout import Layout
 from scpl_dist.run.network import is_loopback
+from scpl_dist.run.scores import CONFUSION, MACRO_F1
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -265,6 +266,12 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.end_lr = {self.optimizer.end_lr} is above optimizer.lr = {self.optimizer.lr}: "
                 "the schedule can only fall; lower optimizer.end_lr"
+            )
+        celled = {MACRO_F1, CONFUSION} & set(self.task.metrics)
+        if celled and self.data.batch_size > 60_000:  # of each sample a number, in one message
+            raise ValueError(
+                f"task.metrics = {self.task.metrics} and data.batch_size = {self.data.batch_size}: {min(celled)} takes "
+                "batches of at most 60000 samples; lower data.batch_size"
             )
         stages = self.pipeline.stages
         for key, fix in (
