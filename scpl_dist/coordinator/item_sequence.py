@@ -33,7 +33,7 @@ class ItemSequence:
     folders for its checkpoints. ValueError: too few samples, a schedule that does not fit, or a position that lies
     outside the run.
 
-    With ``run.patience`` it must hear of each epoch's accuracy, in order (`judge`). Where the run may be over after an
+    With ``run.patience`` it must hear how good each epoch is, in order (`judge`). Where the run may be over after an
     epoch, the next one is held back until that is known; so no item depends on when somebody was heard.
     """
 
@@ -67,8 +67,8 @@ class ItemSequence:
         self._check_position()
         self._saved = self._step if position else None
         self._sequence = 0
-        self._judged = 0  # epochs whose accuracy is known
-        self._best = (-math.inf, 0)  # the highest accuracy so far, and the first epoch that had it
+        self._judged = 0  # epochs of which it is known how good they are
+        self._best = (-math.inf, 0)  # the highest score so far, and the first epoch that had it
         self.stopping = False  # the last checkpoint of the run has been handed out, or comes next
         self._items: Iterator[Item | None] = self._run()
 
@@ -116,9 +116,9 @@ class ItemSequence:
         patience = self._config.run.patience
         return 0 < patience <= self._epoch - 1 - self._best[1]
 
-    def judge(self, accuracy: float) -> None:
-        """The accuracy of the next epoch, counted from 0, in the part that the best epoch is chosen by."""
-        self._best = max(self._best, (accuracy, self._judged), key=lambda found: found[0])
+    def judge(self, score: float) -> None:
+        """How good the next epoch was, counted from 0: the higher the better."""
+        self._best = max(self._best, (score, self._judged), key=lambda found: found[0])
         self._judged += 1
 
     def next(self) -> Item | None:

@@ -110,6 +110,8 @@ def summary(outcome: Outcome, folder: Path) -> str:
                 result["accuracy_best"],
                 result["best_epoch"] + 1,
             )  # epochs count from 1 on the screen
-            lines[-1] += f", {best:.4f} after epoch {epoch}, the best by {result['selected_by']} accuracy"
+            lines[-1] += (
+                f", {best:.4f} after epoch {epoch}, the best by {result['selected_by']} {result['watch']}"
+            )
     lines.append(f"run folder {folder}")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, Failure
 from scpl_dist.run.scores import Sum
 
+Metrics = dict[str, Any]  # numbers by name; None is one that is not finite
 PATIENCE = 20  # steps in a row before a slow stage is called a straggler
 
 
@@ -27,22 +28,18 @@ class Results:
         self, sequence: ItemSequence, config: Config, classes: int, position: Mapping[str, Any] | None
     ) -> None:
         position = position or {}
-        self.accuracies: dict[int, dict[str, float]] = {
-            row["epoch"]: {name: row[name] for name in HELD if name in row}
-            for row in position.get("accuracies", [])
-            if row["epoch"] < position["epoch"]
-        }
-        # Of each split the latest: numbers by name, without the matrix, which is only in metrics.jsonl.
-        self.metrics: dict[str, dict[str, float | None]] = position.get("metrics", {})
+        # By epoch and split: numbers by name, without the matrix, which is only in metrics.jsonl.
+        self.metrics: dict[int, dict[str, Metrics]] = _earlier(position)
         self.learning_rate: float | None = None
         self.samples: int = position.get("samples", 0)
         self.steps_done: int = position.get("step", 0)
         self.earlier_seconds: float = position.get("seconds", 0.0)
         self._sequence = sequence
-        for epoch in range(sequence.position["epoch"]):
-            self._judge(epoch)
         self._classes = classes
         self._wanted = config.task.metrics
+        self._watch = config.run.watch
+        for epoch in range(sequence.position["epoch"]):
+            sequence.judge(self._score(epoch))
         self._last = (config.pipeline.stages - 1, 0)
         # A tenth of a short run; a long one is steady after a while, and its speed is wanted early.
         skipped = min(50, max(1, math.ceil((sequence.steps - self.steps_done) / 10)))
@@ -93,22 +90,26 @@ class Results:
             last = max(stage for stage, _ in workers)
             sums = scores.add(found for (stage, _), found in sorted(workers.items()) if stage == last)
             metrics = scores.values(sums, self._classes, self._wanted)
-            self.accuracies.setdefault(epoch, {})[split] = metrics["accuracy"]
-            self.metrics[split] = {name: value for name, value in metrics.items() if name != scores.CONFUSION}
+            numbers = {name: value for name, value in metrics.items() if name != scores.CONFUSION}
+            self.metrics.setdefault(epoch, {})[split] = numbers
             correct, total = sums["accuracy"]
             row = {"event": "eval", "epoch": epoch, "split": split} | metrics
             yield Record(row | {"correct": correct, "total": total})
-        if split == self._sequence.splits[0]:
-            self._judge(epoch)
+        if split == self.selected_by:
+            self._sequence.judge(self._score(epoch))
 
-    def _judge(self, epoch: int) -> None:
-        self._sequence.judge(self.accuracies.get(epoch, {}).get(self._sequence.splits[0], 0.0))
+    def _score(self, epoch: int) -> float:
+        """What epochs are compared by, the higher the better."""
+        value: float | None = self.metrics.get(epoch, {}).get(self.selected_by, {}).get(self._watch)
+        if value is None:
+            return -math.inf
+        return -value if self._watch == "loss" else value
 
     def commit(self, item: Checkpoint, seconds: float) -> Commit:
         """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
         position = item.position | {
             "accuracies": self.history(),
-            "metrics": {split: dict(found) for split, found in self.metrics.items()},
+            "metrics": [{"epoch": epoch, **splits} for epoch, splits in sorted(self.metrics.items())],
             "samples": self.samples,
             "seconds": self.earlier_seconds + seconds,
         }
@@ -133,14 +134,21 @@ class Results:
 
     @property
     def best_epoch(self) -> int | None:
-        """The first epoch with the highest validation accuracy; without a validation split, test accuracy."""
+        """The first epoch with the best ``run.watch``; None before one is evaluated."""
         name = self.selected_by
-        found = {epoch: splits[name] for epoch, splits in self.accuracies.items() if name in splits}
+        found = {epoch: self._score(epoch) for epoch, splits in self.metrics.items() if name in splits}
         return max(found, key=lambda epoch: (found[epoch], -epoch)) if found else None
 
     @property
     def selected_by(self) -> str:
-        return "validation" if any("validation" in found for found in self.accuracies.values()) else "test"
+        """The split that epochs are compared by."""
+        return next(iter(self._sequence.splits), "test")
+
+    @property
+    def latest(self) -> dict[str, Metrics]:
+        """Of each split the latest metrics: a series must not vanish while the next epoch is half evaluated."""
+        epochs = sorted(self.metrics.items())
+        return {split: found for _, splits in epochs for split, found in splits.items()}
 
     @property
     def samples_per_second(self) -> float | None:
@@ -148,18 +156,27 @@ class Results:
         return self._steady_samples / self._steady_seconds if self._steady_seconds > 0 else None
 
     def line(self, epoch: int, epochs: int) -> str:
-        parts = [f"{name} accuracy {value:.4f}" for name, value in self.accuracies.get(epoch, {}).items()]
+        found = self.metrics.get(epoch, {})
+        parts = [f"{name} accuracy {metrics['accuracy']:.4f}" for name, metrics in found.items()]
         if self.samples_per_second is not None:
             parts.append(f"{self.samples_per_second:.0f} samples/s")
         return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)
 
+    def _accuracy(self, epoch: int) -> float | None:
+        found: float | None = self.metrics.get(epoch, {}).get("test", {}).get("accuracy")
+        return found
+
     def history(self) -> list[dict[str, Any]]:
-        return [{"epoch": epoch, **found} for epoch, found in sorted(self.accuracies.items())]
+        """The accuracies of all epochs."""
+        return [
+            {"epoch": epoch, **{split: metrics["accuracy"] for split, metrics in splits.items()}}
+            for epoch, splits in sorted(self.metrics.items())
+        ]
 
     def result(self, config: Config, members: Iterable[Member], seconds: float) -> dict[str, Any]:
         """The numbers of ``result.json``; `seconds` is the wall time of this generation."""
         best = self.best_epoch
-        last = max(self.accuracies, default=-1)
+        last = max(self.metrics, default=-1)
         wall = self.earlier_seconds + seconds
         return {
             "method": config.run.method,
@@ -167,17 +184,30 @@ class Results:
             "steps": self.steps_done,
             "epochs": self._sequence.position["epoch"],
             "stopped_early": self._sequence.stopped_early,
-            "accuracy_last": self.accuracies.get(last, {}).get("test"),
-            "accuracy_best": self.accuracies[best].get("test") if best is not None else None,
+            "accuracy_last": self._accuracy(last),
+            "accuracy_best": None if best is None else self._accuracy(best),
             "best_epoch": best,
             "selected_by": self.selected_by,
+            "watch": self._watch,
             "accuracies": self.history(),
-            "metrics": self.metrics,
+            "metrics": self.latest,
             "wall_seconds": wall,
             "samples": self.samples,
             "samples_per_second": self.samples_per_second or (self.samples / wall if wall > 0 else None),
             "per_stage": [_of_worker(member) for member in members],
         }
+
+
+def _earlier(position: Mapping[str, Any]) -> dict[int, dict[str, Metrics]]:
+    """The metrics of epochs that were done before a position."""
+    rows = position.get("metrics")
+    if rows is None:  # of a version that had accuracies only
+        rows = [
+            {key: value if key == "epoch" else {"accuracy": value} for key, value in row.items()}
+            for row in position.get("accuracies", [])
+        ]
+    done = (row for row in rows if row["epoch"] < position["epoch"])
+    return {row["epoch"]: {split: row[split] for split in HELD if split in row} for row in done}
 
 
 def _of_worker(member: Member) -> dict[str, Any]:

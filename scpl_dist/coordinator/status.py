@@ -40,7 +40,7 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
         "epoch": last.epoch if last else 0,
         "epochs": config.run.epochs,
         "accuracies": results.history() if results else [],
-        "metrics": dict(results.metrics) if results else {},
+        "metrics": results.latest if results else {},
         "samples": results.samples if results else 0,
         "samples_per_second": results.samples_per_second if results else None,
         "seconds_left": _seconds_left(coordinator),

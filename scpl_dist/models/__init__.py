@@ -1,7 +1,8 @@
 """Models as lists of blocks: found by name, built block by block, traced for the shapes between them.
 
-A block is an ``nn.Module`` that takes one pytree of tensors, batch first, and returns one. It may say how heads read
-its output, with plain attributes (see `scpl_dist.methods.heads`); the predictor is no block.
+A block is an ``nn.Module`` that takes one pytree of tensors, batch first, and returns one. It may say, with plain
+attributes, how heads read its output (see `scpl_dist.methods.heads`), and what its weights are called in the network
+that it was cut from (see `scpl_dist.models.weights`); the predictor is no block.
 
 A name means a *model function* ``(classes, **model.args) -> list`` of blocks, or of functions without arguments that
 build one each: then a worker builds only the blocks that it holds. The package has ``vgg_tiny``; installed packages

@@ -19,11 +19,12 @@ from scpl_dist import methods, models
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
-from scpl_dist.methods.task import Classification
+from scpl_dist.methods.task import Classification, plain
 from scpl_dist.models import weights
 from scpl_dist.models.build import seeded
 from scpl_dist.models.trace import overwrites
 from scpl_dist.plan import partition
+from scpl_dist.run import scores
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import blaming
 
@@ -57,6 +58,7 @@ class Plan:
     def check(self) -> None:
         """Find what only building the heads and running the schedule can tell."""
         assert len(self.head_parameters) == len(self.parameters)
+        self._check_watch()
         pipeline = self.config.pipeline
         train, evaluate = self.method.train, self.method.evaluate
         clip = self.method.clips_together
@@ -69,6 +71,18 @@ class Plan:
                 raise ValueError(
                     f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
                 ) from None
+
+    def _check_watch(self) -> None:
+        watch = self.config.run.watch
+        samples = torch.zeros(2, self.classes), torch.tensor([0, self.classes - 1])
+        sums = plain(self.method.metrics(*samples))
+        found = scores.values(sums, self.classes, self.config.task.metrics)
+        names = [name for name in found if name != scores.CONFUSION]
+        if watch not in names:
+            raise ValueError(
+                f"run.watch = {watch!r}: the evaluations of this run have {', '.join(names)}; take one of them, or add "
+                "another to task.metrics"
+            )
 
     def doubts(self) -> Iterator[str]:
         """What is hardly meant like this in the model, with the fix."""

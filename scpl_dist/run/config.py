@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from scpl_dist.run.layout import Layout
 from scpl_dist.run.network import is_loopback
+from scpl_dist.run.scores import CONFUSION, MACRO_F1
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,7 +59,10 @@ class Run(Section):
     epochs: Annotated[Positive, RESULT] = 20
     """Passes over the training set."""
     patience: Annotated[int, Field(ge=0), RESULT] = 0
-    """Epochs without a better validation accuracy (test, if there is no such part) that end the run; 0 is never."""
+    """Epochs in a row that are not better than the best before them, which end the run; 0 is never."""
+    watch: Annotated[str, RESULT] = "accuracy"
+    """What epochs are compared by on the validation part, or else the test part: accuracy, loss (the lower the better),
+    or one of ``task.metrics`` (the higher the better)."""
 
 
 class Model(Section):
@@ -250,7 +254,7 @@ class Checkpoint(Section):
     keep: Annotated[Positive, CONDUCT] = 2
     """Newest checkpoints to keep."""
     best: Annotated[bool, CONDUCT] = True
-    """Keep the checkpoint of the epoch with the best validation accuracy too."""
+    """Keep the checkpoint of the best epoch by ``run.watch`` too."""
 
 
 class Metrics(Section):
@@ -336,6 +340,12 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.end_lr = {end_lr} is above optimizer.lr = {lr}: "
                 "the schedule can only fall; lower optimizer.end_lr"
+            )
+        celled = {MACRO_F1, CONFUSION} & set(self.task.metrics)
+        if celled and self.data.batch_size > 60_000:  # of each sample a number, in one message
+            raise ValueError(
+                f"task.metrics = {self.task.metrics} and data.batch_size = {self.data.batch_size}: {min(celled)} takes "
+                "batches of at most 60000 samples; lower data.batch_size"
             )
         stages = self.pipeline.stages
         for key, fix in (

@@ -28,7 +28,8 @@ class Run(coordinator.Run):
 
     def answers(self, item: Evaluate, replica: int) -> dict[str, Sum]:
         right = self.right[item.epoch] if item.split == "validation" else 50
-        return {"accuracy": (right if item.last else 0, 100 if item.last else 0)}
+        accuracy = (right if item.last else 0, 100 if item.last else 0)
+        return {"accuracy": accuracy, "loss": (float(right), 1 if item.last else 0)}
 
     def play_rushing(self) -> Run:
         """Let stage 0 do all that it is given before the others do one item."""
@@ -68,6 +69,18 @@ def test_a_run_ends_where_its_patience_does_whoever_is_fast(
     assert (run.end.code, run.result["epochs"], run.result["steps"]) == (0, epochs, 3 * epochs)
     assert run.result["stopped_early"] == (epochs < 8)
     assert run.result["best_epoch"] == best
+
+
+def test_the_loss_may_be_watched_which_is_better_when_it_falls() -> None:
+    right = [50, 60, 40, 45, 70]
+    keys = {"run__watch": "loss", "checkpoint__best": True}
+    run = Run(right, 2, keys=keys)
+    run.start().play().leave()
+    assert (run.result["epochs"], run.result["best_epoch"], run.result["watch"]) == (5, 2, "loss")
+    assert [(commit.step, commit.best) for commit in run.only(Commit)] == [(3, True), (9, True), (15, False)]
+    goes_on = Run([], 2, keys=keys, resume=run.only(Commit)[-1].position)
+    assert kinds(goes_on.start().play().leave().items()) == "s"
+    assert goes_on.result["metrics"] == run.result["metrics"]
 
 
 def test_the_next_epoch_is_held_back_only_where_the_run_may_end() -> None:

@@ -118,6 +118,11 @@ def test_what_a_task_cannot_be_told_is_refused(check: Any) -> None:
     for values, problem in (
         ({"task__metrics": ["f2"]}, "task.metrics = 'f2': unknown"),
         ({"task__class_weights": [1.0]}, "1 weights for 10 classes"),
+        (
+            {"run__watch": "top5"},
+            "run.watch = 'top5': the evaluations of this run have accuracy, loss; take one",
+        ),
+        ({"run__watch": "loss", "run__method": "al"}, "the evaluations of this run have accuracy; take one"),
     ):
         with pytest.raises(ValueError, match=problem):
             check(**values)

@@ -57,6 +57,8 @@ def test_plain_text_needs_no_quotes() -> None:
         ("optimizer.ema=1.0", "optimizer.ema = 1.0: input should be less than 1"),
         ("stages=2", "the key needs a section"),
         ("pipeline.stages", "write -o section.key=value"),
+        ("task.class_weights=[1.0, 0.0]", "task.class_weights = 0.0: input should be greater than 0"),
+        ("task.class_weights=even", "task.class_weights = 'even': input should be 'none' or 'balanced'"),
         ("metrics.port=70000", "metrics.port = 70000: input should be less than or equal to 65535"),
     ],
 )
@@ -68,6 +70,11 @@ def test_a_mistake_is_answered_with_key_value_and_fix(override: str, message: st
 def test_two_ways_to_clip_are_refused() -> None:
     with pytest.raises(ValueError, match=r"clip_norm = 1.0 and optimizer.clip_value = 2.0: use one of them"):
         load(values={"optimizer.clip_norm": 1.0, "optimizer.clip_value": 2.0})
+
+
+def test_a_batch_whose_answers_fill_more_than_a_message_is_refused() -> None:
+    with pytest.raises(ValueError, match="macro_f1 takes batches of at most 60000 samples"):
+        load(values={"task.metrics": ["macro_f1"], "data.batch_size": 60_001})
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from scpl_dist.methods.batchnorm import SharedBatchNorm
 from scpl_dist.methods.scpl import LocalUnit
 from scpl_dist.methods.task import Classification
 from scpl_dist.run import config
+from scpl_dist.run.config import TaskSettings
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, share
 from scpl_dist.worker.replicas import Replicas
@@ -44,7 +45,8 @@ def trainable(loss: str) -> LocalUnit:
     block = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
     settings = config.load(values={"loss.name": loss, "loss.projector": "mb,16,8"}).loss
     after = torch.empty(2, 5, 4, 4, device="meta")
-    task = Classification(3)
+    # Replicas see the whole micro-batch's labels, so that a weighted mean is that of one worker.
+    task = Classification(3, TaskSettings(class_weights=[1.0, 2.0, 0.5], label_smoothing=0.1))
     return LocalUnit(block, objectives.make(settings, block, after, task), task)
 
 
