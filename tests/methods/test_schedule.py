@@ -231,8 +231,6 @@ def test_methods_refuse_what_they_cannot_do() -> None:
         method("scpl", 4)
     with pytest.raises(ValueError, match=r"pipeline.micro_batches = 4: .* run.method = \"gpipe\""):
         method("bp", 4)
-    with pytest.raises(ValueError, match=r"pipeline.recompute = True: only run.method = 'gpipe' has it"):
-        method("scpl", recompute=True)
 
 
 def test_a_schedule_whose_stages_wait_for_each_other_is_refused() -> None:

@@ -51,6 +51,7 @@ def test_plain_text_needs_no_quotes() -> None:
         ("pipeline.replicas=two", "pipeline.replicas = 'two': input should be a valid integer"),
         ("pipeline.replicas=[1, 0]", "pipeline.replicas = 0: input should be greater than 0"),
         ("optimizer.end_lr=1.0", "the schedule can only fall"),
+        ("runtime.precision=half", "runtime.precision = 'half': input should be 'float32', 'bfloat16' or"),
         ("stages=2", "the key needs a section"),
         ("pipeline.stages", "write -o section.key=value"),
         ("metrics.port=70000", "metrics.port = 70000: input should be less than or equal to 65535"),
@@ -82,3 +83,22 @@ def test_every_key_says_what_it_does_to_the_result() -> None:
     assert list(effects()) == [f"{section}.{key}" for section in tree for key in tree[section]]
     shaping = {key for key, effect in effects().items() if effect in (Effect.MODEL, Effect.RESULT)}
     assert Config().recipe().keys() == shaping
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["runtime.compile=true", "pipeline.recompute=true"],
+            r"runtime.compile = true and pipeline.recompute",
+        ),
+        (
+            ["runtime.compile=true", "pipeline.replicas=2"],
+            r"runtime.compile = true and pipeline.replicas = 2",
+        ),
+        (["runtime.tf32=true", "runtime.device=cpu"], r'runtime.tf32 = true and runtime.device = "cpu"'),
+    ],
+)
+def test_settings_that_contradict_each_other_are_both_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(None, overrides)
