@@ -1,9 +1,9 @@
 """What do precision, memory format and compilation bring?
 
-``python -m benchmarks.precision [--rounds 5] [--no-compile]``: a training step of all blocks in this process, one thread,
-by the blocks and updaters of a run (the method scpl). Each way has its turn in every round; medians over the rounds, and
-ratios to float32. Seconds are of the processor, which other work on the machine disturbs least. What workers do with
-freed memory (``runtime.keep_memory``) holds for all ways.
+``python -m benchmarks.precision [--rounds 5] [--no-compile]``: a training step of all blocks in this process, one
+thread, by the blocks and updaters of a run (the method scpl). Each way has its turn in every round; medians over the
+rounds, and ratios to float32. Seconds are of the processor, which other work on the machine disturbs least. What
+workers do with freed memory (``runtime.keep_memory``) holds for all ways.
 """
 
 from __future__ import annotations
