@@ -17,6 +17,7 @@ from scpl_dist.methods import arithmetic
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config, load
+from scpl_dist.transport import tensors
 from scpl_dist.worker.updater import Updater
 from tests.e2e.test_exactness import FEW, METHODS, same
 from tests.support import in_threads, reference
@@ -95,6 +96,13 @@ def test_what_a_block_gives_others_is_float32_but_for_its_output() -> None:
         assert (after["data"] if method == "al" else after).dtype is torch.bfloat16
         found = [own.predict(after), *own.embed(carry, after).values()]
         assert {one.dtype for one in found} == {torch.float32}
+
+
+def test_a_narrow_wire_leaves_alone_what_is_narrow_already() -> None:
+    payload = {"data": torch.ones(3, dtype=torch.bfloat16), "code": torch.ones(3)}
+    found, wide = tensors.narrow(payload, torch.float16)
+    assert (found["data"].dtype, found["code"].dtype) == (torch.bfloat16, torch.float16)
+    assert tensors.widen(found, wide)["code"].dtype is torch.float32
 
 
 def narrow(classes: int) -> list[nn.Module]:

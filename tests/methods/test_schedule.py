@@ -221,6 +221,7 @@ def test_1f1b_keeps_as_many_micro_batches_as_stages_follow_and_gpipe_all(stages:
         live(program) for program in programs(method("gpipe", parts, recompute=True), stages, blocks=2)
     } == {1}
     assert {live(program) for program in programs(method("bp"), stages, blocks=2)} == {2}
+    assert {live(program) for program in programs(method("bp", recompute=True), stages, blocks=2)} == {1}
     assert {live(program) for program in programs(method("scpl"), stages, blocks=2)} == {1}
 
 
