@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from scpl_dist.commands.saved import load
 from scpl_dist.data.source import Split
+from scpl_dist.methods import arithmetic
 from scpl_dist.methods.task import plain
 from scpl_dist.run.scores import Sum, add, values
 
@@ -73,8 +74,9 @@ def evaluate(
     exits = list(trainables)
     if block is not None or threshold is None:
         exits = [last if block is None else block]
-    wanted = plan.config.runtime.device  # as in the run, but on the CPU of a machine that has no GPU
-    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    arithmetic.settle(plan.config)
+    # As in the run, but on the CPU of a machine that has no GPU.
+    device = torch.device("cuda" if arithmetic.on_gpu(plan.config) else "cpu")
     for trainable in trainables.values():
         trainable.to(device)
     found = Evaluation([0] * len(trainables), [0] * len(trainables), {})

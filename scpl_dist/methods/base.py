@@ -15,6 +15,8 @@ from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Config, Section
 
+SCHEDULING = ("pipeline.schedule", "pipeline.deferred_batch_norm")  # what only some methods' schedules have
+
 
 class Method(ABC):
     """A training method, made for a run, the number of blocks of its model, and what that is trained for.
@@ -24,7 +26,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     local: ClassVar[bool]  # gradients end at every block; if False, they are handed on from block to block
-    schedules: ClassVar[bool] = False  # the pipeline's keys that shape the schedule mean something here
+    schedules: ClassVar[bool] = False  # the keys in `SCHEDULING` mean something here
     reads: ClassVar[tuple[str, ...]] = ("loss.", "al.")  # beginnings of the keys of these sections that do
     Settings: ClassVar[type[Section]] = Section  # what run.args may hold, with defaults; see `settings`
 
@@ -57,23 +59,19 @@ class Method(ABC):
                 f"task.class_weights = {config.task.class_weights!r} and pipeline.micro_batches = {parts}: a weighted "
                 "mean over a part of a batch is not that over the whole; use pipeline.micro_batches = 1"
             )
-        for key in () if self.schedules else ("schedule", "recompute", "deferred_batch_norm"):
-            value = getattr(config.pipeline, key)
-            if value != type(config.pipeline).model_fields[key].default:
-                raise ValueError(
-                    f"pipeline.{key} = {value!r}: only run.method = 'gpipe' has it, this is {self.name!r}; leave it out"
-                )
 
     @classmethod
     def unread(cls, config: Config) -> dict[str, Any]:
-        """Keys of the sections loss and al that were changed though they mean nothing here, with their defaults."""
-        usual = Config()
+        """Keys that were changed though they mean nothing to this method, with their defaults."""
+        usual, given = dict(Config()), dict(config)
+        read = cls.reads + (SCHEDULING if cls.schedules else ())
         return {
             f"{section}.{key}": value
-            for section in ("loss", "al")
-            for key, value in getattr(usual, section)
-            if getattr(getattr(config, section), key) != value
-            and not f"{section}.{key}".startswith(cls.reads)
+            for section in ("loss", "al", "pipeline")
+            for key, value in usual[section]
+            if getattr(given[section], key) != value
+            and f"{section}.{key}".startswith(("loss.", "al.", *SCHEDULING))
+            and not f"{section}.{key}".startswith(read)
         }
 
     @property

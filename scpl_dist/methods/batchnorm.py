@@ -48,9 +48,10 @@ class DeferredBatchNorm(_Exchanged):
         if not self.training or self.running_mean is None:
             return super().forward(input)
         others = [dim for dim in range(input.dim()) if dim != 1]
+        values = input if input.dtype is torch.float64 else input.float()
         with torch.no_grad():
-            self.total += input.sum(others)
-            self.squares += input.square().sum(others)
+            self.total += values.sum(others)
+            self.squares += values.square().sum(others)
             self.count += input.numel() / input.shape[1]
         return functional.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
 

@@ -55,7 +55,7 @@ class BackPropagation(Method):
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
         for m in range(micro_batches):
             yield from forward(spec, m)
-            yield from backward(spec, m)
+            yield from backward(spec, m, self.config.pipeline.recompute)
         yield from update(spec)
 
 

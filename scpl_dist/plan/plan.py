@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from scpl_dist import methods, models
+from scpl_dist.methods import arithmetic
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
@@ -59,6 +60,7 @@ class Plan:
         """Find what only building the heads and running the schedule can tell."""
         assert len(self.head_parameters) == len(self.parameters)
         self._check_watch()
+        arithmetic.check(self.config, self.shapes[0], self.method.local)
         pipeline = self.config.pipeline
         train, evaluate = self.method.train, self.method.evaluate
         clip = self.method.clips_together
@@ -86,11 +88,14 @@ class Plan:
 
     def doubts(self) -> Iterator[str]:
         """What is hardly meant like this in the model, with the fix."""
-        local = self.method.local
+        local, recompute = self.method.local, self.config.pipeline.recompute
+        yield from arithmetic.doubts(self.config)
         for index, block in enumerate(self._outlined):
             name = f"block {index} ({type(block).__name__})"
             if local and self.parameters[index] == 0:
                 yield f"{name} has no parameters: its loss trains its own heads only; join it with a neighbour"
+            if local and recompute and not arithmetic.recompute_parts(block):
+                yield f"{name} has no parts: pipeline.recompute changes nothing there; make it an nn.Sequential"
             if not local and index > 0 and overwrites(block, self.shapes[index]):
                 yield (
                     f"{name} changes the tensor that it is given, which the method {self.method.name} needs unchanged: "
@@ -144,6 +149,7 @@ class Plan:
         for index, module in zip(wanted, modules, strict=True):
             with seeded(seed, "heads", index):
                 trainables[index] = self._trainable(index, module)
+            arithmetic.arrange(trainables[index], self.config, self.method.local)
         return trainables
 
     def load_weights(self, trainables: Mapping[int, TrainableBlock]) -> str:

@@ -122,7 +122,8 @@ class Pipeline(Section):
     schedule: Annotated[Literal["gpipe", "1f1b"], RESULT] = "gpipe"
     """Order of micro-batches of the method gpipe: all forward then all backward, or one forward one backward."""
     recompute: Annotated[bool, CONDUCT] = False
-    """Keep only the inputs of blocks and compute their activations again for the backward pass (gpipe)."""
+    """Compute activations again for the backward pass: those of a whole block (bp, gpipe), or of the parts of a block
+    where blocks learn alone."""
     deferred_batch_norm: Annotated[bool, RESULT] = False
     """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
     partition: Annotated[Literal["uniform", "parameters", "measured"] | list[Positive], CONDUCT] = "uniform"
@@ -300,6 +301,17 @@ class Runtime(Section):
     """Threads for the operators of one worker."""
     device: Annotated[Literal["auto", "cpu", "cuda"], RESULT] = "auto"
     """Where a stage computes; auto takes a GPU if there is one."""
+    precision: Annotated[Literal["float32", "bfloat16", "float16"], RESULT] = "float32"
+    """Type in which blocks compute where autocast thinks it safe; weights, losses and optimizers stay in float32.
+    float16 scales the loss, so it is for methods whose blocks learn alone."""
+    memory_format: Annotated[Literal["contiguous", "channels_last"], RESULT] = "contiguous"
+    """Order of images, and of weights that have four dimensions, in memory; channels_last makes convolutions faster."""
+    compile: Annotated[bool, RESULT] = False
+    """Compile each block with torch.compile, once for each size of its inputs; on CPUs this needs a C++ compiler."""
+    tf32: Annotated[bool, RESULT] = False
+    """Let GPUs multiply float32 matrices with 10 bits of mantissa, which is faster; CPUs do not care."""
+    keep_memory: Annotated[bool, PROCESS] = True
+    """Keep freed memory for the next step (Linux with glibc) in place of giving it back to the kernel each time."""
     interface: Annotated[str, PROCESS] = ""
     """Network interface of the data plane; empty is loopback for the local launcher, torch's choice elsewhere."""
     timeout_s: Annotated[PositiveReal, CONDUCT] = 60.0
@@ -357,6 +369,20 @@ class Config(Section):
                 raise ValueError(
                     f"pipeline.{key} = {counts} has {len(counts)} entries for pipeline.stages = {stages}: {fix}"
                 )
+        if self.runtime.compile and self.pipeline.recompute:
+            raise ValueError(
+                "runtime.compile = true and pipeline.recompute = true: what is compiled cannot be cut "
+                "into parts or computed again by the same code; use one of them"
+            )
+        if self.runtime.compile and self.layout.world > self.pipeline.stages:
+            raise ValueError(
+                f"runtime.compile = true and pipeline.replicas = {self.pipeline.replicas}: replicas exchange "
+                "BatchNorm's statistics inside a block, which cannot be compiled; use one of them"
+            )
+        if self.runtime.tf32 and self.runtime.device == "cpu":
+            raise ValueError(
+                'runtime.tf32 = true and runtime.device = "cpu": only GPUs have it; leave it out'
+            )
         return self
 
     @property

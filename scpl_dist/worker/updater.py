@@ -1,6 +1,6 @@
 """Changes the weights of one block: its optimizers, all between a loss and an update, and what a checkpoint holds.
 
-    gradients of one batch, or of several  ->  clipped  ->  optimizers  ->  moving average of the weights
+    gradients of one batch, or of several  ->  scaled back  ->  clipped  ->  optimizers  ->  average of the weights
 
 The average is beside the weights, and takes their place while the block answers: training never sees it. What is no
 parameter, such as BatchNorm's statistics, is not averaged: it is the newest in both.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.utils import _pytree as pytree
 
+from scpl_dist.methods.arithmetic import on_gpu
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.run.config import Config
 from scpl_dist.storage.checkpoints import CheckpointError
@@ -35,9 +36,13 @@ class Updater:
         # By name; empty before the first update, and where none is wanted.
         self._average: dict[str, Tensor] = {}
         self._exchanged = False  # the average is in the block, and the weights are in `_average`
+        # The gradients of a loss are below what float16 can hold: it is scaled up, and they are scaled back.
+        self.scaler: torch.amp.GradScaler | None = None
+        if config.runtime.precision == "float16" and self.optimizers:
+            self.scaler = torch.amp.GradScaler("cuda" if on_gpu(config) else "cpu")
 
     def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
 
     def train(self, training: bool) -> None:
         """Be ready to learn, or to answer, which averaged weights do where there are some."""
@@ -58,21 +63,32 @@ class Updater:
         """Update with the gradients that are there, and drop them.
 
         `schedule` has the learning rate "lr". `norm` is the length that ``optimizer.clip_norm`` limits, if not the
-        block's own.
+        block's own. If gradients were scaled, and too large for it, nothing changes but the scale, which is halved.
         """
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule["lr"] * group.get("lr_scale", 1.0)
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+        self._clip(norm)
+        for optimizer in self.optimizers:
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+        if self.scaler is not None:
+            self.scaler.update()
+        self.drop_gradients()
+        if self._settings.ema:
+            self._move_average(self._settings.ema)
+        self.trainable.updated()
+
+    def _clip(self, norm: Tensor | None) -> None:
         settings, parameters = self._settings, list(self._parameters.values())
         if settings.clip_value:
             clip_grad_value_(parameters, settings.clip_value)
         if settings.clip_norm:
             clip_grads_with_norm_(parameters, settings.clip_norm, self.norm() if norm is None else norm)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = schedule["lr"] * group.get("lr_scale", 1.0)
-            optimizer.step()
-        self.drop_gradients()
-        if settings.ema:
-            self._move_average(settings.ema)
-        self.trainable.updated()
 
     def drop_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -99,7 +115,8 @@ class Updater:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         gradients = {name: one.grad for name, one in self._parameters.items() if one.grad is not None}
-        parts = {"gradients": gradients, "average": self._average}
+        scaler = {} if self.scaler is None else self.scaler.state_dict()
+        parts = {"gradients": gradients, "average": self._average, "scaler": scaler}
         return state | {key: part for key, part in parts.items() if part}
 
     def nonfinite(self, state: Mapping[str, Any]) -> str | None:
@@ -113,6 +130,8 @@ class Updater:
             one.grad = torch.empty_like(one).copy_(gradient)
         if self._settings.ema:
             self._average = {name: one.clone() for name, one in state.get("average", {}).items()}
+        if self.scaler is not None and "scaler" in state:  # not if the precision was another one until here
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -133,6 +152,8 @@ def nonfinite(trainable: TrainableBlock, state: Mapping[str, Any]) -> str | None
         "gradients": "a gradient",
         "average": "an averaged weight",
     }
+    if "scaler" in state:
+        del others["gradients"]  # of a loss that is scaled: if it was too much, their update will be left out
     for part, name in others.items():
         leaves = pytree.tree_leaves(state.get(part))
         if not all(leaf.isfinite().all() for leaf in leaves if isinstance(leaf, Tensor)):
@@ -149,6 +170,7 @@ def restore(
         trainable.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(_with_settings(optimizer, saved))
+            _order_like_parameters(optimizer)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"the checkpoint belongs to another model: {error}") from error
 
@@ -169,3 +191,12 @@ def restore_answering(trainable: TrainableBlock, state: dict[str, Any]) -> None:
     weights = dict(trainable.named_parameters())
     for name, average in state.get("average", {}).items():
         weights[name].detach().copy_(average)
+
+
+def _order_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Fused kernels go through memory as it lies, and a checkpoint may be of the other ``runtime.memory_format``."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            same = isinstance(value, Tensor) and value.shape == parameter.shape
+            if same and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

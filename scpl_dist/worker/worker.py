@@ -39,6 +39,7 @@ from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
+from scpl_dist.methods import arithmetic
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import network
 from scpl_dist.run.config import Config
@@ -53,6 +54,7 @@ from scpl_dist.storage.writer import CheckpointWriter
 from scpl_dist.transport import Transport, rendezvous, select, tensors
 from scpl_dist.transport.neighbours import Neighbours
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
+from scpl_dist.worker.allocator import keep_freed_memory
 from scpl_dist.worker.executor import Executor, feed, peak_memory
 from scpl_dist.worker.replicas import Replicas
 from scpl_dist.worker.stacks import Stacks
@@ -80,6 +82,8 @@ class Worker:
         self.worker_id = self.layout.workers[rank]
         self.name = f"stage {self.worker_id.label}"
         self.device = _device(config)
+        if config.runtime.keep_memory:
+            keep_freed_memory()
         self.reason = ""  # why `run` did not return 0
         self._trap = Trap("worker", self.worker_id, run_dir) if run_dir else None
         self.timer = PhaseTimer(self._trap)
@@ -394,4 +398,5 @@ def _device(config: Config) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
+    arithmetic.settle(config)
     return device

@@ -131,6 +131,21 @@ def test_a_shared_setting_is_taken_back_for_a_method_that_does_not_read_it(
     assert warning.startswith("warning: loss.args, loss.temperature: not for the method bp")
 
 
+def test_what_only_a_schedule_with_micro_batches_has_is_taken_back_for_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shared = ["pipeline.schedule=1f1b", "pipeline.deferred_batch_norm=true", "pipeline.recompute=true"]
+    base = load(None, shared)
+    assert own_settings("gpipe", base) == ["run.method=gpipe"]
+    for method in ("scpl", "bp"):
+        taken = load(None, [*shared, *own_settings(method, base)]).pipeline
+        assert (taken.schedule, taken.deferred_batch_norm, taken.recompute) == ("gpipe", False, True)
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert warning.startswith(
+            "warning: pipeline.schedule, pipeline.deferred_batch_norm: not for the method"
+        )
+
+
 def test_a_report_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no metrics.jsonl"):
         report.report(tmp_path)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from scpl_dist.commands.evaluate import evaluate
 from scpl_dist.run.config import load
 from tests.support import in_threads, reference
 from tests.support.command import called, scpl_dist
@@ -76,6 +77,19 @@ def test_processes_equal_a_plain_loop(method: str, stages: int, expected: Expect
     assert losses(run) == wanted.losses
     assert [accuracy for _, split, accuracy in accuracies(run) if split == "test"] == wanted.accuracy
     called("export", run, tmp_path / "out.safetensors")
+    same(load_file(tmp_path / "out.safetensors"), wanted)
+
+
+def test_processes_and_an_evaluation_come_to_the_same_in_bfloat16_and_channels_last(tmp_path: Path) -> None:
+    settings = [*FEW, "runtime.precision=bfloat16", "runtime.memory_format=channels_last"]
+    wanted = in_threads.Run(load(None, [*settings, "pipeline.stages=1"])).result
+    overrides = [part for text in (*settings, "metrics.port=0", "pipeline.stages=2") for part in ("-o", text)]
+    scpl_dist("train", "--run-dir", tmp_path / "run", *overrides)
+    assert losses(tmp_path / "run") == wanted.losses
+    found = [accuracy for _, split, accuracy in accuracies(tmp_path / "run") if split == "test"]
+    assert found == wanted.accuracy
+    assert evaluate(tmp_path / "run").accuracy == found[-1]
+    called("export", tmp_path / "run", tmp_path / "out.safetensors")
     same(load_file(tmp_path / "out.safetensors"), wanted)
 
 

@@ -87,3 +87,16 @@ def test_a_norm_with_two_names_is_exchanged_once_and_keeps_both(exchange: Exchan
     seen = list(model.buffers())
     exchange(model)
     assert all(map(operator.is_, model.buffers(), seen))  # not once more
+
+
+def test_sums_of_narrow_activations_are_taken_in_float32() -> None:
+    norm = nn.BatchNorm1d(1)
+    defer(norm)
+    x = torch.ones(1003, 1, dtype=torch.bfloat16)  # a sum that bfloat16 does not have: it would be 1004
+    for _ in range(3):
+        norm(x)
+    commit(norm)
+    assert norm.running_mean is not None
+    assert norm.running_mean.item() == pytest.approx(0.1)
+    assert norm.running_var is not None
+    assert norm.running_var.item() == pytest.approx(0.9)

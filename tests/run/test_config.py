@@ -55,6 +55,7 @@ def test_plain_text_needs_no_quotes() -> None:
         ("optimizer.end_lr=1.0", "the schedule can only fall"),
         ("optimizer.args.lr=0.1", "the learning rate has a key of its own; set optimizer.lr"),
         ("optimizer.ema=1.0", "optimizer.ema = 1.0: input should be less than 1"),
+        ("runtime.precision=half", "runtime.precision = 'half': input should be 'float32', 'bfloat16' or"),
         ("stages=2", "the key needs a section"),
         ("pipeline.stages", "write -o section.key=value"),
         ("task.class_weights=[1.0, 0.0]", "task.class_weights = 0.0: input should be greater than 0"),
@@ -98,3 +99,22 @@ def test_every_key_says_what_it_does_to_the_result() -> None:
     assert list(effects()) == [f"{section}.{key}" for section in tree for key in tree[section]]
     shaping = {key for key, effect in effects().items() if effect in (Effect.MODEL, Effect.RESULT)}
     assert Config().recipe().keys() == shaping
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["runtime.compile=true", "pipeline.recompute=true"],
+            r"runtime.compile = true and pipeline.recompute",
+        ),
+        (
+            ["runtime.compile=true", "pipeline.replicas=2"],
+            r"runtime.compile = true and pipeline.replicas = 2",
+        ),
+        (["runtime.tf32=true", "runtime.device=cpu"], r'runtime.tf32 = true and runtime.device = "cpu"'),
+    ],
+)
+def test_settings_that_contradict_each_other_are_both_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(None, overrides)

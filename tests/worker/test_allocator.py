@@ -1,0 +1,32 @@
+"""What a process costs the kernel: in processes of their own, as the setting stays."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import pytest
+
+from tests.support.programs import run
+
+STEPS = """
+import resource, sys, torch
+from scpl_dist.worker.allocator import keep_freed_memory
+
+if sys.argv[1] == "keeping":
+    assert keep_freed_memory()
+torch.set_num_threads(1)
+
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10 << 20)  # 40 MB, which glibc maps in any case, and then frees
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print([step() for _ in range(20)][-1])  # a few are needed to find a place for it
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_step_does_not_fault_in_again_what_the_step_before_has_freed() -> None:
+    usual, keeping = (int(run(sys.executable, "-c", STEPS, how).stdout) for how in ("usual", "keeping"))
+    assert keeping < 100 < usual
