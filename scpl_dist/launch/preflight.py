@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from scpl_dist import data
+from scpl_dist.coordinator import loggers
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.data import DataSource, Labels
 from scpl_dist.plan.forecast import cores
@@ -32,6 +33,7 @@ def preflight(
     then. None makes that a ValueError, as is any other mistake. `position` is that of the checkpoint to go on from.
     `labels` is called with those of `DataSource.labels`.
     """
+    loggers.check(config)
     try:
         source = data.resolve(config)
     except data.MissingFiles as error:

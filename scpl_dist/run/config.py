@@ -179,6 +179,19 @@ class Metrics(Section):
     """Port to serve on; 0 takes any free one, and auto 9400, or any free one if something has that."""
 
 
+class Log(Section):
+    """Where the numbers of a run go besides its folder."""
+
+    to: Annotated[list[str], PROCESS] = Field(default_factory=list)
+    """Loggers: tensorboard, mlflow, wandb, an entry point's name, or ``path/to/file.py:Class``."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"log.to = {self.to}: one is named twice; name each logger once")
+        return self
+
+
 class Control(Section):
     """The ZeroMQ endpoint of the coordinator."""
 
@@ -235,6 +248,7 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
+    log: Log = Log()
     control: Control = Control()
     runtime: Runtime = Runtime()
 
