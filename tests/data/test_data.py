@@ -105,9 +105,9 @@ def test_example_has_two_samples() -> None:
 
 def test_unknown_name_and_useless_args_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"data\.name = 'mnist': unknown; use one of digits, .*cifar10, .*csv"
+        ValueError, match=r"data\.name = 'imagenet22k': unknown; use one of digits, .*cifar10, .*csv"
     ):
-        data.resolve(config.load(values={"data.name": "mnist"}))
+        data.resolve(config.load(values={"data.name": "imagenet22k"}))
     with pytest.raises(ValueError, match=r"data\.args = \{'size': 3\}"):
         data.resolve(config.load(values={"data.args": {"size": 3}}))
 
