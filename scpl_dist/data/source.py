@@ -40,6 +40,11 @@ class DataSource(ABC):
         view of each, with the labels repeated.
         """
 
+    def training_labels(self) -> torch.Tensor:
+        """Labels of the training part: ``(N,)`` int64. Who has them need not read all samples as here."""
+        parts = torch.split(torch.arange(self.sizes["train"]), 256)
+        return torch.cat([self.batch("train", 0, part)[1][: len(part)] for part in parts])
+
     def example(self) -> Any:
         """Inputs of 2 samples, to infer shapes from."""
         return self.batch("validation", 0, torch.tensor([0, 0]))[0]

@@ -77,6 +77,11 @@ class Data(Section):
     """Folder with the files of the data set."""
     batch_size: Annotated[Positive, RESULT] = 128
     """Samples in a step before augmentation; "strong" augmentation feeds two views of each."""
+    drop_last: Annotated[bool, RESULT] = False
+    """Leave out the last batch of an epoch where it is smaller than the others."""
+    sample_weights: Annotated[str, RESULT] = ""
+    """How often samples are drawn, with replacement: "balanced" draws all classes alike, ``path/to/file.py:function``
+    gives a weight for each label of the training part; empty feeds each sample once an epoch."""
     augmentation: Annotated[Literal["none", "basic", "strong"], RESULT] = "basic"
     """"none", "basic" (images: shift and, where it makes sense, flip) or "strong" (two views: basic and colour).
     Texts and data sets of your own are fed as they are: "none" and "basic" mean the same, "strong" is refused."""

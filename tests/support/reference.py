@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from scpl_dist import data
 from scpl_dist.coordinator import item_sequence
-from scpl_dist.data import loader
+from scpl_dist.data import sampling
 from scpl_dist.methods.block import TrainableBlock, detached
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import seeds
@@ -51,13 +51,19 @@ def train(config: Config) -> Reference:
     }
     size = source.sizes["train"]
     steps_per_epoch = math.ceil(size / config.data.batch_size)
+    if config.data.drop_last:
+        steps_per_epoch = size // config.data.batch_size
+    weights = sampling.weights_of(config, source)
     step = 0
     for epoch in range(config.run.epochs):
         turn = math.pi * (epoch * steps_per_epoch) / (config.run.epochs * steps_per_epoch)
         lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
             1 + math.cos(turn)
         )
-        for indices in torch.split(loader.permutation(config.run.seed, epoch, size), config.data.batch_size):
+        order = sampling.permutation(config.run.seed, epoch, size)
+        if weights is not None:
+            order = sampling.draws(weights, config.run.seed, epoch)
+        for indices in torch.split(order, config.data.batch_size)[:steps_per_epoch]:
             for optimizer in itertools.chain.from_iterable(adams.values()):
                 optimizer.param_groups[0]["lr"] = lr * optimizer.param_groups[0].get("lr_scale", 1.0)
             for trainable in result.trainables.values():
