@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import blaming
 from scpl_dist.run.registry import Registry
@@ -87,13 +88,22 @@ class Loggers:
         sections = config.model_dump(mode="json").items()
         settings = {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
         self._followers = [_Follower(name, settings, run_dir, step) for name in config.log.to]
+        self._evaluated: dict[str, float] = {}  # of an evaluation in progress
         self._rated = -1  # last step whose learning rate is logged: every block's row has it
 
-    def row(self, row: dict[str, Any], steps_per_epoch: int) -> None:
-        found = values_of(row, steps_per_epoch) if self._followers else None
+    def row(self, row: dict[str, Any], sequence: ItemSequence | None) -> None:
+        if not self._followers or sequence is None:
+            return
+        found = values_of(row, sequence.steps_per_epoch)
         if found is None:
             return
         step, values = found
+        if row["event"] == "eval":
+            # A run that is stopped in the middle of an evaluation evaluates the whole epoch again.
+            self._evaluated |= values
+            if row["split"] != sequence.splits[-1]:
+                return
+            values, self._evaluated = self._evaluated, {}
         if "train/lr" in values:
             if step <= self._rated:
                 del values["train/lr"]

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
@@ -22,6 +25,7 @@ _EVERY_S = 1.0  # a request for each step would be too many for a server
 
 class MLflow:
     def started(self, config: dict[str, Any], run_dir: Path, step: int) -> None:
+        _make_database(mlflow.get_tracking_uri())
         self._client = MlflowClient()
         self._waiting: list[Metric] = []
         self._due = 0.0
@@ -67,3 +71,16 @@ class MLflow:
         found = self._client.get_experiment_by_name(name)
         identity = found.experiment_id if found is not None else self._client.create_experiment(name)
         return str(identity)
+
+
+def _make_database(uri: str) -> None:
+    """Make a database of SQLite, as is MLflow's default, in a process that outlives this one if it has to.
+
+    That takes up to half a minute, and half a database is one that MLflow never opens again.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        program = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1])"
+        nothing = subprocess.DEVNULL
+        subprocess.run(
+            [sys.executable, "-c", program, uri], stdin=nothing, stderr=nothing, start_new_session=True
+        )

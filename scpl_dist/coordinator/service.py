@@ -183,7 +183,7 @@ class Service:
                 return [events.Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
             case events.Record(row):
                 flow = self._coordinator.flow
-                self._loggers.row(row, flow.sequence.steps_per_epoch if flow is not None else 0)
+                self._loggers.row(row, flow.sequence if flow is not None else None)
                 try:
                     self._folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:

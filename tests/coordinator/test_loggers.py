@@ -8,15 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scpl_dist.coordinator import loggers
+from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.loggers import Loggers
 from scpl_dist.run.config import load
 from tests.support import own_loggers
 from tests.support.command import called
+from tests.support.programs import run
 
 STEPS = 4  # in an epoch
+SEQUENCE = ItemSequence(load(values={"data.batch_size": 1}), {"train": STEPS, "validation": 1, "test": 1})
 RESULT = {"accuracy_best": 0.5, "steps": 4}
 
 
@@ -42,10 +46,10 @@ def follow(to: str, folder: Path, steps: range, code: int = 0) -> list[str]:
     """A start of a run whose blocks finish these steps; what loggers had to say."""
     found = Loggers(load(values={"log.to": [to], "run.seed": 3}), folder, steps.start)
     for step in steps:
-        found.row(trained(step, 0), STEPS)
-        found.row(trained(step, 1), STEPS)
+        found.row(trained(step, 0), SEQUENCE)
+        found.row(trained(step, 1), SEQUENCE)
         if step % STEPS == STEPS - 1:
-            found.row(evaluated(step // STEPS), STEPS)
+            found.row(evaluated(step // STEPS), SEQUENCE)
     return list(found.close(code, RESULT if code == 0 else None))
 
 
@@ -111,6 +115,27 @@ def test_mlflow_has_one_run_with_settings_and_numbers(
     assert found == EXPECTED
 
 
+def test_a_database_of_mlflow_is_made_to_its_end_whatever_ends_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("alembic")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    program = """
+import os, pathlib, sys, time
+from scpl_dist.coordinator.loggers import Loggers
+from scpl_dist.run.config import load
+folder = pathlib.Path(sys.argv[1])
+Loggers(load(values={"log.to": ["mlflow"]}), folder, 0)
+while not (folder / "mlflow.db").exists():
+    time.sleep(0.01)
+os._exit(0)
+"""
+    run(sys.executable, "-c", program, tmp_path, env={"MLFLOW_TRACKING_URI": uri}, limit_s=100)
+    for process in psutil.process_iter(["cmdline"]):  # the one that makes it
+        if uri in (process.info["cmdline"] or []):
+            process.wait(100)
+    code = "import sys, mlflow; print(len(mlflow.MlflowClient(sys.argv[1]).search_experiments()))"
+    assert run(sys.executable, "-c", code, uri, limit_s=100).stdout == "1\n"
+
+
 @pytest.mark.filterwarnings("default")
 def test_wandb_writes_an_offline_run_under_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
@@ -121,6 +146,19 @@ def test_wandb_writes_an_offline_run_under_one_name(tmp_path: Path, monkeypatch:
     files = list(tmp_path.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb"))
     assert files
     assert b"train/loss/block1" in b"".join(file.read_bytes() for file in files)
+
+
+def test_an_evaluation_is_logged_when_it_is_whole(tmp_path: Path) -> None:
+    found = Loggers(load(values={"log.to": [f"{own_loggers.__name__}:Noting"]}), tmp_path, 0)
+    for epoch, split in (
+        (0, "validation"),
+        (0, "test"),
+        (1, "validation"),
+    ):  # and a stop, after which 1 is repeated
+        found.row(evaluated(epoch) | {"split": split}, SEQUENCE)
+    assert list(found.close(143, None)) == []
+    heard = [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
+    assert heard[1:-1] == [[3, {"eval/validation/accuracy": 0.5, "eval/test/accuracy": 0.5}]]
 
 
 def test_a_logger_of_the_users_hears_all_in_order(tmp_path: Path) -> None:
@@ -155,7 +193,7 @@ def test_a_logger_that_hangs_costs_neither_time_nor_memory(
     found = Loggers(load(values={"log.to": [f"{own_loggers.__name__}:Hanging"]}), tmp_path, 0)
     try:
         for step in range(100):
-            found.row(trained(step, 0), STEPS)
+            found.row(trained(step, 0), SEQUENCE)
         late, dropped = found.close(0, RESULT)
     finally:
         own_loggers.GATE.set()
