@@ -120,7 +120,7 @@ class Loggers:
 
     def close(self, code: int, result: dict[str, Any] | None) -> Iterator[str]:
         """Let all finish, as far as they do in time; what went wrong."""
-        deadline = time.monotonic() + (FAILED_END_S if code else END_S)
+        deadline = time.monotonic() + (FAILED_END_S if code == 1 else END_S)
         for follower in self._followers:
             follower.end(code, result or {})
         for follower in self._followers:

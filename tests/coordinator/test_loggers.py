@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +134,15 @@ os._exit(0)
     for process in psutil.process_iter(["cmdline"]):  # the one that makes it
         if uri in (process.info["cmdline"] or []):
             process.wait(100)
-    code = "import sys, mlflow; print(len(mlflow.MlflowClient(sys.argv[1]).search_experiments()))"
-    assert run(sys.executable, "-c", code, uri, limit_s=100).stdout == "1\n"
+    found = []
+    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1])"
+    for opened in (False, True):
+        if opened:  # which would go on with what is half made, if it can
+            run(sys.executable, "-c", code, uri, code=0, limit_s=100)
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            found += database.execute("SELECT version_num FROM alembic_version").fetchall()
+    assert len(found) == 2
+    assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("default")
