@@ -79,9 +79,9 @@ class TextSource(DataSource):
         }
         self._vectors = vectors
 
-    def counts(self) -> list[int]:
-        """See `DataSource.counts`."""
-        return self._parts["train"].counts(self.classes)
+    def training_labels(self) -> torch.Tensor:
+        """See `DataSource.training_labels`."""
+        return self._parts["train"].labels
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `DataSource.batch`; inputs are ``(B, L)`` int64, L is the length of the longest text."""

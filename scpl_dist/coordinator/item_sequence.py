@@ -50,7 +50,16 @@ class ItemSequence:
         self._sizes = sizes
         self._generation = generation[:8]
         self._least = max(config.layout.replicas)  # samples that every micro-batch needs, one for each worker
-        self.steps_per_epoch = math.ceil(sizes["train"] / config.data.batch_size)
+        full, rest = divmod(sizes["train"], config.data.batch_size)
+        self._short = (
+            0 if config.data.drop_last else rest
+        )  # samples in the last batch of an epoch, if it is smaller
+        self.steps_per_epoch = full + (self._short > 0)
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"data.drop_last = true: data.batch_size = {config.data.batch_size} is more than the {sizes['train']} "
+                "training samples, so no batch is left; use a smaller data.batch_size"
+            )
         self.steps = self.steps_per_epoch * config.run.epochs
         self._rate = LearningRate(config, self.steps_per_epoch)
         self.splits = [name for name in HELD if sizes.get(name, 0) > 0]  # to be evaluated after each epoch
@@ -74,7 +83,7 @@ class ItemSequence:
 
     def _check_replicas(self) -> None:
         size, least = self._config.data.batch_size, self._least
-        last = self._sizes["train"] % size or size
+        last = self._short or size
         smallest = min(stop - start for start, stop in split(0, last, self._config.pipeline.micro_batches))
         problems = [f"{name} has fewer" for name in self.splits if self._sizes[name] < least]
         if smallest < least:
@@ -93,7 +102,7 @@ class ItemSequence:
             raise ValueError(
                 f"the checkpoint's position (epoch {self._epoch}, step {self._step}, batch {self._batch}) does not "
                 f"fit {epochs} epochs of {self.steps_per_epoch} steps: resume with the data set and the "
-                "run.epochs and data.batch_size that the checkpoint was written with"
+                "run.epochs, data.batch_size and data.drop_last that the checkpoint was written with"
             )
 
     @property

@@ -23,7 +23,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from scpl_dist.control import keys
 from scpl_dist.control.codec import ProtocolError, decode, encode
 from scpl_dist.control.messages import VERSION, Abort
 from scpl_dist.control.sockets import router
-from scpl_dist.coordinator import events
+from scpl_dist.coordinator import events, loggers
 from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.http_server import listening
 from scpl_dist.coordinator.item_sequence import ItemSequence
@@ -93,6 +93,7 @@ class Service:
         checkpoints.clear(folder.path, Path(restore) if restore else None)
         self._logs = {worker.file: folder.log_size(worker.file) for worker in config.layout.workers}
         self._progress = Progress(self._coordinator)
+        self._loggers = loggers.Loggers(config, folder.path, position["step"] if position else 0)
         run = {"generation": generation, "pid": os.getpid(), "control": endpoint, "metrics": self._http.url}
         folder.write("run.json", run)
         if not restarted:
@@ -111,12 +112,13 @@ class Service:
             self._loop()
         except Exception as error:  # a mistake in here must end the run, and be readable afterwards
             self._crashed(error)
+        assert self._outcome is not None
+        self._warn(self._loggers.close(self._outcome.code, self._outcome.result))
         self._progress.close()
         self._gate.close()
         self._router.close(1000)  # at most so many milliseconds for what is still to be sent
         self._context.term()
         self._folder.metrics.close()
-        assert self._outcome is not None
         return self._conclude(self._outcome)
 
     def _loop(self) -> None:
@@ -134,6 +136,7 @@ class Service:
             if time.monotonic() >= tick:
                 self._handle(events.Tick())
                 self._progress.update(self._coordinator.clock(time.monotonic()))
+                self._warn(self._loggers.problems())
                 tick = time.monotonic() + TICK_S
             if time.monotonic() >= touched:
                 self._publisher.submit(lock.touch, self._folder.path)
@@ -181,6 +184,8 @@ class Service:
                 frame = encode(message)
                 return [events.Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
             case events.Record(row):
+                flow = self._coordinator.flow
+                self._loggers.row(row, flow.sequence if flow is not None else None)
                 try:
                     self._folder.metrics.append(row | {"time": time.time()})
                 except OSError as error:
@@ -195,6 +200,11 @@ class Service:
             case events.Finish(outcome):
                 self._outcome = outcome
         return []
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            for command in events.warning(text):
+                self._execute(command)
 
     def _sent(self, peer: bytes, frame: bytes) -> bool:
         """Whether the message is on its way; a peer that is gone or does not read never blocks."""
@@ -282,6 +292,7 @@ def alone(config: Config, run_dir: Path | None, resume: str) -> int:
     """
     open_files.raise_limit()
     fixed = config.model_copy(update={"control": config.control.fixed()})
+    loggers.check(fixed)
     restore, manifest, seen = begin(run_dir, resume, fixed)
     if "sizes" in manifest:  # or else the data set shows whether the run can go on there
         ItemSequence(fixed, manifest["sizes"], manifest["position"])

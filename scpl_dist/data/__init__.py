@@ -50,7 +50,10 @@ DATA = Registry(
 
 def counts(config: Config, source: DataSource) -> list[int]:
     """Samples of each class in the training part, if the losses need them, or else an empty list."""
-    return source.counts() if config.task.class_weights == "balanced" else []
+    if config.task.class_weights != "balanced":
+        return []
+    found: list[int] = source.training_labels().bincount(minlength=source.classes).tolist()
+    return found
 
 
 def resolve(config: Config, labels: Labels | None = None) -> DataSource:

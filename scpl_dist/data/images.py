@@ -56,8 +56,9 @@ class ImageSource(DataSource):
         self._seed = config.run.seed
         self._shift = shapes.pop()[1] // 8  # 4 pixels for 32x32 images, as published
 
-    def counts(self) -> list[int]:
-        return self._parts["train"].counts(self.classes)
+    def training_labels(self) -> torch.Tensor:
+        """See `DataSource.training_labels`."""
+        return self._parts["train"].labels
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `DataSource.batch`; inputs are ``(B, C, H, W)`` float32, normalised."""

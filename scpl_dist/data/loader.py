@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scpl_dist.data.readers import FORKS, Readers
+from scpl_dist.data.sampling import draws, permutation
 from scpl_dist.data.source import DataSource, Split
 from scpl_dist.run.layout import share
-from scpl_dist.run.seeds import derive
 
 AHEAD_BYTES = 2**30  # of batches that wait for the training thread, beyond one for each thread
 Batch = tuple[Any, Tensor]
@@ -34,11 +34,17 @@ class Loader(Generic[Item]):
     """The items of the coordinator, whatever they are, each with its batches.
 
     `workers` threads prepare them; with 0 they are prepared when they are asked for. Of each micro-batch this worker
-    takes the share of its number among the `replicas` of its stage.
+    takes the share of its number among the `replicas` of its stage. `weights` are those of `sampling.weights_of`.
     """
 
     def __init__(
-        self, source: DataSource, seed: int, workers: int, replica: int = 0, replicas: int = 1
+        self,
+        source: DataSource,
+        seed: int,
+        workers: int,
+        replica: int = 0,
+        replicas: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         self._source = source
         self._seed = seed
@@ -48,7 +54,8 @@ class Loader(Generic[Item]):
         self._readers = Readers(source.batch, workers) if source.draws and workers else None
         self._ahead = _Ahead(workers) if workers else None
         self._items: queue.SimpleQueue[tuple[Item, Sequence[_Making]] | Exception] = queue.SimpleQueue()
-        self._order = lru_cache(maxsize=1)(permutation)
+        self._weights = weights
+        self._order = lru_cache(maxsize=1)(self._ordered)
 
     def put(
         self,
@@ -91,9 +98,14 @@ class Loader(Generic[Item]):
         start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
         indices = torch.arange(start, stop)
         if shuffled:
-            indices = self._order(self._seed, epoch, self._source.sizes["train"])[start:stop]
+            indices = self._order(epoch)[start:stop]
         batch: Batch = (self._readers or self._source.batch)(split, epoch, indices)
         return batch
+
+    def _ordered(self, epoch: int) -> Tensor:
+        if self._weights is not None:
+            return draws(self._weights, self._seed, epoch)
+        return permutation(self._seed, epoch, self._source.sizes["train"])
 
 
 class _Ahead:
@@ -154,9 +166,3 @@ class _Ahead:
             self._changed.notify_all()
             made = self._made.pop(number)
         return made.result()
-
-
-def permutation(seed: int, epoch: int, size: int) -> Tensor:
-    """The order of the training samples in one epoch: ``(size,)`` int64, drawn from (seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-    return torch.randperm(size, generator=generator)

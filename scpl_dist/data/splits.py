@@ -22,11 +22,6 @@ class Part:
     positions: torch.Tensor  # where in it they are, (N,) int64
     labels: torch.Tensor  # their classes, (N,) int64
 
-    def counts(self, classes: int) -> list[int]:
-        """Samples of each class."""
-        found: list[int] = self.labels.bincount(minlength=classes).tolist()
-        return found
-
 
 def complete(
     labels: Mapping[str, torch.Tensor], classes: int, where: str, validation: float = 0.1

@@ -7,6 +7,10 @@ becomes it. They are fed as they are: whatever augmentation they need is theirs.
 They may draw from torch, numpy and ``random``, which are seeded for the function by the run's seed and for
 ``__getitem__`` by (seed, epoch, index), with the epoch 0 for what is not trained on: a sample is the same whoever reads
 it, and whatever was read before. A generator that a data set keeps for itself is not known here.
+
+A data set may have the attribute ``collate_fn``, as a `torch.utils.data.DataLoader` takes it: a function of a list of
+``(input, label)`` that returns the inputs as a pytree of tensors, batch first, and the labels ``(B,)``. Inputs may have
+different shapes then. What it draws is seeded by (seed, epoch, indices).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
 from scpl_dist.data.readers import FORKS, Readers
 from scpl_dist.data.source import SPLITS, DataSource, Labels, Split
@@ -86,22 +90,29 @@ class ItemSource(DataSource):
         self._parts = complete(tensors, self.classes, where)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
 
-    def counts(self) -> list[int]:
-        return self._parts["train"].counts(self.classes)
+    def training_labels(self) -> torch.Tensor:
+        """See `DataSource.training_labels`."""
+        return self._parts["train"].labels
 
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """See `DataSource.batch`; inputs of different shapes and a label that is no class are named and refused."""
         part = self._parts[split]
         chosen = part.positions[indices]
         dataset = self._datasets[part.stored]
-        if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        if _stored(dataset) and type(dataset) is TensorDataset and len(dataset.tensors) == 2:
             # Rows of tensors have one shape and one label each, which was checked at the start: take them at once.
             inputs, targets = dataset[chosen]
             return _single_precision(inputs), targets.to(torch.int64).flatten()
         positions = chosen.tolist()
         where = f"{self._where}, {split}"
+        epoch = epoch if split == "train" else 0
+        collate = _collate_of(dataset)
         with self._lock:
-            samples = self._read(part.stored, epoch if split == "train" else 0, positions)
+            samples = self._read(part.stored, epoch, positions)
+            if collate is not None:
+                with seeded(self._seed, "collate", epoch, *positions):
+                    made = collate([item for _, item in samples])
+                return _collated(made, part.labels[indices], where)
         labels = torch.tensor([_label(item[1], where, position) for position, item in samples])
         check_labels(labels, self.classes, f"{where}, in the batch of {positions[:3]}...")
         inputs = list(_alike(((position, _shapes(item[0]), item[0]) for position, item in samples), where))
@@ -131,6 +142,11 @@ class ItemSource(DataSource):
 
     def _labels(self, split: Split, where: str, known: list[int]) -> list[int]:
         dataset = self._datasets[split]
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"{where}: is {type(dataset).__name__}, which can only be read from its beginning; a run may go on at "
+                "any sample, so give a data set with a length and an index"
+            )
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ValueError(f"{where}: is {type(dataset).__name__}, give one with a length and an index")
         targets = getattr(dataset, "targets", None)
@@ -166,10 +182,11 @@ class ItemSource(DataSource):
     def _look(self, split: Split, where: str, begin: int) -> list[tuple[int, Any, Any]]:
         found = []
         positions = range(len(self._datasets[split]))[begin : begin + _AT_ONCE]
+        alike = _collate_of(self._datasets[split]) is None
         for index, item in self._read(split, 0, positions):
             if not isinstance(item, tuple | list) or len(item) != 2:
                 raise ValueError(f"{where}: sample {index} is no pair of (input, label)")
-            found.append((index, _shapes(item[0]), item[1]))
+            found.append((index, _shapes(item[0]) if alike else (), item[1]))
         return found
 
     @contextmanager
@@ -186,8 +203,33 @@ class ItemSource(DataSource):
             readers.close()
 
 
+def _collate_of(dataset: Any) -> Any:
+    """The data set's own way to make a batch of samples, or None."""
+    found = getattr(dataset, "collate_fn", None)
+    return _collate_of(dataset.dataset) if found is None and type(dataset) is Subset else found
+
+
+def _collated(batch: Any, labels: torch.Tensor, where: str) -> tuple[Any, torch.Tensor]:
+    """What a user's function has made of samples with these labels, if it is a batch of them."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"{where}: collate_fn gave {type(batch).__name__}; return a pair of inputs and labels"
+        )
+    inputs, given = batch
+    leaves = pytree.tree_leaves(inputs)
+    if not leaves or not all(getattr(leaf, "shape", ())[:1] == labels.shape for leaf in leaves):
+        raise ValueError(
+            f"{where}: collate_fn gave inputs that are not all tensors with {len(labels)} rows, one for each sample"
+        )
+    if torch.as_tensor(given).flatten().tolist() != labels.tolist():
+        raise ValueError(f"{where}: collate_fn gave other labels than the samples have, or in another order")
+    return pytree.tree_map_only(torch.Tensor, _single_precision, inputs), labels
+
+
 def _stored(dataset: Any) -> bool:
     """Whether its samples are in memory as they are, so that none is drawn."""
+    if _collate_of(dataset) is not None:
+        return False
     if type(dataset) is Subset:
         return _stored(dataset.dataset)
     return type(dataset) in (list, tuple, TensorDataset)

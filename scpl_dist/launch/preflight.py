@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 
 from scpl_dist import data
+from scpl_dist.coordinator import loggers
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.data import DataSource, Labels
+from scpl_dist.data.sampling import weights_of
 from scpl_dist.plan.forecast import cores
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
@@ -33,6 +35,7 @@ def preflight(
     then. None makes that a ValueError, as is any other mistake. `position` is that of the checkpoint to go on from.
     `labels` is called with those of `DataSource.labels`.
     """
+    loggers.check(config)
     try:
         source = data.resolve(config)
     except data.MissingFiles as error:
@@ -53,6 +56,7 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
             f"data.batch_size = {config.data.batch_size}: the training set of {config.data.name!r} has {size} "
             f"samples; use at most {size}"
         )
+    weights_of(config, source)  # raises if they are no weights
     ItemSequence(config, source.sizes, position)  # raises if they do not fit together
     if config.pipeline.partition == "measured":
         config = _measured(config, source)

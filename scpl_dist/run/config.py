@@ -88,6 +88,11 @@ class Data(Section):
     """Folder with the files of the data set."""
     batch_size: Annotated[Positive, RESULT] = 128
     """Samples in a step before augmentation; "strong" augmentation feeds two views of each."""
+    drop_last: Annotated[bool, RESULT] = False
+    """Leave out the last batch of an epoch where it is smaller than the others."""
+    sample_weights: Annotated[str, RESULT] = ""
+    """How often samples are drawn, with replacement: "balanced" draws all classes alike, ``path/to/file.py:function``
+    gives a weight for each label of the training part; empty feeds each sample once an epoch."""
     augmentation: Annotated[Literal["none", "basic", "strong"], RESULT] = "basic"
     """"none", "basic" (images: shift and, where it makes sense, flip) or "strong" (two views: basic and colour).
     Texts and data sets of your own are fed as they are: "none" and "basic" mean the same, "strong" is refused."""
@@ -267,6 +272,19 @@ class Metrics(Section):
     """Port to serve on; 0 takes any free one, and auto 9400, or any free one if something has that."""
 
 
+class Log(Section):
+    """Where the numbers of a run go besides its folder."""
+
+    to: Annotated[list[str], PROCESS] = Field(default_factory=list)
+    """Loggers: tensorboard, mlflow, wandb, an entry point's name, or ``path/to/file.py:Class``."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"log.to = {self.to}: one is named twice; name each logger once")
+        return self
+
+
 class Control(Section):
     """The ZeroMQ endpoint of the coordinator."""
 
@@ -336,6 +354,7 @@ class Config(Section):
     schedule: Schedule = Schedule()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
+    log: Log = Log()
     control: Control = Control()
     runtime: Runtime = Runtime()
 

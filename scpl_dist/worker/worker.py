@@ -39,6 +39,7 @@ from scpl_dist.control.channel import Channel
 from scpl_dist.control.items import Item
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
+from scpl_dist.data.sampling import weights_of
 from scpl_dist.methods import arithmetic
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import network
@@ -175,7 +176,8 @@ class Worker:
         self.timer.enter(Phase.DATA)
         source = data.resolve(self.config, None if self.run_dir is None else RunFolder(self.run_dir).labels())
         part = (self.worker_id.replica, self.worker_id.replicas)
-        self._loader = Loader(source, self.config.run.seed, self.config.data.workers, *part)
+        weights = weights_of(self.config, source)
+        self._loader = Loader(source, self.config.run.seed, self.config.data.workers, *part, weights=weights)
         example = tensors.describe(source.example(), "the data set")
         if self.worker_id.first:
             counts = data.counts(self.config, source)

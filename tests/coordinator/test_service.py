@@ -27,6 +27,7 @@ from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
 from scpl_dist.storage.checkpoints import folder_for
 from scpl_dist.storage.resume import begin
+from tests.support import own_loggers
 
 LIMIT_S = 20.0
 SIZES = {"train": 40, "validation": 10, "test": 10}
@@ -239,6 +240,26 @@ def test_a_tiny_run_ends_with_a_result_rows_and_a_checkpoint(start: Any) -> None
     ]
     assert (manifest["position"]["epoch"], manifest["sizes"]) == (1, SIZES)
     assert manifest["config"] == coordinator.config.digest()
+
+
+def test_loggers_hear_of_a_run_and_one_that_fails_does_not_end_it(start: Any) -> None:
+    named = [f"{own_loggers.__name__}:{name}" for name in ("Noting", "Failing")]
+    coordinator = start(log__to=named)
+    finish(coordinator, coordinator.started())
+    code, _, err = coordinator.end()
+    assert code == 0, err
+    heard = [json.loads(line) for line in (coordinator.folder / "heard").read_text().splitlines()]
+    values: dict[str, Any] = {}
+    for step, part in (words for words in heard if isinstance(words[1], dict)):
+        values |= {f"{step} {name}": value for name, value in part.items()}
+    assert values["1 train/loss/block1"] == 0.1 + 0.2
+    assert values["1 eval/test/accuracy"] == 0.8
+    result = json.loads((coordinator.folder / "result.json").read_text())
+    assert [0, result] in heard
+    (warning,) = (line for line in err.splitlines() if line.startswith("warning: log.to"))
+    assert "is gone" in warning
+    rows = [json.loads(line) for line in (coordinator.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [f"warning: {row['text']}" for row in rows if row["event"] == "warning"] == [warning]
 
 
 def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:

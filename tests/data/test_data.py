@@ -42,7 +42,8 @@ def test_digits_are_the_real_images_split_in_70_10_20_percent() -> None:
 def test_classes_are_counted_in_the_training_part_also_where_only_batches_tell_their_labels() -> None:
     source = digits()
     wanted = everything(source, "train")[1].bincount().tolist()
-    assert source.counts() == DataSource.counts(source) == wanted
+    assert torch.equal(source.training_labels(), DataSource.training_labels(source))
+    assert data.counts(config.load(values={"task.class_weights": "balanced"}), source) == wanted
     assert data.counts(config.load(), source) == []  # nobody needs them
 
 
@@ -112,9 +113,9 @@ def test_example_has_two_samples() -> None:
 
 def test_unknown_name_and_useless_args_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"data\.name = 'mnist': unknown; use one of digits, .*cifar10, .*csv"
+        ValueError, match=r"data\.name = 'imagenet22k': unknown; use one of digits, .*cifar10, .*csv"
     ):
-        data.resolve(config.load(values={"data.name": "mnist"}))
+        data.resolve(config.load(values={"data.name": "imagenet22k"}))
     with pytest.raises(ValueError, match=r"data\.args = \{'size': 3\}"):
         data.resolve(config.load(values={"data.args": {"size": 3}}))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scpl_dist import data
-from scpl_dist.data import loader
+from scpl_dist.data.sampling import permutation
 from scpl_dist.methods import arithmetic
 from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.plan.plan import Plan
@@ -65,7 +65,7 @@ def test_bfloat16_is_autocast_around_block_and_heads_and_float32_in_the_objectiv
         for block, own in blocks.items()
     }
     losses = {}
-    order = loader.permutation(config.run.seed, 0, source.sizes["train"])
+    order = permutation(config.run.seed, 0, source.sizes["train"])
     for step, indices in enumerate(torch.split(order, config.data.batch_size)):
         carry, labels = source.batch("train", 0, indices)
         for block, own in blocks.items():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from scpl_dist.data.loader import permutation
+from scpl_dist.data.sampling import permutation
 from scpl_dist.models.build import seeded
 from scpl_dist.run.seeds import derive
 

@@ -15,6 +15,7 @@ from scpl_dist.control.items import Evaluate, Item, Train
 from scpl_dist.control.messages import Done
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.data.loader import Loader
+from scpl_dist.data.sampling import weights_of
 from scpl_dist.methods.schedule import StageSpec
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
@@ -38,7 +39,8 @@ class Run:
         source = data.resolve(config)
         self.plan = Plan.plan(config, source.classes, source.example())
         self.items: list[Item] = list(iter(ItemSequence(config, source.sizes).next, None))
-        loader: Loader[Item] = Loader(source, config.run.seed, workers=0)
+        weights = weights_of(config, source)
+        loader: Loader[Item] = Loader(source, config.run.seed, workers=0, weights=weights)
         feed(loader, self.items)
         for spec in self.plan.specs:  # blocks are drawn before the threads begin, from that same generator
             self.result.trainables |= self.plan.trainables(spec.blocks)
@@ -77,6 +79,7 @@ class Run:
         )
 
     def _run(self, executor: Executor) -> None:
+        torch.set_num_threads(self.config.runtime.threads)  # it holds for the thread that calls it
         try:
             executor.run()
         except BaseException as error:

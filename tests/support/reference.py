@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from scpl_dist import data
 from scpl_dist.coordinator import item_sequence
 from scpl_dist.coordinator.learning_rate import LearningRate
-from scpl_dist.data import loader
+from scpl_dist.data import sampling
 from scpl_dist.methods.block import TrainableBlock, detached
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import seeds
@@ -55,6 +55,9 @@ def train(config: Config) -> Reference:
     optimizers = {block: _optimizers(config, trainable) for block, trainable in result.trainables.items()}
     size, group = source.sizes["train"], config.optimizer.accumulate
     steps_per_epoch = math.ceil(size / config.data.batch_size)
+    if config.data.drop_last:
+        steps_per_epoch = size // config.data.batch_size
+    weights = sampling.weights_of(config, source)
     rate = LearningRate(config, steps_per_epoch)
     step = 0
     for epoch in range(config.run.epochs):
@@ -62,7 +65,10 @@ def train(config: Config) -> Reference:
         lr = config.optimizer.end_lr + (config.optimizer.lr - config.optimizer.end_lr) * 0.5 * (
             1 + math.cos(turn)
         )
-        batches = torch.split(loader.permutation(config.run.seed, epoch, size), config.data.batch_size)
+        order = sampling.permutation(config.run.seed, epoch, size)
+        if weights is not None:
+            order = sampling.draws(weights, config.run.seed, epoch)
+        batches = torch.split(order, config.data.batch_size)[:steps_per_epoch]
         for number, indices in enumerate(batches):
             if config.schedule != Schedule():
                 lr = rate(step)
