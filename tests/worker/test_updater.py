@@ -232,3 +232,29 @@ def test_what_is_not_finite_in_a_state_is_named_and_an_infinite_buffer_is_not() 
             value[0] = torch.nan
             assert updater.nonfinite(updater.state_dict()) == name
             value.copy_(before)
+
+
+def test_gradients_of_a_scaled_loss_are_scaled_back_before_they_are_clipped() -> None:
+    """Two batches for an update; the second update overflows, and is left out."""
+    ours, theirs = Paths(), Paths()
+    updater = Updater(ours, load(None, ["runtime.precision=float16", "optimizer.clip_norm=0.01"]))
+    adams = [torch.optim.Adam(theirs.block.parameters()), torch.optim.Adam(theirs.heads.parameters())]
+    scaler = torch.amp.GradScaler("cpu")
+    for number, factor in enumerate((1.0, 1e36, 1.0)):
+        for part in (2 * number, 2 * number + 1):
+            updater.backward(loss(ours, part) * factor)
+            torch.autograd.backward(scaler.scale(loss(theirs, part) * factor))
+        state = updater.state_dict()
+        assert state["gradients"].keys() == {name for name, _ in ours.named_parameters()}
+        assert updater.nonfinite(state) is None, "an update that will be left out harms no checkpoint"
+        updater.step({"lr": 1e-2})
+        for adam in adams:
+            adam.param_groups[0]["lr"] = 1e-2 if adam is adams[0] else 5e-3
+            scaler.unscale_(adam)
+        nn.utils.clip_grad_norm_(theirs.parameters(), 0.01)
+        for adam in adams:
+            scaler.step(adam)
+            adam.zero_grad()
+        scaler.update()
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
