@@ -99,7 +99,8 @@ def evaluate(
     from scpl_dist.commands import evaluate
 
     found = evaluate.evaluate(run_dir, split, checkpoint, exit_threshold, block)
-    print(f"{split} accuracy {found.accuracy:.4f} ({sum(found.correct)} of {found.total})")
+    answers = f"{sum(found.correct)} of {found.total}"
+    print(f"{split} accuracy {found.accuracy:.4f} ({answers}) with the weights of {found.checkpoint}")
     for name, value in found.metrics.items():
         if isinstance(value, float) and name != "accuracy":
             print(f"{split} {name} {value:.4f}")

@@ -24,6 +24,7 @@ from scpl_dist.data.source import Split
 from scpl_dist.methods import arithmetic
 from scpl_dist.methods.task import plain
 from scpl_dist.run.scores import Sum, add, values
+from scpl_dist.storage.checkpoints import find
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Evaluation:
     left: list[int]
     correct: list[int]
     metrics: dict[str, Any]  # see `scpl_dist.run.scores.values`
+    checkpoint: str  # name of that whose weights have answered
 
     @property
     def total(self) -> int:
@@ -79,7 +81,8 @@ def evaluate(
     device = torch.device("cuda" if arithmetic.on_gpu(plan.config) else "cpu")
     for trainable in trainables.values():
         trainable.to(device)
-    found = Evaluation([0] * len(trainables), [0] * len(trainables), {})
+    name = find(run_dir, checkpoint).name
+    found = Evaluation([0] * len(trainables), [0] * len(trainables), {}, name)
     sums: list[dict[str, Sum]] = []
     for part in torch.split(torch.arange(source.sizes[split]), plan.config.data.batch_size):
         batch = source.batch(cast(Split, split), 0, part)

@@ -63,7 +63,9 @@ def test_evaluate_gives_the_accuracy_of_the_run_again(
 ) -> None:
     run, _ = finished
     result = json.loads((run / "result.json").read_text())
-    assert f"{result['accuracy_last']:.4f}" in scpl_dist("evaluate", run).stdout
+    said = scpl_dist("evaluate", run).stdout.splitlines()[0]
+    assert f"{result['accuracy_last']:.4f}" in said
+    assert said.endswith("with the weights of step-10")
 
 
 def test_plain_pytorch_runs_the_exported_weights(
