@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scpl_dist import data
 from scpl_dist.data.sampling import permutation
@@ -84,6 +85,26 @@ def test_bfloat16_is_autocast_around_block_and_heads_and_float32_in_the_objectiv
     found = result(*settings, "runtime.precision=bfloat16")
     assert found.losses == losses
     same(reference.tensors(found.trainables), Reference(trainables=blocks))
+
+
+def attention(classes: int) -> list[nn.Module]:
+    return [nn.Flatten(1, 2), nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)]
+
+
+@pytest.mark.parametrize(("tokens", "backend"), [(16, SDPBackend.MATH), (256, SDPBackend.FLASH_ATTENTION)])
+def test_the_kernel_of_narrow_attention_on_a_cpu_fits_the_number_of_tokens(
+    tokens: int, backend: SDPBackend
+) -> None:
+    plan = plan_of(f"model.name={__name__}:attention", "runtime.precision=bfloat16", "loss.projector=i")
+    [block] = plan.trainables([1]).values()
+    x = torch.randn(4, tokens, 16)
+    found = block(x)
+    other = SDPBackend.FLASH_ATTENTION if backend is SDPBackend.MATH else SDPBackend.MATH
+    with torch.autocast("cpu", torch.bfloat16):
+        with sdpa_kernel(backend):
+            assert torch.equal(block.block(x), found)
+        with sdpa_kernel(other):
+            assert not torch.equal(block.block(x), found)
 
 
 def test_what_a_block_gives_others_is_float32_but_for_its_output() -> None:
