@@ -14,6 +14,7 @@ from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.run.config import load
 from scpl_dist.storage.parts import read_part
 from tests.e2e.test_exactness import FEW, same
+from tests.repository.test_examples_in_documents import CONFIGURATIONS
 from tests.support import in_threads, reference
 from tests.support.command import called, scpl_dist
 from tests.support.run_folder import accuracies, losses
@@ -53,6 +54,31 @@ def test_a_pipeline_equals_a_plain_loop(recipe: str) -> None:
     wanted = reference.train(load(None, settings))
     for stages in (1, 3):
         found = in_threads.Run(load(None, [*settings, f"pipeline.stages={stages}"])).result
+        assert found.losses == wanted.losses, stages
+        assert found.accuracy == wanted.accuracy, stages
+        same(reference.tensors(found.trainables), wanted)
+
+
+SMALL = {
+    "sgd.toml": ["model.name=resnet_tiny", "model.args.width=4", *FEW],
+    "adamw.toml": [
+        "model.name=transformer",
+        "model.args={vocabulary = 500, width = 32, hidden = 32, heads = 4, dropout = 0.0}",
+        "data.name=docstrings",
+        "data.args.length=16",
+        "data.batch_size=1024",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_of_the_documents_equals_a_plain_loop(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(CONFIGURATIONS[name])
+    assert len(CONFIGURATIONS[name].splitlines()) <= 15
+    settings = [*SMALL[name], "run.epochs=1"]
+    wanted = reference.train(load(tmp_path / name, settings))
+    for stages in (1, 3):
+        found = in_threads.Run(load(tmp_path / name, [*settings, f"pipeline.stages={stages}"])).result
         assert found.losses == wanted.losses, stages
         assert found.accuracy == wanted.accuracy, stages
         same(reference.tensors(found.trainables), wanted)

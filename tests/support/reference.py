@@ -151,7 +151,11 @@ def _end_to_end_step(loop: _Loop, parts: list[Batch]) -> None:
             x = trainable(x)
         losses.append(
             (
-                functional.cross_entropy(trainables[len(trainables) - 1].predict(x), labels),
+                functional.cross_entropy(
+                    trainables[len(trainables) - 1].predict(x),
+                    labels,
+                    label_smoothing=plan.config.task.label_smoothing,
+                ),
                 len(labels) / total,
             )
         )
