@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +28,7 @@ Modules = Mapping[int, tuple[nn.Module, nn.Module]]  # a block and its heads, by
 _INSIDE = ("state_dict", "model_state_dict", "model")  # keys of a training program's own files
 _WRAPPERS = ("module.", "_orig_mod.")  # before all names, of DataParallel and torch.compile
 _SHOWN = 3
+TORCHVISION = "torchvision:"  # before the name of published weights
 
 
 def load(path: str, modules: Modules, strict: bool, whole: bool) -> str:
@@ -114,10 +117,38 @@ class _Stored:
     read: Callable[[], Tensor]
 
 
+def _of_torchvision(path: str) -> Path:
+    """The file of weights that torchvision publishes, in the cache of torch's hub, where it is put if it is not."""
+    from torchvision.models import get_weight  # which takes its time
+
+    name = path.removeprefix(TORCHVISION)
+    try:
+        url = get_weight(name).url
+    except ValueError as error:
+        raise ValueError(
+            f"model.weights = {path!r}: {error}; write {TORCHVISION}NAME_Weights.VERSION, such as "
+            f"{TORCHVISION}ResNet18_Weights.IMAGENET1K_V1"
+        ) from None
+    file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not file.exists():
+        print(f"{path}: downloading {url}", file=sys.stderr, flush=True)
+        digest = re.search(r"-([0-9a-f]{8,})\.", file.name)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), digest and digest[1], progress=sys.stderr.isatty())
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"model.weights = {path!r}: {url} could not be downloaded ({error}); get it elsewhere, and give its "
+                "path"
+            ) from None
+    return file
+
+
 def _open(path: str) -> dict[str, _Stored]:
     """Tensors by name of a safetensors file, a folder with one or with its parts, or a file of torch.save."""
+    place = _of_torchvision(path) if path.startswith(TORCHVISION) else Path(path)
     try:
-        found = dict(_stored(Path(path)))
+        found = dict(_stored(place))
     except FileNotFoundError as error:
         missing = error.filename or path
         raise ValueError(f"model.weights = {path!r}: there is no {missing}; check the path") from None

@@ -74,7 +74,8 @@ class Model(Section):
     args: Annotated[dict[str, Any], MODEL] = Field(default_factory=dict)
     """Keyword arguments for the model function."""
     weights: Annotated[str, RESULT] = ""
-    """File or folder with the first weights: an export of a run, or a state_dict of torch; empty draws them."""
+    """File or folder with the first weights: an export of a run, or a state_dict of torch; or published ones by name,
+    such as ``torchvision:ResNet18_Weights.IMAGENET1K_V1``; empty draws them."""
     weights_strict: Annotated[bool, RESULT] = True
     """Whether first weights must fit the blocks name by name; false draws what is missing or of another shape."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -177,3 +178,27 @@ def test_weights_of_the_whole_model_are_those_of_its_blocks(
     for block, _ in modules.values():
         value = block(value)
     torch.testing.assert_close(modules[count - 1][1]["predictor"](value), model(images))
+
+
+def test_published_weights_come_from_the_cache_or_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = "torchvision:ResNet18_Weights.IMAGENET1K_V1"
+    [*blocks] = models.build("torchvision:resnet18", {}, 10, seed=1)
+    modules = {index: (block, nn.ModuleDict()) for index, block in enumerate(blocks)}
+    modules[3][1]["predictor"] = Predictor(blocks[3], torch.empty(2, 512), 10)  # not of its 1000 classes
+
+    def unreachable(url: str, *args: object, **options: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth could not be downloaded .*give its path"):
+        weights.load(name, modules, strict=True, whole=True)
+    with pytest.raises(ValueError, match=r"ResNet18_Weights\.IMAGENET1K_V1$"):
+        weights.load("torchvision:ResNet18", modules, strict=True, whole=True)
+    published = zoo.resnet18()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save(published.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    assert weights.load(name, modules, strict=True, whole=True) == ""
+    assert torch.equal(next(blocks[0].parameters()), published.conv1.weight)
