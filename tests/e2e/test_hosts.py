@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -82,7 +83,8 @@ class Cluster:
         names: list[str] = []
         for host in HOSTS:
             for child in psutil.Process(self.containers.programs[host].pid).children(recursive=True):
-                names.append(child.name())
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    names.append(child.name())
         return sorted(name for name in names if name not in ("tini", "sshd"))
 
 

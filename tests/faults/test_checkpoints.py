@@ -87,7 +87,7 @@ def test_ls_and_verify_tell_what_is_there_and_what_is_broken(finished: Ended, tm
     reason = flip(run / "checkpoints" / "step-16")
     done = called("checkpoint", "verify", run, code=1)
     assert f"step-16: DAMAGED: {run / 'checkpoints' / 'step-16'}/{reason}" in done.stdout
-    called("checkpoint", "ls", tmp_path / "nothing", code=1)
+    called("checkpoint", "ls", tmp_path / "nothing", code=2)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: str(damage.__name__))
@@ -189,7 +189,7 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_p
     assert called("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
 
 
-@pytest.mark.parametrize("size", ["300k", "4k"], ids=["at the first checkpoint", "at the start"])
+@pytest.mark.parametrize("size", ["300k", "8k"], ids=["at the first checkpoint", "at the start"])
 def test_on_a_disk_that_is_too_small_the_cause_is_said_and_nothing_useless_stays(
     size: str, tmp_path: Path
 ) -> None:
