@@ -14,6 +14,7 @@ import logging
 import math
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -29,6 +30,7 @@ from scpl_dist.methods.block import Carry, TrainableBlock
 from scpl_dist.run.config import Config
 
 SHORT = 128  # tokens
+_SWITCH = threading.RLock()
 COMPILERS = ("g++", "c++", "clang++")
 _VARIANTS = 64  # compiled versions of one block: training and evaluation, by sizes of the input
 
@@ -128,10 +130,20 @@ def _short_attention_composed(forward: Callable[[Carry], Carry]) -> Callable[[Ca
     def call(carry: Carry) -> Carry:
         tensors = (leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor))
         tokens = max((tensor.shape[1] for tensor in tensors if tensor.dim() == 3), default=0)
-        with sdpa_kernel(SDPBackend.MATH) if 0 < tokens <= SHORT else nullcontext():
+        with _composed(0 < tokens <= SHORT):
             return forward(carry)
 
     return call
+
+
+@contextmanager
+def _composed(wanted: bool) -> Iterator[None]:
+    """Take the formula meanwhile. That is a switch of the process: threads that want it take turns."""
+    if not wanted:
+        yield
+        return
+    with _SWITCH, sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,11 +221,12 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
     The numbers of torch are checkpoint's care.
     """
-    return nullcontext(), _second(module, np.random.get_state(), random.getstate())
+    composed = not torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]  # means CPUs, too
+    return nullcontext(), _second(module, np.random.get_state(), random.getstate(), composed)
 
 
 @contextmanager
-def _second(module: nn.Module, numpy: Any, python: Any) -> Iterator[None]:
+def _second(module: nn.Module, numpy: Any, python: Any, composed: bool) -> Iterator[None]:
     now = np.random.get_state(), random.getstate()
     # Running statistics have seen this micro-batch already: let it update copies.
     owners = [(owner, dict(owner._buffers)) for owner in module.modules() if owner._buffers]
@@ -222,7 +235,8 @@ def _second(module: nn.Module, numpy: Any, python: Any) -> Iterator[None]:
     np.random.set_state(numpy)
     random.setstate(python)
     try:
-        yield
+        with _composed(composed):
+            yield
     finally:
         np.random.set_state(now[0])
         random.setstate(now[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from functools import partial
 from typing import Any
 
@@ -105,6 +106,41 @@ def test_the_kernel_of_narrow_attention_on_a_cpu_fits_the_number_of_tokens(
             assert torch.equal(block.block(x), found)
         with sdpa_kernel(other):
             assert not torch.equal(block.block(x), found)
+
+
+def test_narrow_attention_is_computed_again_by_the_same_kernel_and_leaves_the_others_theirs() -> None:
+    plan = plan_of(
+        f"model.name={__name__}:deep",
+        "runtime.precision=bfloat16",
+        "loss.projector=i",
+        "pipeline.recompute=true",
+    )
+    blocks = [plan.trainables([1])[1] for _ in range(4)]
+    x = torch.randn(4, 16, 16)
+
+    def step(block: nn.Module) -> None:
+        for _ in range(5):
+            block(x).float().sum().backward()
+
+    threads = [threading.Thread(target=step, args=(block,)) for block in blocks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first, *others = (
+        torch.cat(
+            [parameter.grad.flatten() for parameter in block.block.parameters() if parameter.grad is not None]
+        )
+        for block in blocks
+    )
+    assert len(first) == sum(parameter.numel() for parameter in blocks[0].block.parameters())
+    assert all(torch.equal(first, other) for other in others)
+    assert torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+
+
+def deep(classes: int) -> list[nn.Module]:
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True) for _ in range(4)]
+    return [nn.Flatten(1, 2), nn.Sequential(*layers)]
 
 
 def test_what_a_block_gives_others_is_float32_but_for_its_output() -> None:
