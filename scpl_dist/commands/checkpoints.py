@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from scpl_dist.storage.checkpoints import CheckpointError, manifest_of, named, steps, verify
+from scpl_dist.storage.run_folder import RunFolder
 
 HEADINGS = ("checkpoint", "epoch", "stages", "bytes", "written", "called")
 
@@ -41,8 +42,7 @@ def check(run_dir: Path) -> int:
 
 def _all(run_dir: Path) -> list[Path]:
     found = steps(run_dir)
-    if not (run_dir / "config.toml").is_file() and not found:
-        raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
     if not found:
+        RunFolder(run_dir).check()
         raise CheckpointError(f"{run_dir} has no checkpoints")
     return found

@@ -22,8 +22,7 @@ from scpl_dist.worker.updater import nonfinite, restore_answering
 
 def load(run_dir: Path, checkpoint: str | None = None) -> tuple[Plan, DataSource, dict[int, TrainableBlock]]:
     """Plan, data and all blocks of a run with the weights of a checkpoint, on the CPU, ready to answer."""
-    if not (run_dir / "config.toml").is_file():
-        raise ValueError(f"{run_dir} is no run folder: it has no config.toml")
+    RunFolder(run_dir).check()
     configuration = config.load(run_dir / "config.toml")
     found = checkpoints.find(run_dir, checkpoint)
     source = data.resolve(configuration, RunFolder(run_dir).labels())

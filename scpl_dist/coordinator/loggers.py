@@ -47,9 +47,8 @@ def check(config: Config) -> None:
     for name in config.log.to:
         if name in LOGGERS.builtin:  # not imported: that takes seconds
             spec = importlib.util.find_spec(name)
-            if (
-                spec is None or spec.origin is None
-            ):  # a folder of that name, such as W&B leaves, is no package
+            # A folder of that name, such as W&B leaves, is no package.
+            if spec is None or spec.origin is None:
                 raise ValueError(
                     f"log.to = {name!r}: the package {name} is not installed: pip install 'scpl_dist[{name}]'"
                 )

@@ -95,6 +95,11 @@ class RunFolder:
                 ) from None
             yield
 
+    def check(self) -> None:
+        """ValueError if no run has ever begun in it."""
+        if not (self.path / "config.toml").is_file():
+            raise ValueError(f"{self.path} is no run folder: it has no config.toml")
+
     def labels(self) -> dict[str, list[int]]:
         """Of the data set, as far as `taken` was given them."""
         return self.read(_LABELS) or {}

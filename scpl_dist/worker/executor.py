@@ -296,9 +296,8 @@ class Executor:
 
     def _send_total(self, work: ItemInProgress, block: int, m: int) -> None:
         assert work.norm is not None
-        self.neighbours.post(
-            self.spec.stage + 1, work.plain, 0, 1, work.norm.double()[None]
-        )  # never made narrow
+        wide = work.norm.double()[None]  # which no wire makes narrow
+        self.neighbours.post(self.spec.stage + 1, work.plain, 0, 1, wide)
 
     def _receive_total(self, work: ItemInProgress, block: int, m: int) -> None:
         work.norm = self.neighbours.receive(self.spec.stage - 1, work.plain, 0, 1)[0].float()
