@@ -16,12 +16,12 @@ the loss if no processor has a moment to spare; on others only the copy counts.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import torch
 from scpl_dist import data
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run import config
+from scpl_dist.storage.metrics_log import MetricsLog
 from scpl_dist.storage.writer import CheckpointWriter
 from scpl_dist.worker.updater import Updater
 
@@ -44,7 +45,7 @@ def seconds_a_step(folder: Path, every: int, model: str, epochs: int, stages: in
     command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(run)]
     command += [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
     subprocess.run(command, check=True, capture_output=True)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = MetricsLog(run / "metrics.jsonl").rows()
     times = {
         row["step"]: row["time"] for row in rows if row["event"] == "train" and row["stage"] == stages - 1
     }
@@ -61,9 +62,9 @@ class Timed(CheckpointWriter):
         super().__init__(lambda sequence, files, seconds: None, lambda error, step: None)
         self.seconds: list[float] = []
 
-    def _write(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
+    def _write(self, sequence: int, step: int, folder: Path, states: Iterable[tuple[int, Any]]) -> None:
         begin = time.thread_time()
-        super()._write(sequence, step, folder, state)
+        super()._write(sequence, step, folder, states)
         self.seconds.append(time.thread_time() - begin)
 
 

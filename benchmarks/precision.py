@@ -9,8 +9,6 @@ workers do with freed memory (``runtime.keep_memory``) holds for all ways.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import machine
 from scpl_dist.methods.block import TrainableBlock, detached
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import load
@@ -64,9 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     kept = "kept" if keep_freed_memory() else "given back"
-    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-    load_before = os.getloadavg()[0]
-    print(f"{cpu}, {os.cpu_count()} cores, load {load_before:.1f}, torch {torch.__version__}, memory {kept}")
+    print(f"{machine.described()}, memory {kept}")
     for network, shape in NETWORKS.items():
         torch.manual_seed(0)
         x, labels = torch.randn(shape), torch.arange(shape[0]) % 10

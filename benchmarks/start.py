@@ -19,22 +19,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-START = '"event": "start"'
-STEPS = '"event": "train"'
+from scpl_dist.storage.metrics_log import MetricsLog
 
 
-def steps(run: Path) -> int:
-    """Rows of steps so far."""
-    file = run / "metrics.jsonl"
-    return file.read_text().count(STEPS) if file.exists() else 0
-
-
-def until(run: Path, more_than: int, process: subprocess.Popen[bytes]) -> float:
-    """The time at which a run has more rows of steps."""
-    while steps(run) <= more_than:
+def first_step(run: Path, starts: int, process: subprocess.Popen[bytes]) -> float:
+    """The time of day at which a run finished its first step after so many starts of a group."""
+    log = MetricsLog(run / "metrics.jsonl")
+    while True:
+        rows = log.rows()
+        begun = [place for place, row in enumerate(rows) if row["event"] == "start"]
+        if len(begun) >= starts:
+            found = [row["time"] for row in rows[begun[starts - 1] :] if row["event"] == "train"]
+            if found:
+                return float(found[0])
         assert process.poll() is None, "the run has ended"
-        time.sleep(0.005)
-    return time.monotonic()
+        time.sleep(0.05)
 
 
 def measure(run: Path) -> tuple[float, float]:
@@ -42,19 +41,16 @@ def measure(run: Path) -> tuple[float, float]:
     settings = ["run.epochs=1000", "metrics.port=0", "runtime.max_restarts=1", "checkpoint.every_steps=2"]
     command = [sys.executable, "-m", "scpl_dist", "train", "--run-dir", str(run)]
     command += [part for text in settings for part in ("-o", text)]
-    begin = time.monotonic()
+    begin = time.time()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            first = until(run, 0, process) - begin
+            first = first_step(run, 1, process) - begin
             while not (run / "checkpoints" / "latest").exists():
                 time.sleep(0.01)
-            victim, rows = worker(run), run / "metrics.jsonl"
-            killed = time.monotonic()
+            victim = worker(run)
+            killed = time.time()
             os.kill(victim, signal.SIGKILL)
-            while rows.read_text().count(START) < 2 or STEPS not in rows.read_text().rpartition(START)[2]:
-                assert process.poll() is None, "the run has ended"
-                time.sleep(0.005)
-            return first, time.monotonic() - killed
+            return first, first_step(run, 2, process) - killed
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

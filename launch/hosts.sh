@@ -14,8 +14,8 @@ interface that routes to the first host (launch/interface.sh), or --interface NA
 
 The project folder, CONFIG.toml and the interpreter must be at the same path on every host; ssh must work
 without a password (its own settings are in ~/.ssh/config). Node options are those of launch/node.sh:
---per-host K, --port P, --control-port P, --interface NAME, --join-timeout S, --shutdown-timeout S. --dry-run
-prints the commands and starts nothing.
+--per-host K, --port P, --control-port P, --interface NAME, --join-timeout S, --shutdown-timeout S,
+--max-restarts N. --dry-run prints the commands and starts nothing.
 
 environment: PYTHON is the interpreter on all hosts (python3); SSH is the ssh command (ssh).
 example: PYTHON=/opt/scpl/bin/python launch/hosts.sh 10.0.0.1,10.0.0.2,10.0.0.3 config.toml

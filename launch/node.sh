@@ -20,6 +20,8 @@ options:
   --interface NAME     network interface of the data plane (the one that leads to the first host)
   --join-timeout S     seconds that torchrun waits for all hosts (600)
   --shutdown-timeout S seconds for the last checkpoint after SIGTERM, then SIGKILL (60)
+  --max-restarts N     how often torchrun starts this host's workers again when one has failed (3 if
+                       --run-dir is among the worker arguments, else 0: another folder would begin anew)
   --watch-stdin        stop as by SIGTERM when standard input closes; hosts.sh uses it over ssh
   --dry-run            print the command, start nothing
   -h, --help           print this text
@@ -28,6 +30,10 @@ interface: torch listens on the address of the host name unless told otherwise, 
 on many systems ("127.0.1.1"). This script exports GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME and NCCL_SOCKET_IFNAME
 as the interface that routes to the first host (launch/interface.sh). Where hosts share several networks, name
 the first host by its address on the fast one, or give --interface.
+
+restarts: those of another host than the first join the run that goes on. Those of the first host start a new
+coordinator with them, which goes on from the last checkpoint. A failure that would come again, such as a NaN
+loss, ends each further start within seconds; torchrun cannot know that, and is told a small number for it.
 
 environment: PYTHON (python3) is the interpreter that has torch and scpl_dist.
 exit: torchrun's code, 1 for any failure of a worker and for a stop by a signal; 2 for a wrong call.
@@ -41,7 +47,7 @@ fail() {
 }
 
 nodes=1 node_rank=0 per_host=1 master=127.0.0.1 port=29500 control_port=4711 interface='' join_timeout=600 shutdown_timeout=60
-watch_stdin=false dry_run=false
+max_restarts='' watch_stdin=false dry_run=false
 while [[ $# -gt 0 ]]; do
     case "$1" in
     -h | --help)
@@ -51,7 +57,7 @@ while [[ $# -gt 0 ]]; do
     --watch-stdin) watch_stdin=true ;;
     --dry-run) dry_run=true ;;
     --nodes | --node-rank | --per-host | --master | --port | --control-port | --interface | \
-        --join-timeout | --shutdown-timeout)
+        --join-timeout | --shutdown-timeout | --max-restarts)
         [[ $# -gt 1 ]] || fail "$1 needs a value"
         name=${1#--}
         printf -v "${name//-/_}" '%s' "$2"
@@ -69,7 +75,13 @@ done
 [[ $# -gt 0 ]] || fail "give the configuration file, see --help"
 config=$1
 shift
-for name in nodes node_rank per_host port control_port join_timeout shutdown_timeout; do
+if [[ -z $max_restarts ]]; then
+    max_restarts=0
+    for argument in "$@"; do
+        [[ $argument != --run-dir && $argument != --run-dir=* ]] || max_restarts=3
+    done
+fi
+for name in nodes node_rank per_host port control_port join_timeout shutdown_timeout max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || fail "--${name//_/-} = '${!name}' is no whole number"
 done
 ((nodes > 0 && per_host > 0)) || fail "--nodes and --per-host must be at least 1"
@@ -89,7 +101,7 @@ environment=(GLOO_SOCKET_IFNAME="$interface" TP_SOCKET_IFNAME="$interface" NCCL_
 command=("${PYTHON:-python3}" -m torch.distributed.run
     --nnodes "$nodes" --node-rank "$node_rank" --nproc-per-node "$per_host"
     --master-addr "$master" --master-port "$port" --shutdown-timeout "$shutdown_timeout"
-    --rdzv-conf "timeout=$join_timeout"
+    --rdzv-conf "timeout=$join_timeout" --max-restarts "$max_restarts"
     -m scpl_dist worker "$config" -o "control.host=$master" -o "control.port=$control_port" "$@")
 if $dry_run; then
     printf '%q ' env "${environment[@]}" "${command[@]}"

@@ -1,4 +1,4 @@
-"""The command ``scpl-dist``.
+"""Trains neural networks whose blocks learn from losses of their own, and uses them.
 
 Exit codes: 0 done; 1 failed; 2 usage or configuration; 130 / 143 stopped by SIGINT / SIGTERM with a good checkpoint.
 """
@@ -10,15 +10,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 from scpl_dist import __version__
-from scpl_dist.commands import checkpoints, runs
+from scpl_dist.commands import checkpoints, completion, runs
 from scpl_dist.commands.settings import explained, write_defaults
 from scpl_dist.commands.table import show
 from scpl_dist.control.keys import create
@@ -29,20 +30,66 @@ from scpl_dist.run.errors import PreflightError
 from scpl_dist.storage.checkpoints import CheckpointError
 from scpl_dist.storage.resume import begin
 
+# Headings of the help, in their order.
+TRAIN, LOOK, USE, CLUSTERS = "Train", "Look", "Use the result", "Clusters"
+
+
+class _Grouped(TyperGroup):
+    """Its help has the commands under their headings, each with a whole sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for heading in (TRAIN, LOOK, USE, CLUSTERS):
+            commands = {
+                name: command
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", None) == heading
+            }
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(name, command.get_short_help_str(200)) for name, command in commands.items()]
+                )
+
+
 _STYLE: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, **_STYLE)
-keys = typer.Typer(help="CURVE keys of the control plane.", **_STYLE)
-app.add_typer(keys, name="keys")
-checkpoint_app = typer.Typer(help="Look at the checkpoints of a run.", **_STYLE)
-app.add_typer(checkpoint_app, name="checkpoint")
+app = typer.Typer(cls=_Grouped, pretty_exceptions_enable=False, help=__doc__, **_STYLE)
+keys = typer.Typer(add_completion=False, **_STYLE)
+checkpoint_app = typer.Typer(add_completion=False, **_STYLE)
+
+
+def _command(heading: str, example: str, name: str | None = None) -> Callable[[Callable[..., None]], Any]:
+    return app.command(name, rich_help_panel=heading, epilog=f"Example: {example}")
+
 
 ConfigFile = Annotated[Path | None, Argument(metavar="[CONFIG.toml]", help="Default: the embedded main job.")]
-Overrides = Annotated[list[str] | None, Option("-o", metavar="SECTION.KEY=VALUE", help="Override a key.")]
+Overrides = Annotated[
+    list[str] | None,
+    Option("-o", metavar="SECTION.KEY=VALUE", autocompletion=completion.keys, help="Override a key."),
+]
 ConfigFileArgument = Annotated[Path, Argument(metavar="CONFIG.toml", help="Configuration.")]
 Resume = Annotated[str, Option(metavar="auto|never|PATH", help="Go on from a checkpoint.")]
-RunDir = Annotated[Path | None, Option(help="Run folder. Default: runs/<time>-<method>.")]
-RunFolderArgument = Annotated[Path, Argument(metavar="RUN_DIR", help="Run folder.")]
-CheckpointName = Annotated[str | None, Option("--checkpoint", help="Such as step-200. Default: the newest.")]
+RunDir = Annotated[
+    Path | None,
+    Option(
+        autocompletion=completion.run_folders,
+        help="Run folder. Default: runs/<time>-<run.name>, or the method in place of the name.",
+    ),
+]
+RunFolderArgument = Annotated[
+    Path, Argument(metavar="RUN_DIR", autocompletion=completion.run_folders, help="Run folder.")
+]
+CheckpointName = Annotated[
+    str | None, Option("--checkpoint", help="Such as step-200, best, or a path. Default: the newest.")
+]
+ExitThreshold = Annotated[
+    float | None,
+    Option(help="Let samples leave at the first block that gives a class this probability."),
+]
+Depth = Annotated[
+    int | None, Option(help="Cut the model behind so many blocks, a number: 1 keeps block 0 alone.")
+]
+Device = Annotated[str, Option(help="auto, cpu, cuda, or cuda:1 for the second GPU.")]
+BatchSize = Annotated[int | None, Option(help="Samples computed at once. Default: that of the training.")]
+LowMemory = Annotated[bool, Option("--low-memory", help="Hold the weights of one block at a time.")]
 
 
 def _version(wanted: bool) -> None:
@@ -60,7 +107,7 @@ def _options(
     pass
 
 
-@app.command()
+@_command(TRAIN, "scpl-dist train -o run.epochs=5 -o pipeline.stages=4")
 def train(
     config: ConfigFile = None,
     override: Overrides = None,
@@ -69,11 +116,16 @@ def train(
     dry_run: Annotated[
         bool, Option("--dry-run", help="Check everything, show the plan, start nothing.")
     ] = False,
+    on: Annotated[Literal["here", "ray"], Option(help="This machine, or a Ray cluster.")] = "here",
 ) -> None:
-    """Train on this machine, one process a stage."""
+    """Train on this machine, one process a stage, or on a Ray cluster."""
     if resume != "never":
         config = config or _saved_config(run_dir, resume)
     settings = configuration.load(config, override or [])
+    if not dry_run and on == "ray":
+        from scpl_dist.launch import ray
+
+        _leave(ray.train(settings, run_dir, resume)[0])
     if not dry_run:
         _leave(local.train(settings, run_dir, resume)[0])
     from scpl_dist.launch.preflight import preflight
@@ -84,21 +136,25 @@ def train(
     print(plan.table())
 
 
-@app.command()
+@_command(USE, "scpl-dist evaluate runs/latest --checkpoint best")
 def evaluate(
     run_dir: RunFolderArgument,
     split: Annotated[str, Option(help="train, validation or test")] = "test",
     checkpoint: CheckpointName = None,
-    exit_threshold: Annotated[
-        float | None,
-        Option(help="Let samples leave at the first block that gives a class this probability."),
+    exit_threshold: ExitThreshold = None,
+    block: Annotated[
+        int | None, Option(help="Take the answer of this block for all samples; they count from 0.")
     ] = None,
-    block: Annotated[int | None, Option(help="Take the answer of this block for all samples.")] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    low_memory: LowMemory = False,
 ) -> None:
     """Accuracy and other metrics of a run's saved weights."""
     from scpl_dist.commands import evaluate
 
-    found = evaluate.evaluate(run_dir, split, checkpoint, exit_threshold, block)
+    found = evaluate.evaluate(
+        run_dir, split, checkpoint, exit_threshold, block, device, batch_size, low_memory
+    )
     answers = f"{sum(found.correct)} of {found.total}"
     print(f"{split} accuracy {found.accuracy:.4f} ({answers}) with the weights of {found.checkpoint}")
     for name, value in found.metrics.items():
@@ -109,19 +165,89 @@ def evaluate(
         show(("block", "left", "accuracy"), found.rows())
 
 
-@app.command()
+@_command(USE, "scpl-dist predict runs/latest photos/ -o classes.csv")
+def predict(
+    run_dir: RunFolderArgument,
+    source: Annotated[
+        Path,
+        Argument(
+            metavar="INPUT", help="Image or folder of images; table or lines of text, - for standard input."
+        ),
+    ],
+    target: Annotated[
+        Path | None, Option("-o", metavar="OUT.csv|jsonl", help="Default: CSV on standard output.")
+    ] = None,
+    checkpoint: CheckpointName = None,
+    exit_threshold: ExitThreshold = None,
+    depth: Depth = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    probabilities: Annotated[bool, Option("--probabilities", help="Write those of all classes.")] = False,
+    low_memory: LowMemory = False,
+) -> None:
+    """Class, probability and block of answer for new inputs."""
+    from scpl_dist.commands.predict import predict
+
+    count = predict(
+        run_dir,
+        source,
+        target,
+        checkpoint,
+        exit_threshold,
+        depth,
+        device,
+        batch_size,
+        probabilities,
+        low_memory,
+    )
+    if target is not None:
+        print(f"{count} predictions in {target}")
+
+
+@_command(USE, "scpl-dist export runs/latest model.onnx")
 def export(
     run_dir: RunFolderArgument,
-    target: Annotated[Path, Argument(metavar="OUT.safetensors", help="File to write.")],
+    target: Annotated[Path, Argument(metavar="OUT", help="File to write; how it ends says the format.")],
+    checkpoint: CheckpointName = None,
+    kind: Annotated[
+        str | None,
+        Option("--format", metavar="safetensors|onnx|torch_export|hf", help="Default: as OUT ends."),
+    ] = None,
+    depth: Depth = None,
+) -> None:
+    """Write a run's weights as one plain state dict, its model as a graph, or a folder for transformers."""
+    from scpl_dist.commands.export import export
+
+    print(f"{export(run_dir, target, checkpoint, kind, depth)} tensors in {target}")
+
+
+@_command(USE, "scpl-dist generate runs/latest --prompt 'def '")
+def generate(
+    run_dir: RunFolderArgument,
+    prompt: Annotated[str, Option(help="Text to go on with.")],
+    tokens: Annotated[int, Option(help="Most tokens to add.")] = 200,
+    temperature: Annotated[float, Option(help="Above 1 bolder, below 1 safer, 0 takes the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, Option(help="Draw among so many of the likeliest tokens.")] = None,
+    seed: Annotated[int, Option(help="Another seed, another text.")] = 0,
+    exit_threshold: Annotated[
+        float | None,
+        Option(help="Draw a token at the first block that gives one this probability."),
+    ] = None,
     checkpoint: CheckpointName = None,
 ) -> None:
-    """Write a run's weights as one plain state dict."""
-    from scpl_dist.commands import saved
+    """Let a language model that a run has saved go on with a text."""
+    from scpl_dist.commands.generate import Generation
 
-    print(f"{saved.export(run_dir, target, checkpoint)} tensors in {target}")
+    made = Generation(run_dir, prompt, tokens, temperature, top_k, seed, exit_threshold, checkpoint)
+    print(prompt, end="", flush=True)
+    for piece in made:
+        print(piece, end="", flush=True)
+    print()
+    if exit_threshold is not None:
+        print(f"mean depth {made.mean_depth:.2f} of {made.blocks} blocks", file=sys.stderr)
 
 
-@app.command()
+@_command(TRAIN, "scpl-dist compare --methods scpl,bp --seeds 3 -o run.epochs=5")
 def compare(
     config: ConfigFile = None,
     methods: Annotated[str, Option(help="Methods, separated by commas.")] = "scpl,bp,early_exit,gpipe,al",
@@ -148,22 +274,40 @@ def compare(
     # A column a method: a table with all headings side by side is too wide for most terminals.
     turned = list(zip(compare.COLUMNS.values(), *(row.values() for row in found.rows()), strict=True))
     show(turned[0], turned[1:], left=("method",))
-    print(f"{found.note}\ntables and picture: {folder}")
+    print(f"{found.note}\ntables and picture: {folder}; as one page: scpl-dist report {folder}")
     sys.exit(1 if all(entry.failure for entry in found.entries) else 0)
 
 
-@app.command()
+@_command(LOOK, "scpl-dist report runs/latest")
 def report(
     run_dir: RunFolderArgument,
-    target: Annotated[Path | None, Argument(metavar="[OUT.png]", help="Default: RUN_DIR/report.png.")] = None,
+    target: Annotated[
+        Path | None,
+        Argument(metavar="[OUT.html|OUT.png]", help="Default: report.html and report.png in RUN_DIR."),
+    ] = None,
 ) -> None:
-    """Draw a run: losses, accuracies, how busy the stages were, and the confusion matrix if there is one."""
+    """Show a run, or a comparison: a page for a browser with everything, and a picture."""
     from scpl_dist.commands import report
 
-    print(report.report(run_dir, target))
+    for path in report.write(run_dir, target):
+        print(path)
 
 
-@app.command()
+@_command(LOOK, "scpl-dist trace runs/latest -o trace.json.gz")
+def trace(
+    run_dir: RunFolderArgument,
+    target: Annotated[
+        Path | None, Option("-o", metavar="OUT.json.gz", help="Default: RUN_DIR/trace.json.gz.")
+    ] = None,
+) -> None:
+    """Write what all stages did when, as recorded with trace.every, for ui.perfetto.dev or chrome://tracing."""
+    from scpl_dist.commands import trace
+
+    path, text = trace.write(run_dir, target)
+    print(f"{path}: {text}")
+
+
+@_command(TRAIN, "scpl-dist init config.toml")
 def init(
     target: Annotated[Path, Argument(metavar="[CONFIG.toml]", help="File to write.")] = Path("config.toml"),
 ) -> None:
@@ -172,15 +316,19 @@ def init(
     print(f"wrote {target}; train with: scpl-dist train {target}")
 
 
-@app.command("ls")
+@_command(LOOK, "scpl-dist ls runs", "ls")
 def list_runs(
     root: Annotated[Path, Argument(metavar="[FOLDER]", help="Folder with run folders in it.")] = Path("runs"),
 ) -> None:
     """List the runs in a folder, oldest first: what was trained, how well, how long, how it ended."""
-    show(runs.HEADINGS, runs.listing(root), left=runs.LEFT)
+    found = runs.listing(root)
+    if not found:
+        print(f"no runs in {root}; train one with: scpl-dist train")
+        return
+    show(runs.HEADINGS, found, left=runs.LEFT)
 
 
-@app.command()
+@_command(TRAIN, "scpl-dist plan config.toml")
 def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     """Measure each block here, and show how fast how many stages would be, where to cut, and what links carry."""
     from scpl_dist import data
@@ -193,7 +341,7 @@ def plan(config: ConfigFile = None, override: Overrides = None) -> None:
     print(forecast.forecast(examine(settings, source), source, costs.measure).text())
 
 
-@app.command()
+@_command(LOOK, "scpl-dist top runs/latest")
 def top(
     target: Annotated[
         str, Argument(metavar="RUN_DIR|ADDRESS", help="Run folder, or address of its metrics.")
@@ -207,7 +355,7 @@ def top(
     raise typer.Exit(follow(target, every, once))
 
 
-@app.command()
+@_command(CLUSTERS, "torchrun --nproc-per-node 2 -m scpl_dist worker config.toml")
 def worker(
     config: ConfigFileArgument,
     override: Overrides = None,
@@ -228,7 +376,30 @@ def worker(
     _leave(rank.main(settings, run_dir, control, not no_coordinator, resume))
 
 
-@app.command()
+@_command(CLUSTERS, "scpl-dist join /shared/runs/elastic")
+def join(run_dir: RunFolderArgument) -> None:
+    """Be one more worker of a run that may have more stages (pipeline.elastic), from any host that has its folder."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from scpl_dist.launch import rank
+
+    _leave(rank.join(run_dir))
+
+
+@_command(CLUSTERS, "scpl-dist drain /shared/runs/elastic --stage 1")
+def drain(
+    run_dir: RunFolderArgument,
+    stage: Annotated[int, Option(min=0, help="Stage that it holds now.")],
+    replica: Annotated[int, Option(min=0, help="Which one, where the stage has several workers.")] = 0,
+) -> None:
+    """Take a worker out of a run: after a checkpoint the others share its blocks (pipeline.elastic)."""
+    from scpl_dist.commands.drain import drain as ask
+
+    ask(run_dir, stage, replica)
+    print(f"stage {stage} leaves after the next checkpoint; the others go on")
+
+
+@_command(CLUSTERS, "scpl-dist coordinator config.toml --run-dir /shared/run")
 def coordinator(
     config: ConfigFileArgument, override: Overrides = None, run_dir: RunDir = None, resume: Resume = "never"
 ) -> None:
@@ -239,7 +410,7 @@ def coordinator(
     _leave(service.alone(settings, run_dir, resume))
 
 
-@app.command()
+@_command(CLUSTERS, "scpl-dist doctor config.toml")
 def doctor(
     config: ConfigFile = None,
     override: Overrides = None,
@@ -253,7 +424,7 @@ def doctor(
     raise typer.Exit(int(any(finding.state == "fail" for finding in findings)))
 
 
-@keys.command("new")
+@keys.command("new", epilog="Example: scpl-dist keys new keys")
 def keys_new(folder: Annotated[Path, Argument(metavar="DIR", help="Folder, made if need be.")]) -> None:
     """Make a pair of keys for the coordinator and one for the workers."""
     create(folder)
@@ -262,16 +433,33 @@ def keys_new(folder: Annotated[Path, Argument(metavar="DIR", help="Folder, made 
     print("secret files stay readable by their owner only; control.keys names the folder on each host")
 
 
-@checkpoint_app.command("ls")
+@checkpoint_app.command("ls", epilog="Example: scpl-dist checkpoint ls runs/latest")
 def checkpoint_ls(run_dir: RunFolderArgument) -> None:
     """List them, oldest first."""
     show(checkpoints.HEADINGS, checkpoints.listing(run_dir), left=("checkpoint", "written", "called"))
 
 
-@checkpoint_app.command("verify")
+@checkpoint_app.command("verify", epilog="Example: scpl-dist checkpoint verify runs/latest")
 def checkpoint_verify(run_dir: RunFolderArgument) -> None:
     """Compare every file with its manifest; exit code 1 if one differs."""
     raise typer.Exit(checkpoints.check(run_dir))
+
+
+# After all others: the last ones of their headings.
+app.add_typer(
+    checkpoint_app,
+    name="checkpoint",
+    help="List the checkpoints of a run, or compare every byte with what was written.",
+    epilog="Example: scpl-dist checkpoint ls runs/latest",
+    rich_help_panel=LOOK,
+)
+app.add_typer(
+    keys,
+    name="keys",
+    help="CURVE keys of a control plane that leaves this machine.",
+    epilog="Example: scpl-dist keys new keys",
+    rich_help_panel=CLUSTERS,
+)
 
 
 def _without_data(reason: str) -> None:

@@ -15,12 +15,12 @@ from tests.support.programs import run
 
 
 def test_the_exported_names_are_exactly_these() -> None:
-    assert set(scpl_dist.__all__) == {"RunFailed", "__version__", "evaluate", "export", "train"}
+    assert set(scpl_dist.__all__) == {"RunFailed", "__version__", "evaluate", "export", "load", "train"}
     public = {name for name, value in vars(scpl_dist).items() if callable(value) and not name.startswith("_")}
     assert public - {"Any", "Callable", "Mapping", "Path"} == set(scpl_dist.__all__) - {"__version__"}
 
 
-@pytest.mark.parametrize("name", ["evaluate", "export", "train"])
+@pytest.mark.parametrize("name", ["evaluate", "export", "load", "train"])
 def test_every_argument_result_and_error_is_documented(name: str) -> None:
     function = getattr(scpl_dist, name)
     text = inspect.getdoc(function) or ""

@@ -27,10 +27,11 @@ def _cifar(
 ) -> ImageSource:
     root = config.data.root
     dataset = getattr(datasets, name)
-    parts = {}
+    parts, names = {}, None
     try:
         for split, train in (("train", True), ("test", False)):
             stored = dataset(root, train=train, download=config.data.download)
+            names = stored.classes
             images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
             parts[split] = (images, torch.tensor(stored.targets))
     except (RuntimeError, OSError) as error:
@@ -40,4 +41,4 @@ def _cifar(
             "or set data.download = true"
         )
         raise MissingFiles(message, classes, torch.zeros(2, 3, 32, 32)) from None
-    return ImageSource(config, parts, classes, mean, std, validation=validation)
+    return ImageSource(config, parts, classes, mean, std, validation=validation, names=names)

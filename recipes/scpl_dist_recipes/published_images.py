@@ -85,7 +85,8 @@ def _idx_files(
         return images[:, None], labels.long()
 
     parts = _read(config, name, 10, (1, 28, 28), _HALVES, part)
-    return ImageSource(config, parts, 10, [mean], [std], flip=flip, validation=validation)
+    names = datasets.FashionMNIST.classes if name == "FashionMNIST" else None
+    return ImageSource(config, parts, 10, [mean], [std], flip, validation, names)
 
 
 def _idx(path: Path) -> torch.Tensor:

@@ -8,16 +8,14 @@ too. ``legacy=True`` does all of it that way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from scpl_dist.data import MissingFiles
+from scpl_dist.data.table_files import read_table
 from scpl_dist.run.config import Config
-from scpl_dist_recipes.tables import read_table
 from scpl_dist_recipes.text import TextSource
-from scpl_dist_recipes.words import clean
 
 
 def _published(
@@ -70,8 +68,9 @@ def _published(
             vocabulary,
             vectors,
             validation,
-            words_of=partial(clean, keep_stop_words=legacy and whole),
+            keep_stop_words=legacy and whole,
             counted=("train", "validation", "test") if legacy and whole else ("train",),
+            columns=texts,
         )
         if source.classes != classes:
             raise ValueError(

@@ -37,6 +37,7 @@ def tiny_imagenet(config: Config, size: int = 32, validation: float = 0.1) -> Im
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2770, 0.2691, 0.2821),
         validation=validation,
+        names=classes,
     )
 
 

@@ -125,6 +125,8 @@ class Comparison:
         (self.folder / "comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         curves = {entry.label: entry.curves for entry in self.entries if entry.curves}
         report.accuracy_against_time(curves, self.folder / "accuracy.png")
+        if curves:
+            report.write(self.folder)
 
 
 def compare(

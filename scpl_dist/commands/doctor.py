@@ -23,6 +23,7 @@ from torch.distributed import rpc
 
 from scpl_dist.control import keys
 from scpl_dist.control.messages import VERSION
+from scpl_dist.methods import arithmetic
 from scpl_dist.plan.forecast import cores
 from scpl_dist.run import network
 from scpl_dist.run.config import USUAL_PORT, Config, Control, Metrics
@@ -60,8 +61,8 @@ def _versions(config: Config, run_dir: Path) -> str:
 
 def _device(config: Config, run_dir: Path) -> str:
     count = torch.cuda.device_count()
-    if config.runtime.device == "cuda" and count == 0:
-        raise ValueError('runtime.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
+    for stage in range(config.pipeline.stages):
+        arithmetic.device(config.at(stage))
     gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
     threads = config.runtime.threads
     fix = f"runtime.threads = {threads} is more: lower it"

@@ -1,35 +1,32 @@
 """``scpl-dist evaluate``: accuracy and other metrics of the weights that a run has saved.
 
-    samples --> block 0 --> block 1 --> ... --> last block --> answer
-                   '-- sure enough? --> answer, and the blocks behind never see the sample
-
 Without an option all samples go to the end, and the figures are those of the run itself. With a threshold, the mean
-depth is work that is really saved. Blocks answer by local classifiers (``early_exit``, and ``scpl`` with the objectives
-ce and predsim), local predictors (``loss.local_predictors``), and the decoders of ``al``.
+depth is work that is really saved; of a language model it is what ``generate`` saves, as here the tokens after one that
+has left still go to the end. Blocks answer by local classifiers (``early_exit``, and ``scpl`` with the objectives ce
+and predsim), local predictors (``loss.local_predictors``), and the decoders of ``al``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from scpl_dist.commands.saved import load
+from scpl_dist.commands import saved
+from scpl_dist.commands.answers import Exits, answers, checked, in_portions
 from scpl_dist.data.source import Split
-from scpl_dist.methods import arithmetic
-from scpl_dist.methods.task import plain
+from scpl_dist.methods.task import IGNORED, plain
 from scpl_dist.run.scores import Sum, add, values
-from scpl_dist.storage.checkpoints import find
 
 
 @dataclass
 class Evaluation:
-    """Counts on a part of the data: by block, the samples that left there, and how many of them had the right class."""
+    """Counts on a part of the data: by block, the samples that left there, and how many of them had the right class.
+
+    Of a language model, tokens in place of samples.
+    """
 
     left: list[int]
     correct: list[int]
@@ -55,62 +52,48 @@ class Evaluation:
         ]
 
 
-@torch.no_grad()
 def evaluate(
     run_dir: Path,
     split: str = "test",
     checkpoint: str | None = None,
     threshold: float | None = None,
     block: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    low_memory: bool = False,
 ) -> Evaluation:
     """What `scpl_dist.evaluate` does; `ValueError` also if no block but the last one can answer."""
-    plan, source, trainables = load(run_dir, checkpoint)
-    method, last = plan.method, len(trainables) - 1
-    if not source.sizes.get(split):
+    run = saved.find(run_dir, checkpoint, device, with_data=True)
+    plan, source = run.plan, run.source
+    assert source is not None
+    method, last = plan.method, len(plan.parameters) - 1
+    size = source.sizes.get(split)
+    if not size:
         raise ValueError(f"--split {split!r}: the data set has {', '.join(source.sizes)}")
-    if threshold is not None and not 0 < threshold <= 1:
-        fix = "give the probability to leave with, above 0 and at most 1, such as 0.9"
-        raise ValueError(f"--exit-threshold {threshold}: {fix}")
     if block is not None and not 0 <= block <= last:
         raise ValueError(f"--block {block}: the model has the blocks 0 to {last}")
-    exits = list(trainables)
-    if block is not None or threshold is None:
-        exits = [last if block is None else block]
-    arithmetic.settle(plan.config)
-    # As in the run, but on the CPU of a machine that has no GPU.
-    device = torch.device("cuda" if arithmetic.on_gpu(plan.config) else "cpu")
-    for trainable in trainables.values():
-        trainable.to(device)
-    name = find(run_dir, checkpoint).name
-    found = Evaluation([0] * len(trainables), [0] * len(trainables), {}, name)
+    option = f"--exit-threshold {threshold}" if block is None else f"--block {block}"
+    exits = Exits(
+        plan, None if block is None else block + 1, None if block is not None else threshold, option
+    )
+    blocks = run.blocks(low_memory, exits.depth)
+    found = Evaluation([0] * (last + 1), [0] * (last + 1), {}, blocks.checkpoint.name)
     sums: list[dict[str, Sum]] = []
-    for part in torch.split(torch.arange(source.sizes[split]), plan.config.data.batch_size):
-        batch = source.batch(cast(Split, split), 0, part)
-        inputs, labels = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), batch)
-        carry = method.carry(inputs, labels)
-        answering = []
-        for index, trainable in trainables.items():
-            carry = trainable(carry)
-            scores = method.scores(trainables, index, carry) if index in exits else None
-            if scores is None:
-                continue
-            answering.append(index)
-            leaving = torch.ones_like(labels, dtype=torch.bool)
-            if threshold is not None and index != exits[-1]:
-                leaving = method.probabilities(scores).amax(1) >= threshold
-            if leaving.any():
-                sums.append(plain(method.metrics(scores[leaving], labels[leaving])))
-                correct, left = sums[-1]["accuracy"]
-                found.left[index] += int(left)
-                found.correct[index] += int(cast(int, correct))
-            if leaving.all():
-                break
-            carry, labels = pytree.tree_map_only(Tensor, itemgetter(~leaving), (carry, labels))
-        if exits != [last] and answering in ([], [last]):
-            option = f"--exit-threshold {threshold}" if block is None else f"--block {block}"
-            raise ValueError(
-                f"{option}: no block before the last one can answer with run.method = {method.name!r} and loss.name "
-                f"= {plan.config.loss.name!r}; train with loss.local_predictors = true, or use early_exit or al"
-            )
+    parts = torch.split(torch.arange(size), checked(batch_size, plan.config.data.batch_size))
+    for some in in_portions(parts, low_memory):
+        batches = [source.batch(cast(Split, split), 0, part) for part in some]
+        wanted = [labels.clone() for _, labels in batches]
+        for answer in answers(plan, blocks, [inputs for inputs, _ in batches], exits, run.device):
+            labels = wanted[answer.batch][answer.rows]
+            if answer.tokens is not None:
+                wanted[answer.batch][answer.rows] = labels.masked_fill(answer.tokens, IGNORED)
+                labels = labels.masked_fill(~answer.tokens, IGNORED)
+                if method.task.counted(labels) == 0:
+                    continue
+            labels = labels.to(run.device)
+            sums.append(plain(method.metrics(answer.scores, labels)))
+            correct, left = sums[-1]["accuracy"]
+            found.left[answer.block] += int(left)
+            found.correct[answer.block] += int(cast(int, correct))
     found.metrics = values(add(sums), source.classes, plan.config.task.metrics)
     return found

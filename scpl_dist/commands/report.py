@@ -1,4 +1,4 @@
-"""``scpl-dist report``: pictures of runs, drawn without a display."""
+"""``scpl-dist report``: a page and a picture of a run, drawn without a display."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from scpl_dist.commands.report_page import page
 from scpl_dist.coordinator.status import shares
 from scpl_dist.run.scores import CONFUSION
 from scpl_dist.storage.run_folder import RunFolder
@@ -40,6 +41,29 @@ def accuracy_against_time(curves: Mapping[str, Sequence[Curve]], target: Path) -
 
 def _line(axes: Axes, points: Sequence[tuple[float, ...]], **style: Any) -> None:
     axes.plot([x for x, _ in points], [100 * y for _, y in points], **style)
+
+
+def write(run_dir: Path, target: Path | None = None) -> list[Path]:
+    """Write ``report.html`` and ``report.png`` into the folder of a run, or the one file `target`, by its ending.
+
+    The folder of a comparison has a page only; its picture is there already.
+    """
+    compared = (run_dir / "comparison.csv").is_file()
+    if target is not None and target.suffix == ".html":
+        return [_write_page(run_dir, target)]
+    if target is not None:
+        return [report(run_dir, target)]
+    written = [_write_page(run_dir, run_dir / "report.html")]
+    return written if compared else [*written, report(run_dir)]
+
+
+def _write_page(run_dir: Path, target: Path) -> Path:
+    text = page(run_dir)
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written ({error.strerror}): name another file") from None
+    return target
 
 
 def report(run_dir: Path, target: Path | None = None) -> Path:

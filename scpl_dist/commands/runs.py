@@ -57,10 +57,10 @@ def _rows(root: Path) -> Iterator[tuple[float, list[str]]]:
             _number(result.get("accuracy_best"), ".4f"),
             _number(result.get("wall_seconds"), ".1f"),
         ]
-        yield begun, [*row, _state(folder.path, ended)]
+        yield begun, [*row, state_of(folder.path, ended)]
 
 
-def _state(path: Path, ended: dict[str, Any] | None) -> str:
+def state_of(path: Path, ended: dict[str, Any] | None) -> str:
     if is_locked(path):
         return "running"
     if ended is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
-from scpl_dist.run.config import Config
+from scpl_dist.run.config import Block, Config
 
 WIDTH = 120
 
@@ -20,6 +21,9 @@ def explained(config: Config) -> str:
 
 def _lines(config: Config) -> Iterator[str]:
     for name, values in config.model_dump(mode="json").items():
+        if isinstance(values, list):
+            yield from _tables(name, values)
+            continue
         section = type(getattr(config, name))
         yield from ("", *_comment(section.__doc__), f"[{name}]")
         # Tables stand last, as in TOML what follows their heading belongs to them.
@@ -27,6 +31,16 @@ def _lines(config: Config) -> Iterator[str]:
             table = isinstance(values[key], dict)
             yield from _comment(section.model_fields[key].description)
             yield tomli_w.dumps({name: {key: values[key]}} if table else {key: values[key]}).strip()
+
+
+def _tables(name: str, tables: list[dict[str, Any]]) -> Iterator[str]:
+    """A section that may be there several times; as a comment where it is not."""
+    yield from ("", *_comment(Block.__doc__))
+    for table in tables or [Block(index=0, freeze=True).model_dump(mode="json")]:
+        lines = [f"[[{name}]]"]
+        for key, value in table.items():
+            lines += [*_comment(Block.model_fields[key].description), tomli_w.dumps({key: value}).strip()]
+        yield from (line if tables or line.startswith("#") else f"# {line}" for line in lines)
 
 
 def _comment(text: str | None) -> list[str]:

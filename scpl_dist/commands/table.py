@@ -22,4 +22,6 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 
 def console() -> Console:
     """Standard output: as wide as the terminal, or for another program so wide that no row is broken."""
-    return Console(width=None if sys.stdout.isatty() else 10_000)
+    if sys.stdout.isatty():
+        return Console()
+    return Console(width=10_000, force_terminal=False)  # also where colours are forced, as in a notebook

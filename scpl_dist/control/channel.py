@@ -125,7 +125,7 @@ class Channel:
                 now = time.monotonic()
                 while flush_s is None and socket.poll(0):
                     self._on_message(decode(socket.recv()))
-                    lifeline.heard = now
+                    lifeline.spoke(now)
                 reason = lifeline.check(now)
                 if reason is not None:
                     return reason
@@ -169,6 +169,11 @@ class Lifeline:
         self._broken: float | None = None
         self._refusals = 0
 
+    def spoke(self, now: float) -> None:
+        """The coordinator has sent something."""
+        self.heard = now
+        self._broken = None
+
     def check(self, now: float) -> str | None:
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)["event"]
@@ -184,7 +189,8 @@ class Lifeline:
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.connected = True
                 self.heard = now
-                self._broken = None
+                # Another coordinator may be there now, which does not know this worker and says nothing to it.
+                self._broken = self._broken and now
                 self._refusals = 0
             elif event == zmq.EVENT_DISCONNECTED and self.connected:
                 self._broken = self._broken or now

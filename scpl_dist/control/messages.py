@@ -1,30 +1,36 @@
 """The messages of the control plane: the protocol between a worker and the coordinator.
 
     worker                                        coordinator
-    hello, described, ready, left    ---->        refuse, start, go, close
+    hello, described                 ---->        refuse, start
+    built, ready                     ---->        join, go
     done, written, heartbeat         ---->        work (stage 0 only), alive
     failed, stop_requested           ---->        abort
+    left                             ---->        close
+    free                             <--->        regroup
 
 Each travels as a map with "type", and these classes are its exact shape: an unknown key or another type is no message.
 Only the hello says who sends it; afterwards the connection does. Of a checkpoint a stage says "done" when it has
 copied its state, and "written" when its part is on disk.
+
+Workers that train together are a group. When one is lost, comes or goes, the others hear "regroup", leave each other
+and say "free", and a new group starts; "group" is its number, so that what was said in an earlier one is not mistaken.
 """
 
 from __future__ import annotations
 
 from dataclasses import field
-from importlib.metadata import version
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from scpl_dist import __version__
 from scpl_dist.control.fields import Count, Duration, Flag, Name, Number, Positive, Shape, Text
 from scpl_dist.control.items import Item
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.phases import Phase
 
-PROTOCOL = 4  # version of the messages; both ends must have the same
-VERSION = version("scpl_dist")  # all processes of a run must have the same
+PROTOCOL = 5  # version of the messages; both ends must have the same
+VERSION = __version__  # all processes of a run must have the same
 
 
 class Stats(Shape):
@@ -38,6 +44,8 @@ class Stats(Shape):
     bytes_received: Count = 0
     peak_memory: Count = 0
     phases: dict[Phase, Duration] = field(default_factory=dict)
+    blocks: dict[Name, Duration] = field(default_factory=dict)  # of training, by block
+    bytes_to: dict[Name, Count] = field(default_factory=dict)  # those sent, by rank
     begun: Annotated[int, Field(strict=True, ge=-1)] = -1  # sequence number of the item begun last
 
 
@@ -66,10 +74,9 @@ class Hello(Message):
     version: Name
     torch: Name
     config: Name
-    stage: Count
-    replica: Count = 0
-    stages: Count
-    rank: Count
+    code: Text = ""  # digest of the user's files that the configuration names
+    rank: Count | None = None  # that it was started for; None takes any place
+    log: Text = ""  # name of its log in the run folder, if it has one there
     host: Name
     pid: Count
     device: Name
@@ -81,12 +88,20 @@ class Described(Message):
     data: Dataset
 
 
+class Built(Message):
+    type: Literal["built"] = "built"
+    group: Count = 0
+    blocks: list[Count] = field(default_factory=list)  # that it holds
+
+
 class Ready(Message):
     type: Literal["ready"] = "ready"
+    group: Count = 0
 
 
 class Done(Message):
     type: Literal["done"] = "done"
+    group: Count = 0
     sequence: Count
     losses: dict[Name, dict[Name, Number]] = field(default_factory=dict)  # of a step: terms by block
     # Of an evaluation, where the stage knows the answers: sum and count by name, see `scpl_dist.run.scores`.
@@ -96,6 +111,7 @@ class Done(Message):
 
 class Written(Message):
     type: Literal["written"] = "written"
+    group: Count = 0
     sequence: Count
     files: list[File]
     seconds: Duration
@@ -103,15 +119,19 @@ class Written(Message):
 
 class Heartbeat(Message):
     type: Literal["heartbeat"] = "heartbeat"
+    group: Count = 0
     phase: Phase
     step: Count = 0
     epoch: Count = 0
     micro_batch: Count | None = None
     stats: Stats = field(default_factory=Stats)
+    clock: Number | None = None  # monotonic seconds of its host, now
+    lag: Number | None = None  # by which that was ahead of the latest `Alive` when it came
 
 
 class Failed(Message):
     type: Literal["failed"] = "failed"
+    group: Count = 0
     cause: Cause
     message: Text
     traceback: Text = ""
@@ -128,6 +148,23 @@ class StopRequested(Message):
 
 class Left(Message):
     type: Literal["left"] = "left"
+    group: Count = 0
+
+
+class Free(Message):
+    """It has left its group, and can be part of the next one."""
+
+    type: Literal["free"] = "free"
+    group: Count
+    endpoint: dict[Name, Any] = field(default_factory=dict)  # where the others meet it next
+
+
+class Drain(Message):
+    """Of the command ``scpl-dist drain``, which is no worker: take a worker out."""
+
+    type: Literal["drain"] = "drain"
+    stage: Count
+    replica: Count = 0
 
 
 class Refuse(Message):
@@ -137,11 +174,26 @@ class Refuse(Message):
 
 class Start(Message):
     type: Literal["start"] = "start"
-    generation: Text
+    group: Count = 0
+    generation: Text  # of the coordinator's start
+    rank: Count  # of this worker in the group
+    replicas: list[Positive]  # workers of each stage
+    partition: list[Positive] = field(default_factory=list)  # blocks of each stage; none is as configured
     data: Dataset
     restore: Text = ""  # folder of the checkpoint to go on from
     folder: Text = ""  # run folder of the coordinator, for workers that were given none
     endpoints: list[dict[Name, Any]] = field(default_factory=list)  # by rank
+
+
+class Join(Message):
+    """All are alive and have built their blocks: connect to each other."""
+
+    type: Literal["join"] = "join"
+
+
+class Regroup(Message):
+    type: Literal["regroup"] = "regroup"
+    reason: Text
 
 
 class Go(Message):
@@ -161,12 +213,26 @@ class Abort(Message):
 
 class Alive(Message):
     type: Literal["alive"] = "alive"
+    clock: Number | None = None  # monotonic seconds of the coordinator, now
 
 
 class Close(Message):
     type: Literal["close"] = "close"
 
 
-FromWorker = Hello | Described | Ready | Done | Written | Heartbeat | Failed | StopRequested | Left
-FromCoordinator = Refuse | Start | Go | Work | Abort | Alive | Close
+FromWorker = (
+    Hello
+    | Described
+    | Built
+    | Ready
+    | Done
+    | Written
+    | Heartbeat
+    | Failed
+    | StopRequested
+    | Left
+    | Free
+    | Drain
+)
+FromCoordinator = Refuse | Start | Join | Go | Work | Abort | Alive | Close | Regroup
 AnyMessage = Annotated[FromWorker | FromCoordinator, Field(discriminator="type")]

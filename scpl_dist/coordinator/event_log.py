@@ -31,6 +31,8 @@ class Origin:
     resume: dict[str, Any] | None = None  # the "position" of a checkpoint's manifest
     restore: str = ""  # folder of that checkpoint, for the workers
     folder: str = ""  # run folder, for workers that do not know it
+    replaceable: bool = True  # whether a worker may come in place of a lost one
+    restarted: tuple[str, ...] = ()  # causes of the failures that the run has survived before
 
 
 class EventLog:

@@ -40,6 +40,7 @@ class Signal:
 class Exited:
     rank: int  # of a worker, whose end the launcher saw
     code: int  # a negative one is the signal that killed it
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Record(Command):
 @dataclass(frozen=True, slots=True)
 class Say(Command):
     text: str
-    kind: Literal["progress", "warning"] = "progress"  # a live table makes progress lines superfluous
+    # A live table makes all but warnings superfluous; of epochs that follow fast, the newest are enough.
+    kind: Literal["progress", "epoch", "warning"] = "progress"
 
 
 def warning(text: str, stage: int | None = None) -> list[Command]:
@@ -115,6 +117,22 @@ class Commit(Command):
 class Discard(Command):
     step: int  # of a checkpoint whose parts nobody needs: it was written in case its epoch is the best
     unique: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replace(Command):
+    """Start a worker in place of one, and end that one if it still runs: for whoever started it."""
+
+    rank: int  # that the lost one was started for
+    pid: int | None  # None if it ended before anybody knew
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind(Command):
+    """Forget what comes after a cut: its steps are trained again."""
+
+    step: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

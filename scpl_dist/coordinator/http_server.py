@@ -1,4 +1,4 @@
-"""What the coordinator tells over HTTP: ``/metrics``, ``/status``, ``/healthz`` and ``/readyz``.
+"""What the coordinator tells over HTTP: ``/metrics``, ``/status``, ``/healthz``, ``/readyz``, and a page at ``/``.
 
 A thread for each request, so a client that sends nothing or reads nothing holds up nobody; after a while it is cut
 off. A thread and a descriptor are all that it costs, and there are at most `CONNECTIONS` of them: who comes when all
@@ -17,6 +17,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, MetricsHandler
 
+from scpl_dist.coordinator import page
 from scpl_dist.coordinator.metrics import RunCollector
 from scpl_dist.coordinator.status import Status
 from scpl_dist.run.config import USUAL_PORT, Metrics
@@ -92,11 +93,17 @@ class _Handler(MetricsHandler):
             case "/readyz":
                 reason = self.server.status()["unready"]
                 self._answer(503 if reason else 200, "text/plain", f"{reason or 'ok'}\n")
+            case path if path in page.LIVE:
+                name, kind = page.LIVE[path]
+                self._answer(200, kind, page.asset(name))
             case _:
-                self._answer(404, "text/plain", "try /metrics, /status, /healthz or /readyz\n")
+                self._answer(404, "text/plain", "try /, /metrics, /status, /healthz or /readyz\n")
 
     def _answer(self, code: int, kind: str, text: str) -> None:
         self.send_response(code)
+        self.send_header("Content-Security-Policy", page.POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.end_headers()
         self.wfile.write(text.encode())

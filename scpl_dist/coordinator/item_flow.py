@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from scpl_dist.control.items import Checkpoint, Evaluate, Item, Train
+from scpl_dist.control.items import Checkpoint, Computed, Evaluate, Item, Train
 from scpl_dist.control.messages import Dataset, Done, Work, Written
 from scpl_dist.coordinator.event_log import Origin
 from scpl_dist.coordinator.events import Command, Record, Say, Send, warning
@@ -20,17 +20,26 @@ from scpl_dist.run.failures import Cause, Failure
 class ItemFlow:
     """Follows the items through the stages; ValueError if data set or position do not fit the run."""
 
-    def __init__(self, config: Config, origin: Origin, members: Mapping[int, Member], data: Dataset) -> None:
+    def __init__(
+        self,
+        config: Config,
+        origin: Origin,
+        members: Mapping[int, Member],
+        data: Dataset,
+        group: int = 0,
+    ) -> None:
         stages = config.pipeline.stages
-        self.sequence = ItemSequence(config, data.sizes, origin.resume, origin.generation)
-        self.window = Window(self.sequence, origin.window)
+        unique = f"{origin.generation[:8]}-{group}" if group else origin.generation[:8]
+        self.sequence = ItemSequence(config, data.sizes, origin.resume, unique)
+        self.window = Window(self.sequence, origin.window, len(members))
         self.results = Results(self.sequence, config, data.classes, origin.resume)
         self.checkpoints = PendingCheckpoints(self.sequence, stages)
         self.begun: float | None = None  # monotonic time of the first item
         self._config = config
         self._data = data
-        self._generation = origin.generation
+        self._generation, self._group = origin.generation, group
         self._members = members
+        self._feeding = [member for member in members.values() if member.stage == 0]
 
     def begin(self, now: float) -> list[Command]:
         self.begun = now
@@ -46,18 +55,34 @@ class ItemFlow:
         )
         if done:
             text += f", going on after step {done}"
-        return [Record(row | {"step": done, "steps": steps, "generation": self._generation}), Say(text)]
+        return [
+            Record(
+                row | {"step": done, "steps": steps, "generation": self._generation, "group": self._group}
+            ),
+            Say(text),
+        ]
 
     def seconds(self, now: float) -> float:
         return 0.0 if self.begun is None else now - self.begun
 
+    def seconds_left(self, now: float) -> float | None:
+        """Of training, at the speed of this group; None before it is known."""
+        done, speed = self.results.steps_done, self.results.samples_per_second
+        if not speed or not done:
+            return None
+        return (self.sequence.steps - done) * self.results.samples / done / speed
+
+    @property
+    def resting(self) -> bool:
+        """Whether everything up to a cut is done and on disk, and nothing more has been handed out."""
+        return self.sequence.held and not self.window.open and not self.checkpoints.pending
+
     def feed(self, rest: bool) -> Iterator[Command]:
         """Keep stage 0 supplied, all its workers with the same items; `rest` gives it all that is left."""
-        feeding = [member for member in self._members.values() if member.stage == 0]
-        begun = min(max(member.stats.begun, member.done) for member in feeding)
+        begun = min(max(member.stats.begun, member.done) for member in self._feeding)
         items = self.window.take(begun, rest)
         if items:
-            yield Send(tuple(member.peer for member in feeding), Work(items=items))
+            yield Send(tuple(member.peer for member in self._feeding), Work(items=items))
 
     def done(self, member: Member, message: Done, now: float) -> Iterator[Command | Failure]:
         item = self.window.open.get(message.sequence)
@@ -66,14 +91,15 @@ class ItemFlow:
             yield blame(member, Cause.PROTOCOL, f"{text}: a message was lost or invented")
             return
         self.results.finished(member, message, item, now)
-        if member.place == (0, 0):
+        if member.place == (0, 0) and isinstance(item, Computed):
             self.window.finished(now)
         member.finish(message, item, now)
         if isinstance(item, Train):
             yield from self.results.losses(member, message, item)
         elif isinstance(item, Checkpoint) and member.first:
             self.checkpoints.copied(member.stage, item.sequence, now)
-        for complete in self.window.complete(min(other.done for other in self._members.values())):
+        complete = self.window.complete(item.sequence)
+        if complete is not None:
             yield from self._completed(complete, now)
 
     def written(self, member: Member, message: Written, now: float) -> Iterator[Command]:
@@ -88,12 +114,13 @@ class ItemFlow:
     def _completed(self, item: Item, now: float) -> Iterator[Command]:
         match item:
             case Train():
+                self.results.completed(item)
                 for member, text in self.results.stragglers(item.sequence, self._members.values()):
                     yield from warning(text, member.stage)
             case Evaluate(last=True):
                 yield from self.results.evaluated(item.epoch, item.split)
                 if item.split == self.sequence.splits[-1]:
-                    yield Say(self.results.line(item.epoch, self._config.run.epochs))
+                    yield Say(self.results.line(item.epoch, self._config.run.epochs), "epoch")
             case Checkpoint():
                 self.checkpoints.complete(item.sequence, self.results.commit(item, self.seconds(now)))
                 yield from self.checkpoints.take(now)

@@ -48,7 +48,7 @@ class ItemSequence:
             raise ValueError(f"data.name = {config.data.name!r} has no training samples: check data.root")
         self._config = config
         self._sizes = sizes
-        self._generation = generation[:8]
+        self._generation = generation
         self._least = max(config.layout.replicas)  # samples that every micro-batch needs, one for each worker
         full, rest = divmod(sizes["train"], config.data.batch_size)
         self._short = (
@@ -75,9 +75,12 @@ class ItemSequence:
         self._batch: int = start["batch"]
         self._check_position()
         self._saved = self._step if position else None
+        self._kept = self._saved  # the same, of those that are sure to stay
         self._sequence = 0
         self._judged = 0  # epochs of which it is known how good they are
         self._best = (-math.inf, 0)  # the highest score so far, and the first epoch that had it
+        self._cut = False  # a checkpoint is wanted next, and nothing after it
+        self.held = False  # it has been handed out, or was there already
         self.stopping = False  # the last checkpoint of the run has been handed out, or comes next
         self._items: Iterator[Item | None] = self._run()
 
@@ -142,6 +145,10 @@ class ItemSequence:
             self.stopping = True
             self._items = self._end()
 
+    def cut(self) -> None:
+        """Let a checkpoint follow as soon as there can be one, and then nothing: the sequence is over."""
+        self._cut = True
+
     def forget(self, step: int) -> None:
         """The checkpoint of this step was not kept."""
         if self._saved == step:
@@ -151,6 +158,8 @@ class ItemSequence:
         may_be_best = self._config.checkpoint.best
         while not self.finished:
             while self._batch < self.steps_per_epoch:
+                if self._cut:
+                    yield from self._hold()
                 yield self._train()
                 if self._batch < self.steps_per_epoch and self._due():
                     yield self._checkpoint(due=True)
@@ -160,6 +169,13 @@ class ItemSequence:
             if not self.finished and (self._due() or may_be_best):
                 yield self._checkpoint(due=self._due())
         yield from self._end()
+
+    def _hold(self) -> Iterator[Item | None]:
+        if self._kept != self._step:
+            yield self._checkpoint(due=True)
+        self.held = True
+        while True:
+            yield None
 
     def _end(self) -> Iterator[Item]:
         if self._saved != self._step:  # the same step has the same weights: never written twice
@@ -218,6 +234,8 @@ class ItemSequence:
 
     def _checkpoint(self, due: bool) -> Checkpoint:
         self._saved = self._step
+        if due:
+            self._kept = self._step
         return Checkpoint(
             sequence=self._sequence,
             step=self._step,

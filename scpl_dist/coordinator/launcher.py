@@ -1,7 +1,8 @@
-"""The process that started the coordinator, as the coordinator sees it: lines of JSON on standard input."""
+"""The process that started the coordinator, as that sees it: lines of JSON on a socket, which is standard input."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -25,12 +26,18 @@ class Launcher:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         return [_parsed(line) for line in lines]
 
+    def replace(self, rank: int, pid: int | None) -> None:
+        """Have a worker started in place of this one, which is ended if it still runs."""
+        text = json.dumps({"event": "replace", "rank": rank, "pid": pid})
+        with contextlib.suppress(OSError):  # it has ended, which is an event of its own
+            os.write(self.descriptor, text.encode() + b"\n")
+
 
 def _parsed(line: bytes) -> Event:
     try:
         value = json.loads(line)
         if value["event"] == "signal":
             return Signal("launcher", int(value["number"]))
-        return Exited(int(value["rank"]), int(value["code"]))
+        return Exited(int(value["rank"]), int(value["code"]), int(value["pid"]))
     except (ValueError, KeyError, TypeError):
         return Garbage()

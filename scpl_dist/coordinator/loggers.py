@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl_dist.coordinator.item_sequence import ItemSequence
-from scpl_dist.run.config import Config
+from scpl_dist.run.config import Config, Effect
 from scpl_dist.run.imports import blaming
 from scpl_dist.run.registry import Registry
 
@@ -84,8 +84,7 @@ class Loggers:
     """All loggers of a run that begins, or goes on, at `step`."""
 
     def __init__(self, config: Config, run_dir: Path, step: int) -> None:
-        sections = config.model_dump(mode="json").items()
-        settings = {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
+        settings = config.values(*Effect)
         self._followers = [_Follower(name, settings, run_dir, step) for name in config.log.to]
         self._evaluated: dict[str, float] = {}  # of an evaluation in progress
         self._rated = -1  # last step whose learning rate is logged: every block's row has it

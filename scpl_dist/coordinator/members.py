@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from scpl_dist.control.items import Computed, Item, Train
 from scpl_dist.control.messages import PROTOCOL, VERSION, Done, Failed, Heartbeat, Hello, Stats
-from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Failure
+from scpl_dist.run.layout import WorkerId
 from scpl_dist.run.phases import Phase
 
 
@@ -21,7 +22,16 @@ class Member:
     hello: Hello
     heard: float  # when a message came last
     changed: float  # when it last did something else than before
-    several: bool = False  # whether its stage has several workers
+    worker: WorkerId | None = None  # its place in the present group, or in the last one
+    endpoint: dict[str, Any] = field(default_factory=dict)  # where the others meet it
+    free: bool = True  # to be part of the next group
+    leaving: bool = False  # it shall not be part of it
+    awaited: bool = True  # when it is gone, another one in its place
+    built: bool = False
+    blocks: list[int] = field(default_factory=list)  # that it holds
+    block_seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # of training, when it finished its last item
     phase: Phase = Phase.STARTING
     step: int = 0
     epoch: int = 0
@@ -38,22 +48,47 @@ class Member:
     slow_in_a_row: int = 0
 
     @property
+    def placed(self) -> WorkerId:
+        assert self.worker is not None, "it has no place yet"
+        return self.worker
+
+    @property
     def stage(self) -> int:
-        return self.hello.stage
+        return self.placed.stage
+
+    @property
+    def rank(self) -> int:
+        return self.placed.rank
 
     @property
     def first(self) -> bool:
-        return self.hello.replica == 0
+        return self.placed.first
 
     @property
     def place(self) -> tuple[int, int]:
-        return self.hello.stage, self.hello.replica
+        return self.placed.stage, self.placed.replica
 
     @property
     def name(self) -> str:
         """As the worker calls itself: "stage 1", or "stage 1.0" where the stage has several."""
-        several = self.several or not self.first
-        return f"stage {self.stage}.{self.hello.replica}" if several else f"stage {self.stage}"
+        return (
+            f"stage {self.worker.label}"
+            if self.worker
+            else f"a worker without a stage (pid {self.hello.pid})"
+        )
+
+    def join(self, worker: WorkerId, now: float) -> None:
+        """Be part of a new group, in this place."""
+        self.worker = worker
+        self.free = self.built = self.ready = self.left = False
+        self.awaited = True
+        self.changed = now
+        self.phase = Phase.STARTING
+        self.done = -1
+        self.kinds = set()
+        self.stats = replace(self.stats, begun=-1)
+        self.losses = {}
+        self.slow_in_a_row = 0
 
     def beat(self, message: Heartbeat, now: float) -> None:
         before = (self.phase, self.step, self.micro_batch, self.stats.begun)
@@ -78,44 +113,38 @@ class Member:
             self.micro_batches[item.kind] += len(item.micro_batches)
 
 
-def objection(candidate: Member, members: Collection[Member], config: Config) -> str | None:
-    """Why this worker cannot take part, with both values; None if it can."""
-    hello = candidate.hello
-    first = next(iter(members), candidate).hello
+def objection(candidate: Hello, others: Collection[Hello], digest: str) -> str | None:
+    """Why this worker cannot take part in a run, with both values; None if it can."""
+    first = next(iter(others), candidate)
     pairs = [
-        ("protocol", hello.protocol, PROTOCOL),
-        ("scpl_dist version", hello.version, VERSION),
-        ("torch version", hello.torch, first.torch),
-        ("pipeline.stages", hello.stages, config.pipeline.stages),
-        ("configuration digest", hello.config, config.digest()),
+        ("protocol", candidate.protocol, PROTOCOL),
+        ("scpl_dist version", candidate.version, VERSION),
+        ("torch version", candidate.torch, first.torch),
+        ("configuration digest", candidate.config, digest),
+        ("digest of the user's files", candidate.code, first.code),
     ]
     for name, theirs, ours in pairs:
         if theirs != ours:
             return f"{name} of this worker is {theirs}, the run has {ours}"
-    if config.layout.rank(*candidate.place) < 0:
-        return f"{candidate.name} does not exist, the run has {config.pipeline.stages} stages"
-    for member in members:
-        if member.peer == candidate.peer or member.place == candidate.place:
-            there = member.hello
-            return f"{member.name} is taken by rank {there.rank} (pid {there.pid} on {there.host})"
     return None
 
 
 def blame(member: Member, cause: Cause, text: str, advice: str = "", report: Failed | None = None) -> Failure:
     """A failure at the place where the worker was seen last, or where its own report says it was."""
-    hello = member.hello
+    hello, worker = member.hello, member.worker
     seen = report or member
     return Failure(
         cause=cause,
         message=text,
         advice=advice or MEANING[cause].advice,
-        stage=hello.stage,
-        replica=hello.replica,
+        stage=worker.stage if worker else None,
+        replica=worker.replica if worker else None,
         host=hello.host,
-        rank=hello.rank,
+        rank=worker.rank if worker else hello.rank,
         pid=hello.pid,
         phase=seen.phase,
         step=seen.step,
         micro_batch=seen.micro_batch,
         traceback=report.traceback or None if report else None,
+        log=hello.log or None,
     )

@@ -45,6 +45,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
         STAGE,
         (sum, "blocked"),
     ),
+    "scpl_block_seconds_total": ("Time in which a stage trained a block.", ("stage", "block"), None),
     "scpl_queue_depth": ("Messages that wait in front of a stage.", STAGE, (max, "queue")),
     "scpl_transport_sent_bytes_total": ("Tensor bytes sent to neighbours.", STAGE, (sum, "bytes_sent")),
     "scpl_transport_received_bytes_total": ("Tensor bytes from neighbours.", STAGE, (sum, "bytes_received")),
@@ -54,7 +55,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...], Source]] = {
     "scpl_checkpoint_size_bytes": ("Size of the last checkpoint.", (), None),
     "scpl_checkpoints_total": ("Checkpoints published.", (), "checkpoints"),
     "scpl_checkpoint_failures_total": ("Checkpoints that could not be published.", (), "checkpoint_failures"),
-    "scpl_restarts_total": ("Earlier starts of this run, by what ended them.", REASON, None),
+    "scpl_restarts_total": ("Failures that the run has survived, by their cause.", REASON, None),
     "scpl_nonfinite_loss_total": ("Losses that were NaN or infinite.", (), "nonfinite_losses"),
     "scpl_stragglers_total": ("Times a stage became a straggler.", STAGE, (sum, "stragglings")),
     "scpl_control_rejected_total": ("Frames, workers and connections that were turned away.", REASON, None),
@@ -130,5 +131,7 @@ def _stage_rows(stage: str, workers: list[dict[str, Any]], wall: float) -> Itera
     for phase in sorted((set(Phase) - OUTSIDE - OCCASIONAL).union(*seconds)):
         total = sum(phases.get(phase, 0.0) for phases in seconds)
         yield "scpl_stage_phase_seconds_total", (stage, phase), total
+    for block, taken in there[0]["blocks"].items():
+        yield "scpl_block_seconds_total", (stage, block), taken
     for block, loss in there[0]["losses"].items():
         yield "scpl_loss", (stage, block), loss

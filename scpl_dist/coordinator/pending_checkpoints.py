@@ -89,12 +89,17 @@ class PendingCheckpoints:
     def published(self, step: int) -> None:
         self._publishing.pop(step, None)
 
-    def late(self, members: Mapping[int, Member], config: Config, now: float) -> Failure | None:
-        runtime = config.runtime
+    def unpublished(self, config: Config, now: float) -> Failure | None:
+        """The failure of a checkpoint whose parts are all there, and that takes too long to become visible."""
         for step, since in self._publishing.items():
-            if now - since >= runtime.timeout_s:
+            if now - since >= config.runtime.timeout_s:
                 text = f"publishing the checkpoint of step {step} has taken {now - since:.1f} s"
                 return Failure(Cause.HANG, text, SLOW, step=step, phase=Phase.CHECKPOINT)
+        return None
+
+    def late(self, members: Mapping[int, Member], config: Config, now: float) -> Failure | None:
+        """The failure of a stage that does not get its part of a checkpoint onto the disk."""
+        runtime = config.runtime
         for parts in self._parts.values():
             for stage in parts.copied.keys() - parts.files.keys():
                 seconds = now - parts.copied[stage]

@@ -51,6 +51,10 @@ class Results:
         self._sums: dict[tuple[int, Split], dict[tuple[int, int], dict[str, Sum]]] = {}
         self._busy: dict[int, dict[tuple[int, int], float]] = {}
 
+    def goes_on(self, before: Results, seconds: float) -> None:
+        """Take over from an earlier group, which has worked for so many seconds."""
+        self.earlier_seconds = before.earlier_seconds + seconds
+
     def finished(self, member: Member, message: Done, item: Item, now: float) -> None:
         if isinstance(item, Train):
             busy = message.stats.busy - member.busy_before
@@ -61,17 +65,20 @@ class Results:
             workers[member.place] = scores.add([workers.get(member.place, {}), message.metrics])
         if member.place != self._last:
             return
-        if isinstance(item, Train):
-            self.samples += item.samples
-            self.steps_done += 1
-            # The time since the previous item of any kind, so evaluations and checkpoints are left out.
-            if self.steps_done > self._steady_from and self._previous is not None:
-                self._steady_samples += item.samples
-                self._steady_seconds += now - self._previous
+        # The time since the previous item of any kind, so evaluations and checkpoints are left out.
+        if isinstance(item, Train) and item.step >= self._steady_from and self._previous is not None:
+            self._steady_samples += item.samples
+            self._steady_seconds += now - self._previous
         self._previous = now
+
+    def completed(self, item: Train) -> None:
+        """All workers have trained it: the last stage may be heard before others, even about what comes after a cut."""
+        self.samples += item.samples
+        self.steps_done += 1
 
     def losses(self, member: Member, message: Done, item: Train) -> Iterator[Record | Failure]:
         """The rows of a worker's losses in one step, or the failure if one of them is not finite."""
+        member.losses.clear()  # of blocks that are frozen from now on
         for block, terms in message.losses.items():
             loss = sum(terms.values())
             if not math.isfinite(loss):
@@ -103,7 +110,7 @@ class Results:
         value: float | None = self.metrics.get(epoch, {}).get(self.selected_by, {}).get(self._watch)
         if value is None:
             return -math.inf
-        return -value if self._watch == "loss" else value
+        return -value if self._watch in scores.FALLING else value
 
     def commit(self, item: Checkpoint, seconds: float) -> Commit:
         """What to publish of a checkpoint that all stages have reached; `seconds` as for `result`."""
@@ -158,6 +165,8 @@ class Results:
     def line(self, epoch: int, epochs: int) -> str:
         found = self.metrics.get(epoch, {})
         parts = [f"{name} accuracy {metrics['accuracy']:.4f}" for name, metrics in found.items()]
+        known = ((name, metrics.get(scores.PERPLEXITY)) for name, metrics in found.items())
+        parts += [f"{name} perplexity {value:.2f}" for name, value in known if value is not None]
         if self.samples_per_second is not None:
             parts.append(f"{self.samples_per_second:.0f} samples/s")
         return f"epoch {epoch + 1}/{epochs}: " + ", ".join(parts)
@@ -214,12 +223,14 @@ def _of_worker(member: Member) -> dict[str, Any]:
     stats = member.stats
     return {
         "stage": member.stage,
-        "replica": member.hello.replica,
+        "replica": member.placed.replica,
         "busy_seconds": stats.busy,
         "waiting_seconds": stats.waiting,
         "blocked_seconds": stats.blocked,
         "phase_seconds": stats.phases,
+        "block_seconds": stats.blocks,
         "bytes_sent": stats.bytes_sent,
+        "bytes_to": stats.bytes_to,
         "bytes_received": stats.bytes_received,
         "peak_memory_bytes": stats.peak_memory,
     }

@@ -23,7 +23,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,7 @@ class Service:
         restarted: Sequence[str],
         launched: bool,
         may_restart: bool,
+        replaceable: bool = True,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -81,7 +82,15 @@ class Service:
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
         self._found: queue.SimpleQueue[events.Event] = queue.SimpleQueue()  # signal handlers, publisher
         position = checkpoints.manifest_of(Path(restore))["position"] if restore else None
-        origin = Origin(generation, resume=position, restore=restore, folder=str(folder.path.resolve()))
+        place = str(folder.path.resolve())
+        origin = Origin(
+            generation,
+            resume=position,
+            restore=restore,
+            folder=place,
+            restarted=tuple(restarted),
+            replaceable=replaceable,
+        )
         self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
         self._http = listening(self._status, config.metrics)
@@ -130,11 +139,13 @@ class Service:
         tick = time.monotonic()
         touched = tick
         while self._outcome is None:
-            poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000)))
-            for event in self._events():
+            ready = dict(poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000))))
+            for event in self._events(ready):
                 self._handle(event)
             if time.monotonic() >= tick:
                 self._handle(events.Tick())
+                for event in self._written(self._folder.metrics.flush):
+                    self._handle(event)
                 self._progress.update(self._coordinator.clock(time.monotonic()))
                 self._warn(self._loggers.problems())
                 tick = time.monotonic() + TICK_S
@@ -142,20 +153,22 @@ class Service:
                 self._publisher.submit(lock.touch, self._folder.path)
                 touched = time.monotonic() + lock.TOUCHED_EVERY_S
 
-    def _events(self) -> Iterator[events.Event]:
-        """What has happened since the last call; what a worker has said comes before the news of its end."""
+    def _events(self, ready: Mapping[Any, int]) -> Iterator[events.Event]:
+        """What has happened at the `ready` sources; what a worker has said comes before the news of its end."""
         for _ in range(BURST):
-            if not self._router.poll(0):
+            try:
+                peer, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
                 break
-            peer, *frames = self._router.recv_multipart()
             try:
                 event: events.Event = events.Received(peer, decode(frames[0] if len(frames) == 1 else b""))
             except ProtocolError:
                 event = events.Garbage()
             yield event
-        if self._launcher is not None:
+        if self._launcher is not None and self._launcher.descriptor in ready:
             yield from self._launcher.events()
-        yield from self._gate.events()
+        if any(guard in ready for guard in self._gate.sockets):
+            yield from self._gate.events()
         while not self._found.empty():
             yield self._found.get()
 
@@ -169,8 +182,9 @@ class Service:
 
     def _handle(self, event: events.Event) -> None:
         """Hand an event to the coordinator, and the events that its commands cause."""
-        steps = [member.step for member in self._coordinator.members.values()]
-        self._trap.spring(self._coordinator.state, max(steps, default=0))
+        if self._trap.armed:
+            steps = [member.step for member in self._coordinator.members.values()]
+            self._trap.spring(self._coordinator.state, max(steps, default=0))
         pending = deque([event])
         while pending:
             with self._lock:
@@ -186,19 +200,40 @@ class Service:
             case events.Record(row):
                 flow = self._coordinator.flow
                 self._loggers.row(row, flow.sequence if flow is not None else None)
-                try:
-                    self._folder.metrics.append(row | {"time": time.time()})
-                except OSError as error:
-                    return [events.NotWritten("metrics.jsonl", str(error), _cause(error))]
+                row = row | {"time": time.time()}
+                return self._written(lambda: self._folder.metrics.append(row))
             case events.Say():
                 self._progress.say(command)
+            case events.Replace(rank, pid):
+                if self._launcher is not None:
+                    self._launcher.replace(rank, pid)
+            case events.Rewind(step, epoch):
+                return self._rewind(step, epoch)
             case events.Commit():
-                self._publisher.submit(self._publish, command)
+                # A run that goes on from it needs all rows up to it.
+                problems = self._written(self._folder.metrics.flush)
+                if not problems:
+                    self._publisher.submit(self._publish, command)
+                return problems
             case events.Discard(step, unique):
                 folder = checkpoints.folder_for(self._folder.path, step, unique)
                 self._publisher.submit(shutil.rmtree, folder, ignore_errors=True)
             case events.Finish(outcome):
                 self._outcome = outcome
+        return []
+
+    def _rewind(self, step: int, epoch: int) -> list[events.Event]:
+        problems = self._written(lambda: self._folder.metrics.rewind(step, epoch))
+        if not problems:
+            self._publisher.submit(checkpoints.clear_unfinished, self._folder.path)
+        return problems
+
+    def _written(self, write: Callable[[], object]) -> list[events.Event]:
+        """Write to ``metrics.jsonl``; the event of it, if that failed."""
+        try:
+            write()
+        except OSError as error:
+            return [events.NotWritten("metrics.jsonl", str(error), _cause(error))]
         return []
 
     def _warn(self, texts: Iterable[str]) -> None:
@@ -238,9 +273,9 @@ class Service:
             "epoch": command.epoch,
             "position": command.position,
             "method": self._config.run.method,
-            "stages": self._config.pipeline.stages,
+            "stages": self._coordinator.config.pipeline.stages,
             "config": self._config.digest(),
-            "versions": {"scpl_dist": VERSION, "torch": self._coordinator.members[0].hello.torch},
+            "versions": {"scpl_dist": VERSION, "torch": self._coordinator.torch},
             "files": command.files,
             "best": command.best,
             "due": command.due,
@@ -256,10 +291,12 @@ class Service:
             _try("exit.json", lambda: self._folder.finish(outcome))
             print(summary(outcome, self._folder.path), flush=True)
             return outcome.code
-        name = None if found.rank is None else self._config.layout.workers[found.rank].file
+        name = found.log
+        if name is None and found.rank is not None and found.rank < self._config.layout.world:
+            name = self._config.layout.workers[found.rank].file
         if found.cause is Cause.DIED and name is not None:
             # Whoever died before it could report may have left its reason in the log.
-            found = replace(found, traceback=self._folder.last_words(name, self._logs[name]))
+            found = replace(found, traceback=self._folder.last_words(name, self._logs.get(name, 0)))
         if found.cause is Cause.DISK:  # what fills it is of no use any more
             checkpoints.clear_unfinished(self._folder.path)
         _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
@@ -309,17 +346,18 @@ def serve(
     restarted: Sequence[str] = (),
     launched: bool = False,
     may_restart: bool = False,
+    replaceable: bool = True,
 ) -> int:
     """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration; returns the exit code.
 
     `generation` is a unique name of this start, `restore` the verified checkpoint that it goes on from, if any, and
     `restarted` what ended each earlier one. If it is `launched`, a launcher is at the other end of standard input,
-    which `may_restart` the run after a failure.
+    which `may_restart` the run after a failure. Workers are `replaceable` where somebody starts others.
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
-        service = Service(config, folder, generation, restore, restarted, launched, may_restart)
+        service = Service(config, folder, generation, restore, restarted, launched, may_restart, replaceable)
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         cause = Cause.CONFIG

@@ -5,6 +5,7 @@ Everything that shows a run is drawn from it: the live table, ``scpl-dist top``,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,8 @@ Status = dict[str, Any]
 
 def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] | None = None) -> Status:
     """The state of a run; `now` is monotonic seconds, `restarts` counts earlier starts by what ended them.
+
+    Those failures that this start has survived are added.
 
     Times and bytes of the workers are counted since the start of their processes. ``seconds`` is the time of this
     start since its first item, None before it; ``now`` serves to tell the time between two snapshots.
@@ -50,7 +53,8 @@ def snapshot(coordinator: Coordinator, now: float, restarts: Mapping[str, int] |
         "last_checkpoint": None,
         "nonfinite_losses": coordinator.nonfinite_losses,
         "rejected": dict(coordinator.rejected),
-        "restarts": dict(restarts or {}),
+        "group": coordinator.group,
+        "restarts": dict(Counter(restarts or {}) + Counter(coordinator.restarts.causes)),
         "workers": [_worker(coordinator, worker, now) for worker in workers],
     }
     if coordinator.last_commit is not None:

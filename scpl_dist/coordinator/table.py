@@ -71,11 +71,12 @@ def line(status: Status) -> str:
     if status["samples_per_second"] is not None:
         parts.append(f"{status['samples_per_second']:.0f} samples/s")
     if status["seconds_left"] is not None:
-        parts.append(f"{_duration(status['seconds_left'])} left")
+        parts.append(f"{duration(status['seconds_left'])} left")
     return ", ".join([*parts, f"{status['checkpoints']} checkpoints"])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 0:01:30."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -16,10 +16,9 @@ from scpl_dist.control.messages import Failed
 from scpl_dist.coordinator.members import Member, blame
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, Failure, failure
-from scpl_dist.run.layout import Layout
 from scpl_dist.run.phases import BLAMELESS
 
-State = Literal["gathering", "loading", "preparing", "running", "over"]
+State = Literal["gathering", "loading", "preparing", "joining", "running", "regrouping", "over"]
 
 GRACE_S = 1.5  # how long a death waits for a report that explains it
 PAUSE_S = 5.0  # longer between two events: the coordinator itself was stopped, and no stage is to blame
@@ -29,7 +28,10 @@ STOP_GRACE_S = 3.0  # how long a stop that some stages ask for before the first 
 def late(
     members: Mapping[int, Member], config: Config, state: State, waited: float, now: float
 ) -> Failure | None:
-    """The failure of a start that takes too long; `waited` is how many seconds it is in this state."""
+    """The failure of a start that takes too long; `waited` is how many seconds it is in this state.
+
+    `members` are those with a place, by rank.
+    """
     runtime = config.runtime
     patience = max(runtime.timeout_s, runtime.first_step_timeout_s)
     if state == "gathering" and waited >= runtime.timeout_s:
@@ -42,9 +44,17 @@ def late(
     if state == "loading" and waited >= patience:
         text = f"stage 0 has not read the data set within {patience:g} s"
         advice = "raise runtime.first_step_timeout_s if it only needs longer"
+        if 0 not in members:
+            return failure(Cause.MISSING, f"{text}: it is not there")
         return blame(members[0], Cause.MISSING, text, advice)
-    if state == "preparing" and waited >= patience:
+    if state == "regrouping" and waited >= runtime.timeout_s:
+        busy = [member for member in members.values() if not member.free]
+        if busy:
+            text = f"{busy[0].name} did not leave its group within {runtime.timeout_s:g} s"
+            return blame(busy[0], Cause.HANG, text)
+    if state in ("preparing", "joining") and waited >= patience:
         slow = [member for member in members.values() if not member.ready]
+        slow = [member for member in slow if not member.built] or slow
         text = f"{', '.join(member.name for member in slow)} was not ready within {patience:g} s"
         advice = "look into its log, or raise runtime.first_step_timeout_s"
         return blame(slow[0], Cause.MISSING, text, advice)
@@ -99,40 +109,47 @@ class Suspects:
     is the one that was suspected first, and not one that complained about another: it was alive after it.
     """
 
-    layout: Layout
-    _found: dict[tuple[int, str], tuple[float, str]] = field(default_factory=dict)
-    _complained: set[int] = field(default_factory=set)
+    _found: dict[tuple[bytes, str], tuple[float, str]] = field(default_factory=dict)
+    _complained: set[bytes] = field(default_factory=set)
 
-    def add(self, rank: int, now: float, kind: str, text: str) -> None:
+    def add(self, member: Member, now: float, kind: str, text: str) -> None:
         """Suspect a worker because it "exited", was "accused" by another, or is "unreachable"."""
-        self._found.setdefault((rank, kind), (now, text))
+        self._found.setdefault((member.peer, kind), (now, text))
 
     @property
     def any(self) -> bool:
         return bool(self._found)
 
-    def accuse(self, member: Member, report: Failed, now: float) -> None:
-        """A worker reported that it lost another one, or one of its replicas without knowing which."""
-        rank = member.hello.rank
-        self._complained.add(rank)
-        accused = report.peer if report.peer is not None else rank
+    def accuse(self, member: Member, accused: Member, report: Failed, now: float) -> None:
+        """A worker reported that it lost another one; itself, if it lost one of its replicas without knowing which."""
+        self._complained.add(member.peer)
         self.add(accused, now, "accused", f"{member.name} lost it: {report.message}")
 
-    def clear(self, rank: int) -> None:
+    def clear(self, member: Member) -> None:
         """A message came from the worker: its connection is there after all."""
-        self._found.pop((rank, "unreachable"), None)
+        self._found.pop((member.peer, "unreachable"), None)
 
-    def verdict(self, now: float, members: Mapping[int, Member]) -> Failure | None:
-        """The failure of the most likely culprit once the first suspicion is `GRACE_S` seconds old."""
+    def forget(self, member: Member) -> None:
+        """It is not part of the run any more, and what it and others said of it has been dealt with."""
+        self._found = {key: value for key, value in self._found.items() if key[0] != member.peer}
+        self._complained.discard(member.peer)
+
+    def forget_complaints(self) -> None:
+        """Whoever was accused and still speaks has lost nobody but the one that is gone."""
+        self._found = {key: value for key, value in self._found.items() if key[1] != "accused"}
+        self._complained.clear()
+
+    def verdict(self, now: float, members: Mapping[bytes, Member]) -> Failure | None:
+        """The failure of the most likely culprit once the first suspicion is `GRACE_S` seconds old.
+
+        `members` are all workers of the run by their connection, and all suspects are among them.
+        """
         if not self._found or now - min(self._found.values())[0] < GRACE_S:
             return None
-        rank, _ = min(self._found, key=lambda key: (key[0] in self._complained, self._found[key][0]))
-        texts = {kind: text for (suspect, kind), (_, text) in self._found.items() if suspect == rank}
+        peer, _ = min(self._found, key=lambda key: (key[0] in self._complained, self._found[key][0]))
+        texts = {kind: text for (suspect, kind), (_, text) in self._found.items() if suspect == peer}
         how = texts.get("exited") or "; ".join(texts.values())
-        member = members.get(rank)
-        if member is None:
-            text = f"the worker of rank {rank} ended before it joined the run ({how})"
-            return replace(failure(Cause.DIED, text), stage=self.layout.workers[rank].stage, rank=rank)
+        member = members[peer]
         place = f"last seen in {member.phase} at step {member.step}, micro-batch {member.micro_batch}"
         who = f"{member.name} ({member.hello.host}, pid {member.hello.pid})"
         if "exited" in texts:

@@ -1,4 +1,4 @@
-"""The items on their way: handed to stage 0 ahead of time, and complete when every stage has finished them.
+"""The items on their way: handed to stage 0 ahead of time, and complete when every worker has finished them.
 
 Stage 0 must never wait for the coordinator, and a signal must not wait for a long list. So the list is as long as
 what stage 0 does in `LEAD_S` seconds, at the pace at which it has finished items lately.
@@ -7,6 +7,7 @@ what stage 0 does in `LEAD_S` seconds, at the pace at which it has finished item
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from scpl_dist.control.items import Item
 from scpl_dist.coordinator.item_sequence import ItemSequence
@@ -19,8 +20,11 @@ WINDOW = 64
 class Window:
     """Takes items from their sequence and follows them; stage 0 never has more than `limit` that it has not begun."""
 
-    def __init__(self, sequence: ItemSequence, limit: int) -> None:
-        self.open: dict[int, Item] = {}  # that some stage has yet to finish, by sequence number, in its order
+    def __init__(self, sequence: ItemSequence, limit: int, workers: int) -> None:
+        # By sequence number, in that order: items that some worker has yet to finish.
+        self.open: dict[int, Item] = {}
+        self._workers = workers
+        self._finished = Counter[int]()  # workers that have finished an open item
         self._sequence = sequence
         self._limit = limit
         self._sent = 0
@@ -44,12 +48,16 @@ class Window:
         return items
 
     def finished(self, now: float) -> None:
-        """Stage 0 has finished an item."""
+        """Stage 0 has finished an item that it computes: markers take no time, and say nothing of the pace."""
         if self._previous is not None:
             seconds = now - self._previous
             self._pace = seconds if self._pace is None else 0.8 * self._pace + 0.2 * seconds
         self._previous = now
 
-    def complete(self, slowest: int) -> list[Item]:
-        """Items that are complete now, in order; `slowest` is the last one that every stage has finished."""
-        return [self.open.pop(sequence) for sequence in list(self.open) if sequence <= slowest]
+    def complete(self, sequence: int) -> Item | None:
+        """One more worker has finished an item: it, if that was the last one. Each finishes them in their order."""
+        self._finished[sequence] += 1
+        if self._finished[sequence] < self._workers:
+            return None
+        del self._finished[sequence]
+        return self.open.pop(sequence)

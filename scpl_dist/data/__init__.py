@@ -1,7 +1,7 @@
 """Data sets as three parts that are read by position; see `DataSource`.
 
 A name means a *loader*: a function ``(config, **data.args) -> DataSource`` of the run's `scpl_dist.run.config.Config`.
-The package has digits and image_folder; installed packages add theirs as entry points in the group
+The package has digits, image_folder and text_lm; installed packages add theirs as entry points in the group
 ``scpl_dist.data``, as ``recipes/`` does:
 
     [project.entry-points."scpl_dist.data"]
@@ -10,7 +10,7 @@ The package has digits and image_folder; installed packages add theirs as entry 
 A loader reads files under ``config.data.root`` and returns an `ImageSource` or a `DataSource` of its own; parts that it
 does not have are held out of the training part by `complete`, the same samples in every run. It raises ValueError with
 path, what is wrong and the fix, and `MissingFiles` if the files are absent but known. ``data.args`` are checked against
-the types that it declares, so these need to exist when it runs.
+the types that it declares, so these need to exist when it runs. What makes inputs of raw ones is its `preprocessing`.
 
 For a single experiment there is a shorter way: ``data.name = "file.py:function"`` (see `scpl_dist.data.user`).
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 from scpl_dist.data import user
 from scpl_dist.data.folders import class_names, find_images, image_part
 from scpl_dist.data.images import ImageSource
+from scpl_dist.data.preprocessing import Preprocessing
 from scpl_dist.data.source import DataSource, Labels, MissingFiles, Split
 from scpl_dist.data.splits import complete
 from scpl_dist.run.config import Config
@@ -32,6 +33,7 @@ __all__ = [
     "ImageSource",
     "Labels",
     "MissingFiles",
+    "Preprocessing",
     "Split",
     "class_names",
     "complete",
@@ -44,7 +46,11 @@ __all__ = [
 DATA = Registry(
     "data",
     "data.name",
-    {"digits": "scpl_dist.data.digits:load", "image_folder": "scpl_dist.data.folders:image_folder"},
+    {
+        "digits": "scpl_dist.data.digits:load",
+        "image_folder": "scpl_dist.data.folders:image_folder",
+        "text_lm": "scpl_dist.data.text_lm:text_lm",
+    },
 )
 
 

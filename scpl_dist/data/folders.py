@@ -6,19 +6,18 @@ An image is decoded when a batch first needs it, so a run starts at once, and ke
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
 
 from scpl_dist.data.images import ImageSource
+from scpl_dist.data.pictures import EXTENSIONS, decoded, opened
 from scpl_dist.run.config import Config
 
 CACHE_BYTES = 4 * 2**30  # decoded images of one part are kept in memory up to this size
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def image_folder(
@@ -48,7 +47,7 @@ def image_folder(
     files = {part: find_images(folder, classes) for part, folder in folders.items()}
     parts = {part: image_part(found, size, channels) for part, found in files.items()}
     return ImageSource(
-        config, parts, len(classes), _each(mean, channels), _each(std, channels), flip, validation
+        config, parts, len(classes), _each(mean, channels), _each(std, channels), flip, validation, classes
     )
 
 
@@ -99,52 +98,25 @@ class ImageFiles:
 
     def __init__(self, paths: list[Path], size: int | None, channels: int) -> None:
         self._paths = paths
-        self._size = size
-        self._mode = "RGB" if channels == 3 else "L"
         height, width = (size, size) if size is not None else self._common_size()
         self.shape = (len(paths), channels, height, width)
-        fits = np.prod(self.shape) <= CACHE_BYTES
-        self._image = functools.cache(self._decode) if fits else self._decode
+        self._image = decoded
+        if math.prod(self.shape) <= CACHE_BYTES:
+            self._image = functools.cache(decoded)
 
     def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self._image(self._paths[index]) for index in indices.tolist()])
-
-    def _decode(self, path: Path) -> torch.Tensor:
-        with _open(path) as image:
-            try:
-                pixels = image.convert(self._mode)
-            except OSError as error:
-                raise ValueError(f"{path}: the image is damaged: {error}") from None
-        if self._size is not None:
-            pixels = _resize(pixels, self._size)
-        array = np.array(pixels)
-        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        return torch.stack([self._image(self._paths[index], *self.shape[1:]) for index in indices.tolist()])
 
     def _common_size(self) -> tuple[int, int]:
         found: dict[tuple[int, int], Path] = {}
         for path in self._paths:
-            with _open(path) as image:  # reads the header only
+            with opened(path) as image:  # reads the header only
                 found.setdefault(image.size, path)
         sizes = list(found)
         if len(sizes) > 1:
             first, odd = (f"{found[size]} has {size[0]}x{size[1]}" for size in sizes[:2])
             raise ValueError(f"{odd} pixels, {first}: set data.args.size to resize all images to one size")
         return sizes[0][1], sizes[0][0]
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from None
-
-
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 def _each(values: Sequence[float], channels: int) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from scpl_dist.data.augmentation import uniform, views
+from scpl_dist.data.pictures import Images, unit
 from scpl_dist.data.source import DataSource, Split
 from scpl_dist.data.splits import complete
 from scpl_dist.run.config import Config
@@ -23,6 +24,7 @@ class ImageSource(DataSource):
         mean, std: of each channel in units of the full range; a batch becomes ``(images - mean) / std``.
         flip: whether mirrored images keep their class.
         validation: share of the training part that becomes the validation part, if there is none.
+        names: of the classes, in the order of their labels; None calls them by number.
 
     Raises:
         ValueError: images of several sizes, labels that are no class, an impossible share.
@@ -37,6 +39,7 @@ class ImageSource(DataSource):
         std: Sequence[float],
         flip: bool = True,
         validation: float = 0.1,
+        names: Sequence[str] | None = None,
     ) -> None:
         where = f"data.root = {config.data.root!r}"
         shapes = {tuple(images.shape[2:]) for images, _ in parts.values()}
@@ -49,12 +52,20 @@ class ImageSource(DataSource):
         self._parts = complete(labels, classes, where, validation)
         self.classes = classes
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
-        self._mean = torch.tensor(mean)[:, None, None]
-        self._std = torch.tensor(std)[:, None, None]
+        channels, height, width = next(iter(self._images.values())).shape[1:]
+        self._pictures = Images(
+            classes=[str(name) for name in (names or range(classes))],
+            channels=channels,
+            height=height,
+            width=width,
+            mean=list(map(float, mean)),
+            std=list(map(float, std)),
+        )
+        self.preprocessing = self._pictures
         self._augmentation = config.data.augmentation
         self._flip = flip
         self._seed = config.run.seed
-        self._shift = shapes.pop()[1] // 8  # 4 pixels for 32x32 images, as published
+        self._shift = width // 8  # 4 pixels for 32x32 images, as published
 
     def training_labels(self) -> torch.Tensor:
         """See `DataSource.training_labels`."""
@@ -64,10 +75,9 @@ class ImageSource(DataSource):
         """See `DataSource.batch`; inputs are ``(B, C, H, W)`` float32, normalised."""
         part = self._parts[split]
         images, labels = self._images[part.stored][part.positions[indices]], part.labels[indices]
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
+        images = unit(images)
         if split == "train" and self._augmentation != "none":
             numbers = uniform(self._seed, epoch, indices)
             images = views(images, numbers, self._augmentation, self._shift, self._flip)
             labels = labels.repeat(len(images) // len(labels))
-        return (images - self._mean) / self._std, labels
+        return self._pictures.normalised(images), labels

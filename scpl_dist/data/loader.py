@@ -34,7 +34,8 @@ class Loader(Generic[Item]):
     """The items of the coordinator, whatever they are, each with its batches.
 
     `workers` threads prepare them; with 0 they are prepared when they are asked for. Of each micro-batch this worker
-    takes the share of its number among the `replicas` of its stage. `weights` are those of `sampling.weights_of`.
+    takes the share of its number among the `replicas` of its stage. `weights` are those of `sampling.weights_of`. A GPU
+    reads `pinned` batches by itself, while the training thread goes on.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Loader(Generic[Item]):
         replica: int = 0,
         replicas: int = 1,
         weights: Tensor | None = None,
+        pinned: bool = False,
     ) -> None:
         self._source = source
         self._seed = seed
@@ -55,6 +57,8 @@ class Loader(Generic[Item]):
         self._ahead = _Ahead(workers) if workers else None
         self._items: queue.SimpleQueue[tuple[Item, Sequence[_Making]] | Exception] = queue.SimpleQueue()
         self._weights = weights
+        self._pinned = pinned
+        self._ended: Exception | None = None
         self._order = lru_cache(maxsize=1)(self._ordered)
 
     def put(
@@ -76,6 +80,7 @@ class Loader(Generic[Item]):
 
     def abort(self, error: Exception) -> None:
         """End the training thread's wait, for an item or a batch: it hears the error. Nothing is prepared any more."""
+        self._ended = error
         self._items.put(error)
         if self._ahead is not None:
             self._ahead.abort(error)
@@ -85,8 +90,9 @@ class Loader(Generic[Item]):
     def next(self) -> tuple[Item, Iterator[Batch]]:
         """The next item with its batches, in order; raises what `abort` was given."""
         entry = self._items.get()
-        if isinstance(entry, Exception):
-            raise entry
+        if self._ended is not None:
+            raise self._ended
+        assert not isinstance(entry, Exception)
         item, batches = entry
         return item, (batch() for batch in batches)
 
@@ -100,6 +106,8 @@ class Loader(Generic[Item]):
         if shuffled:
             indices = self._order(epoch)[start:stop]
         batch: Batch = (self._readers or self._source.batch)(split, epoch, indices)
+        if self._pinned:
+            batch = pytree.tree_map_only(Tensor, Tensor.pin_memory, batch)
         return batch
 
     def _ordered(self, epoch: int) -> Tensor:

@@ -37,6 +37,11 @@ def weights_of(config: Config, source: DataSource) -> Tensor | None:
     labels = source.training_labels()
     if name == "balanced":
         return labels.bincount().double().reciprocal()[labels]
+    if ":" not in name:
+        raise ValueError(
+            f'data.sample_weights = {name!r}: unknown; use "balanced", path/to/file.py:function, or "" to feed each '
+            "sample once an epoch"
+        )
     function = load_object(name, "data.sample_weights")
     with blaming("data.sample_weights", name):
         given = function(labels)

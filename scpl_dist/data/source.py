@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from scpl_dist.data.preprocessing import Preprocessing
+
 Split = Literal["train", "validation", "test"]
 Labels = Mapping[str, list[int]]  # of the parts as the data set has them
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -30,6 +32,8 @@ class DataSource(ABC):
     called only where nobody else draws meanwhile."""
     labels: Labels = MappingProxyType({})
     """Of parts that had to be read sample by sample for them: whoever opens the data set again may be given them."""
+    preprocessing: Preprocessing | None = None
+    """What makes inputs of raw ones, which a run keeps for those that come later; None if that is not known."""
 
     @abstractmethod
     def batch(self, split: Split, epoch: int, indices: torch.Tensor) -> tuple[Any, torch.Tensor]:

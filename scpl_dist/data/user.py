@@ -11,6 +11,9 @@ it, and whatever was read before. A generator that a data set keeps for itself i
 A data set may have the attribute ``collate_fn``, as a `torch.utils.data.DataLoader` takes it: a function of a list of
 ``(input, label)`` that returns the inputs as a pytree of tensors, batch first, and the labels ``(B,)``. Inputs may have
 different shapes then. What it draws is seeded by (seed, epoch, indices).
+
+The training set may have the attributes ``classes``, the names of the classes, and ``preprocessing``, a `Preprocessing`
+that makes inputs of raw ones; both are kept with the run for predictions. Without it new inputs are tensors, too.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
+from scpl_dist.data.preprocessing import Preprocessing, Tensors, single_precision
 from scpl_dist.data.readers import FORKS, Readers
 from scpl_dist.data.source import SPLITS, DataSource, Labels, Split
 from scpl_dist.data.splits import check_labels, complete
@@ -88,6 +92,7 @@ class ItemSource(DataSource):
             split: torch.tensor(part, dtype=torch.int64) for split, part in found.items()
         }
         self._parts = complete(tensors, self.classes, where)
+        self.preprocessing = _preprocessing(datasets["train"], named, self.classes, where)
         self.sizes = {split: len(part.labels) for split, part in self._parts.items()}
 
     def training_labels(self) -> torch.Tensor:
@@ -102,7 +107,7 @@ class ItemSource(DataSource):
         if _stored(dataset) and type(dataset) is TensorDataset and len(dataset.tensors) == 2:
             # Rows of tensors have one shape and one label each, which was checked at the start: take them at once.
             inputs, targets = dataset[chosen]
-            return _single_precision(inputs), targets.to(torch.int64).flatten()
+            return single_precision(inputs), targets.to(torch.int64).flatten()
         positions = chosen.tolist()
         where = f"{self._where}, {split}"
         epoch = epoch if split == "train" else 0
@@ -123,7 +128,7 @@ class ItemSource(DataSource):
                 f"{where}: inputs are {type(inputs[0]).__name__}; "
                 "return tensors, arrays, numbers, or dicts, lists or tuples of them"
             ) from None
-        return pytree.tree_map_only(torch.Tensor, _single_precision, collated), labels
+        return pytree.tree_map_only(torch.Tensor, single_precision, collated), labels
 
     def _read(self, stored: Split, epoch: int, positions: Iterable[int]) -> list[tuple[int, Any]]:
         dataset = self._datasets[stored]
@@ -203,6 +208,22 @@ class ItemSource(DataSource):
             readers.close()
 
 
+def _preprocessing(dataset: Any, named: Any, classes: int, where: str) -> Preprocessing:
+    """What makes inputs of new raw ones: the data set's own, or else they are tensors already."""
+    found = getattr(dataset, "preprocessing", None)
+    if found is None:
+        return Tensors(classes=[str(name) for name in (named or range(classes))])
+    if not isinstance(found, Preprocessing):
+        raise ValueError(
+            f"{where}: preprocessing is {type(found).__name__}; give a scpl_dist.data.Preprocessing"
+        )
+    if len(found.classes) != classes:
+        raise ValueError(
+            f"{where}: preprocessing names {len(found.classes)} classes, the labels have {classes}"
+        )
+    return found
+
+
 def _collate_of(dataset: Any) -> Any:
     """The data set's own way to make a batch of samples, or None."""
     found = getattr(dataset, "collate_fn", None)
@@ -223,7 +244,7 @@ def _collated(batch: Any, labels: torch.Tensor, where: str) -> tuple[Any, torch.
         )
     if torch.as_tensor(given).flatten().tolist() != labels.tolist():
         raise ValueError(f"{where}: collate_fn gave other labels than the samples have, or in another order")
-    return pytree.tree_map_only(torch.Tensor, _single_precision, inputs), labels
+    return pytree.tree_map_only(torch.Tensor, single_precision, inputs), labels
 
 
 def _stored(dataset: Any) -> bool:
@@ -264,7 +285,3 @@ def _label(value: Any, where: str, index: int) -> int:
             f"{where}: sample {index} has {what} of type {type(value).__name__}; "
             "each sample has one class, an integer from 0"
         ) from None
-
-
-def _single_precision(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype == torch.float64 else tensor

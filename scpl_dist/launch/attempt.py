@@ -1,7 +1,7 @@
 """One start of a run: a coordinator, the workers of all stages, and nothing left of them.
 
     Attempt
-      |-- coordinator     told over its standard input of signals and of workers that exited
+      |-- coordinator     told of signals and of workers that exited; asks for others in their place
       |-- worker 0
       '-- worker 1 ...    each dies with this process
 
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 
 import psutil
 
+from scpl_dist.coordinator.restarts import End
 from scpl_dist.launch.coordinator_process import CoordinatorProcess
 from scpl_dist.launch.process import Order, ended, kill, start
-from scpl_dist.launch.restarts import End
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, meaning
+from scpl_dist.run.layout import WorkerId
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.worker.stacks import SIGNAL as STACKS
 
@@ -50,11 +51,16 @@ class Attempt:
         self._config = config
         self._folder = folder
         self._signals = signals
+        self._before = len(causes)  # failures that earlier starts have survived, or ended with
         self._told = 0
         self._deadline = float("inf")
         self._coordinator = CoordinatorProcess(folder, start, restore, causes, may_restart)
         self._code: int | None = None  # of the coordinator
-        self._workers: dict[int, psutil.Process] = {}  # that have not ended, by rank
+        self._endpoint: str | None = None  # of the control plane
+        self._workers: dict[
+            int, tuple[int, psutil.Process]
+        ] = {}  # that have not ended, by pid: with their ranks
+        self._alone: float | None = None  # since when there are none
         self._looked = time.monotonic()
         self._unresponsive = 0.0  # seconds for which the coordinator has been seen to be stopped
 
@@ -68,23 +74,33 @@ class Attempt:
             while self._look():
                 time.sleep(0.05)
         finally:
-            kill([*self._workers.values()])
+            kill([process for _, process in self._workers.values()])
         end = self._conclude()
         self._coordinator.close()
         return end
 
     def _start_workers(self, endpoint: str) -> None:
-        size = str(self._config.layout.world)
+        self._endpoint = endpoint
         for worker in self._config.layout.workers:
-            rank = str(worker.rank)
-            order = Order(
-                entry="scpl_dist.launch.rank:local",
-                arguments={"run_dir": str(self._folder.path), "control": endpoint},
-                title=f"scpl-dist: stage {worker.label} {self._folder.path}",
-                environment={"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
-                log=str(self._folder.log / f"{worker.file}.log"),
-            )
-            self._workers[worker.rank] = start(order)
+            self._start_worker(worker)
+
+    def _start_worker(self, worker: WorkerId) -> None:
+        size, rank = str(self._config.layout.world), str(worker.rank)
+        order = Order(
+            entry="scpl_dist.launch.rank:local",
+            arguments={"run_dir": str(self._folder.path), "control": self._endpoint},
+            title=f"scpl-dist: stage {worker.label} {self._folder.path}",
+            environment={"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
+            log=str(self._folder.log / f"{worker.file}.log"),
+        )
+        process = start(order)
+        self._workers[process.pid] = worker.rank, process
+
+    def _replace(self, rank: int, pid: int | None) -> None:
+        """Start a worker in place of one that is lost: it may still run, stopped or cut off."""
+        if pid in self._workers:
+            kill([self._workers.pop(pid)[1]])
+        self._start_worker(self._config.layout.workers[rank])
 
     def _look(self) -> bool:
         """Act on what happened since the last look; whether something still runs, and may."""
@@ -93,17 +109,29 @@ class Attempt:
             self._told += 1
         if self._told > 1:
             self._end_within(_FAILED_GRACE_S)
-        for rank, process in list(self._workers.items()):
+        for pid, (rank, process) in list(self._workers.items()):
             code = ended(process)
             if code is not None:
-                del self._workers[rank]
-                self._coordinator.tell({"event": "exited", "rank": rank, "code": code})
-                if not self._workers:
-                    self._end_within(_GRACE_S)
+                del self._workers[pid]
+                self._coordinator.tell({"event": "exited", "rank": rank, "code": code, "pid": pid})
+        if self._code is None and self._told == 0:
+            for wish in self._coordinator.wishes():
+                self._replace(wish["rank"], wish["pid"])
+        self._notice_emptiness()
         if self._code is None:
             self._look_at_coordinator()
         running = self._code is None or bool(self._workers)
         return running and time.monotonic() < self._deadline
+
+    def _notice_emptiness(self) -> None:
+        """Without workers nothing is left to do but to conclude, unless others are waited for."""
+        if self._workers or self._endpoint is None:
+            self._alone = None
+            return
+        self._alone = self._alone or time.monotonic()
+        patience = self._config.runtime.replace_s if self._config.runtime.max_restarts else 0.0
+        if self._code is None and time.monotonic() - self._alone >= _GRACE_S + patience:
+            self._end_within(0)
 
     def _look_at_coordinator(self) -> None:
         self._code = ended(self._coordinator.process)
@@ -134,15 +162,18 @@ class Attempt:
         """Workers that still run after a failure write their stacks, also those that hold the interpreter lock."""
         exit_json = self._folder.read("exit.json") or {}
         if meaning(exit_json.get("cause") or "").stacks:
-            for process in self._workers.values():
+            for _, process in self._workers.values():
                 process.send_signal(STACKS)
 
     def _conclude(self) -> End:
         """How it ended; writes exit.json, and says it, where the coordinator could not."""
-        step = self._folder.metrics.last_step(self._config.pipeline.stages)
+        step = self._folder.metrics.last_step(bool(self._config.block))
         found = self._folder.read("exit.json")
         if found is not None and self._code is not None:
-            return End(found["code"], found.get("cause", ""), found["reason"], found.get("stage"), step)
+            return End.of(found, step)
+        # A coordinator that was killed has left what it survived in its rows alone.
+        rows = [row for row in self._folder.metrics.rows() if row["event"] == "restart"]
+        survived = tuple(str(row["cause"]) for row in rows[self._before :])
         cause = None
         if self._code is not None and -self._code in (signal.SIGTERM, signal.SIGINT):
             # It still loaded, so nothing has begun.
@@ -164,7 +195,7 @@ class Attempt:
             print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
         if text:
             print(text, file=sys.stderr)
-        return End(code, cause or "", reason, None, step)
+        return End(code, cause or "", reason, None, step, survived)
 
     def _loss(self) -> str:
         """What became of a coordinator that has not said it; afterwards it is gone."""

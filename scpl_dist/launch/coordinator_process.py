@@ -1,6 +1,7 @@
 """The coordinator as a child of the process that starts a run: the local launcher, or rank 0 under torchrun.
 
 parent  -- standard input: signals, workers that exited -->  coordinator   end of file: the parent died
+<-------- the same socket: workers to be replaced --
 <-------- run.json in the run folder --------------               "sockets are bound"
 """
 
@@ -33,10 +34,12 @@ class CoordinatorProcess:
         restore: str,
         restarted: Sequence[str] = (),
         may_restart: bool = False,
+        replaceable: bool = True,
     ) -> None:
         self._folder = folder
         folder.clear()
         self._generation = uuid.uuid4().hex
+        self._rest = b""
         order = Order(
             entry="scpl_dist.coordinator.service:serve",
             arguments={
@@ -46,6 +49,7 @@ class CoordinatorProcess:
                 "restarted": list(restarted),
                 "launched": True,
                 "may_restart": may_restart,
+                "replaceable": replaceable,
             },
             title=f"scpl-dist: coordinator {folder.path}",
             orphan=True,  # it says how the run ended, also when its parent was killed
@@ -68,6 +72,15 @@ class CoordinatorProcess:
         """Send one event; returns at once."""
         with suppress(OSError):  # it has ended, which is an event of its own
             self._socket.sendall(json.dumps(event).encode() + b"\n")
+
+    def wishes(self) -> list[dict[str, Any]]:
+        """What the coordinator has asked for since the last call."""
+        try:
+            self._rest += self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+        except OSError:  # nothing, or it has ended
+            return []
+        *lines, self._rest = self._rest.split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def close(self) -> None:
         self._socket.close()

@@ -5,7 +5,7 @@
 
 The launcher imports torch once, and all its processes are forked from it; beyond that it has nothing to do with
 torch and decides nothing about training. It passes signals on, makes sure that everything ends, and decides with
-`scpl_dist.launch.restarts` whether a failure is final.
+`scpl_dist.coordinator.restarts` whether a failure is final.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from scpl_dist.coordinator.restarts import End, Restarts
 from scpl_dist.launch.attempt import Attempt
-from scpl_dist.launch.process import call, spawn
-from scpl_dist.launch.restarts import End, Restarts
+from scpl_dist.launch.process import call, spawn, tell
 from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import PreflightError
@@ -46,10 +46,16 @@ _FOR_RUN = (
 )
 
 
-def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[int, RunFolder]:
+def train(
+    config: Config,
+    run_dir: Path | None,
+    resume: str = "never",
+    begun: Callable[[RunFolder], None] = lambda folder: None,
+) -> tuple[int, RunFolder]:
     """Check a run and take it to its end, with restarts, in a process that does nothing else.
 
-    `run_dir` None makes a folder; `resume` is "never", "auto" or the folder of a checkpoint. Returns the run folder and
+    `run_dir` None makes a folder; `resume` is "never", "auto" or the folder of a checkpoint. `begun` is called with the
+    folder when all is checked. Returns the run folder and
     the exit code of the contract: 0 done, 1 failed, 2 configuration, 130 or 143 stopped.
 
     Raises:
@@ -69,6 +75,7 @@ def train(config: Config, run_dir: Path | None, resume: str = "never") -> tuple[
         raise PreflightError("the check of the run was killed, perhaps because the memory was full")
     config = Config.model_validate(checked["config"])
     folder = RunFolder.create(run_dir, config, resume=resume != "never")
+    begun(folder)
     signals: list[int] = []
     with folder.taken(config, checked["labels"], seen):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -123,32 +130,39 @@ def _launch(config: Config, folder: RunFolder, resume: str, restore: str, signal
             folder.fail(1, str(error), Cause.CHECKPOINT)
             print(f"scpl-dist: not started again: {error}", file=sys.stderr, flush=True)
             return 1
-        _note_restart(end, restarts, folder, restore)
+        note_restart(end, restarts, folder, restore)
 
 
-def _note_restart(end: End, restarts: Restarts, folder: RunFolder, restore: str) -> None:
+def note_restart(end: End, restarts: Restarts, folder: RunFolder, restore: str) -> None:
     """Say it on the screen and in ``metrics.jsonl``, which nobody else writes at this moment."""
     number = len(restarts.causes)
     where = "the last good checkpoint" if restore else "the beginning, as there is no checkpoint yet"
     print(f"restart {number} of {restarts.limit} from {where}: {end.reason}", file=sys.stderr, flush=True)
     row = {"event": "restart", "number": number, "cause": end.cause, "reason": end.reason, "stage": end.stage}
-    folder.metrics.append(row | {"time": time.time()})
+    folder.metrics.append(row | {"step": end.step, "time": time.time()})
     folder.metrics.close()
 
 
-def train_apart(config: Config, run_dir: str | Path | None) -> tuple[int, RunFolder] | None:
+def train_apart(
+    config: Config, run_dir: str | Path | None, begun: Callable[[Path], None]
+) -> tuple[int, RunFolder] | None:
     """`train` for a program with threads, a GPU and plans of its own: the launcher is a child of it.
 
-    None if the launcher was killed.
+    `begun` is called with the run folder when all is checked. None if the launcher was killed.
     """
     arguments = {"config": config.model_dump(mode="json"), "run_dir": run_dir and str(run_dir)}
     entry = "scpl_dist.launch.local:_train_here"
-    answer = call(entry, arguments, "scpl-dist: launcher", spawn, _signals_passed_on)
+    answer = call(
+        entry, arguments, "scpl-dist: launcher", spawn, _signals_passed_on, lambda told: begun(Path(told))
+    )
     return answer and (answer["code"], RunFolder(Path(answer["run_dir"])))
 
 
 def _train_here(config: dict[str, Any], run_dir: str | None) -> dict[str, Any]:
-    code, folder = train(Config.model_validate(config), None if run_dir is None else Path(run_dir))
+    path = None if run_dir is None else Path(run_dir)
+    code, folder = train(
+        Config.model_validate(config), path, begun=lambda folder: tell(str(folder.path.absolute()))
+    )
     return {"code": code, "run_dir": str(folder.path)}
 
 

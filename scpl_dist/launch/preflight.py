@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,11 +16,13 @@ from scpl_dist.coordinator import loggers
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.data import DataSource, Labels
 from scpl_dist.data.sampling import weights_of
+from scpl_dist.methods import arithmetic
+from scpl_dist.methods.task import TASKS
 from scpl_dist.plan.forecast import cores
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import blaming
-from scpl_dist.run.network import resolve
+from scpl_dist.run.network import resolve, workers_here
 from scpl_dist.worker import optimizers
 
 
@@ -58,19 +61,22 @@ def examine(config: Config, source: DataSource, position: Mapping[str, Any] | No
         )
     weights_of(config, source)  # raises if they are no weights
     ItemSequence(config, source.sizes, position)  # raises if they do not fit together
+    shape = source.batch("train", 0, torch.arange(2))[1].shape[1:]
+    if len(shape) != TASKS[config.task.name].label_dimensions:
+        raise ValueError(
+            f"task.name = {config.task.name!r} and data.name = {config.data.name!r}: the label of a sample has shape "
+            f'{tuple(shape)}; use task.name = "lm" where each token has a label, and "classification" where each '
+            "sample has one class, an integer from 0"
+        )
     if config.pipeline.partition == "measured":
         config = _measured(config, source)
     with blaming("data.name", config.data.name):
         example = source.example()
     plan = _plan(config, source.classes, example, position, data.counts(config, source))
-    shape, wanted = source.batch("train", 0, torch.arange(2))[1].shape[1:], plan.method.task.label_shape
-    if shape != wanted:
-        raise ValueError(
-            f"data.name = {config.data.name!r}: the label of a sample has shape {tuple(shape)}, and the heads learn "
-            f"labels of shape {wanted}: give each sample one class, an integer from 0"
-        )
-    if config.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError('runtime.device = "cuda": torch sees no GPU here; use "auto" or "cpu"')
+    world = config.layout.world
+    for stage in range(config.pipeline.stages if workers_here(world) == world else 1):
+        arithmetic.device(config.at(stage))
+    _check_folder(config.runtime.offload_folder)
     _check_port("metrics", config.metrics.host, config.metrics.port)
     _check_port("control", config.control.host, config.control.port)
     return plan
@@ -99,9 +105,9 @@ def _plan(
 
 def _crowd(config: Config) -> Iterator[str]:
     """Whether the workers of this host get in each other's way, which they do less on GPUs."""
-    workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.layout.world))
+    workers = workers_here(config.layout.world)
     threads, there = config.runtime.threads, cores()
-    gpu = config.runtime.device != "cpu" and torch.cuda.is_available()
+    gpu = arithmetic.on_gpu(config)
     if workers * threads > there and not gpu:
         fix = f"use runtime.threads = {there // workers}" if workers <= there else "use fewer workers here"
         yield f"runtime.threads = {threads} for each of {workers} workers, on {there} CPU core(s): {fix}"
@@ -124,6 +130,14 @@ def _measured(config: Config, source: DataSource) -> Config:
     plan = Plan.plan(partitioned("uniform"), source.classes, source.example())
     optimizers.check(plan)
     return partitioned(costs.counts(plan, source))
+
+
+def _check_folder(folder: str) -> None:
+    if folder and not (Path(folder).is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(
+            f"runtime.offload_folder = {folder!r}: is no folder that can be written; make it, on each host, or leave "
+            "the key out for the run folder"
+        )
 
 
 def _check_port(section: str, host: str, port: int | Literal["auto"]) -> None:

@@ -149,15 +149,17 @@ def call(
     title: str,
     start: Callable[[Order, int], psutil.Process] = start,
     meanwhile: Callable[[psutil.Process], AbstractContextManager[None]] = nullcontext,
+    heard: Callable[[Any], None] = lambda told: None,
 ) -> Any:
     """The result of a function, called in a process of its own; None if that was killed. Both as JSON has them.
 
-    `meanwhile` is entered with the process while it runs.
+    `meanwhile` is entered with the process while it runs; `heard` is called with what it `tell`s before the result.
 
     Raises:
         ValueError: the function has found a mistake of the user's.
         PreflightError: it has raised something else.
     """
+    found: dict[str, Any] = {}
     ours, theirs = socket.socketpair()
     with ours, ours.makefile("rb") as answer:
         with theirs:
@@ -165,18 +167,25 @@ def call(
             process = start(order, theirs.fileno())
         try:
             with meanwhile(process):
-                text = answer.read()
+                for line in answer:
+                    found = json.loads(line)
+                    if "told" in found:
+                        heard(found["told"])
         except BaseException:
             process.kill()
             raise
         finally:
             process.wait()
-    found = json.loads(text) if text else {}
     if "mistake" in found:
         raise ValueError(found["mistake"])
     if "raised" in found:
         raise PreflightError(found["raised"])
     return found.get("result")
+
+
+def tell(value: Any) -> None:
+    """Let the process that has called this one with `call` hear a plain value before the result."""
+    os.write(0, json.dumps({"told": value}).encode() + b"\n")
 
 
 def _answer(entry: str, arguments: dict[str, Any]) -> int:

@@ -94,6 +94,11 @@ class AssociatedLearning(LocalMethod):
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
         super().__init__(config, num_blocks, task)
+        if task.per_token:
+            raise ValueError(
+                'run.method = "al" and task.name = "lm": its label code is that of one class a sample; use early_exit, '
+                "scpl, bp or gpipe"
+            )
         usual = TaskSettings()
         for key in ("label_smoothing", "class_weights") if config.al.activation == "sigmoid" else ():
             value = getattr(config.task, key)

@@ -33,6 +33,7 @@ SHORT = 128  # tokens
 _SWITCH = threading.RLock()
 COMPILERS = ("g++", "c++", "clang++")
 _VARIANTS = 64  # compiled versions of one block: training and evaluation, by sizes of the input
+_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that use CUDA graphs
 
 
 def check(config: Config, example: Any, local: bool) -> None:
@@ -49,9 +50,20 @@ def check(config: Config, example: Any, local: bool) -> None:
             f'runtime.precision = "float16": run.method = {config.run.method!r} would need one scale of the loss for '
             'all stages; use "bfloat16", which needs none'
         )
-    if runtime.compile and on_gpu(config) is False and not any(map(shutil.which, COMPILERS)):
+    if runtime.compile in _GRAPHS and not local:
         raise ValueError(
-            "runtime.compile = true: torch compiles for the CPU with a C++ compiler, and there is no "
+            f"runtime.compile = {runtime.compiled}: is for methods whose blocks learn alone; with run.method = "
+            f"{config.run.method!r} other blocks compute between a block's forward and backward pass, which would "
+            'write over what it keeps in a CUDA graph; use "default"'
+        )
+    some_on_cpu = not on_gpu(config) or "cpu" in runtime.devices
+    if runtime.offload == "cpu" and some_on_cpu:
+        raise ValueError(
+            'runtime.offload = "cpu": a stage computes on the CPU, whose memory it would be put away in; use "disk"'
+        )
+    if runtime.compile and some_on_cpu and not any(map(shutil.which, COMPILERS)):
+        raise ValueError(
+            f"runtime.compile = {runtime.compiled}: torch compiles for the CPU with a C++ compiler, and there is no "
             f"{', '.join(COMPILERS)}; install one (Debian: apt-get install g++), or leave it out"
         )
 
@@ -75,7 +87,23 @@ def doubts(config: Config) -> Iterator[str]:
 
 
 def on_gpu(config: Config) -> bool:
-    return config.runtime.device != "cpu" and torch.cuda.is_available()
+    """Whether a stage computes on a GPU; ask with `Config.at` for a certain one."""
+    return set(config.runtime.devices) != {"cpu"} and torch.cuda.is_available()
+
+
+def device(config: Config, local_rank: int = 0) -> torch.device:
+    """Where the worker of this number on its host computes; ValueError for a GPU that is not here."""
+    [wanted] = config.runtime.devices
+    count = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    given = wanted.partition(":")[2]
+    if int(given or 0) >= count:
+        raise ValueError(
+            f'runtime.device = "{wanted}": torch sees {count or "no"} GPU{"" if count == 1 else "s"} here; use "auto", '
+            '"cpu", or one that is here'
+        )
+    return torch.device("cuda", int(given) if given else local_rank % count)
 
 
 def settle(config: Config) -> None:
@@ -102,8 +130,14 @@ def arrange(trainable: TrainableBlock, config: Config, local: bool) -> None:
         # Sizes are constants, so that what is compiled does not depend on which of them came first; and each block has
         # versions of its own, so that it does not depend on the other blocks of a stage.
         block.forward = torch.compile(  # type: ignore[call-overload]
-            block.forward, dynamic=False, isolate_recompiles=True, recompile_limit=_VARIANTS
+            block.forward,
+            mode="default" if runtime.compile is True else runtime.compile,
+            dynamic=False,
+            isolate_recompiles=True,
+            recompile_limit=_VARIANTS,
         )
+        if runtime.compile in _GRAPHS and on_gpu(config):
+            replay(block)
     if runtime.memory_format == "channels_last":
         for parameter in trainable.parameters():
             parameter.data = _channels_last(parameter.data)
@@ -115,6 +149,27 @@ def arrange(trainable: TrainableBlock, config: Config, local: bool) -> None:
             _around(trainable, "forward", _short_attention_composed)
         for name in ("embed", "predict", "decode", "local_scores"):
             _around(trainable, name, lambda method: _in_float32(torch.autocast(kind, dtype)(method)))
+
+
+def replay(block: nn.Module) -> None:
+    """Let the results of a block whose forward and backward pass are CUDA graphs outlive the next graph.
+
+    The graphs of all blocks of a device share their memory. So a graph may begin only when no backward pass is to
+    come, as with local losses, and what is still needed then has to be a copy: outputs, which are sent on or are the
+    next block's input, and gradients of weights, which may wait for other micro-batches.
+    """
+    for parameter in block.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(torch.clone)  # type: ignore[no-untyped-call]
+
+    def kept(forward: Callable[[Carry], Carry]) -> Callable[[Carry], Carry]:
+        def call(carry: Carry) -> Carry:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return pytree.tree_map_only(Tensor, torch.clone, forward(carry))
+
+        return call
+
+    _around(block, "forward", kept)
 
 
 def _around(module: nn.Module, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

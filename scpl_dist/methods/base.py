@@ -15,6 +15,7 @@ from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import Task
 from scpl_dist.run.config import Config, Section
 
+OWN = ("loss.", "al.", "task.compared")  # beginnings of keys that only some methods read
 SCHEDULING = ("pipeline.schedule", "pipeline.deferred_batch_norm")  # what only some methods' schedules have
 
 
@@ -27,7 +28,7 @@ class Method(ABC):
     name: ClassVar[str]
     local: ClassVar[bool]  # gradients end at every block; if False, they are handed on from block to block
     schedules: ClassVar[bool] = False  # the keys in `SCHEDULING` mean something here
-    reads: ClassVar[tuple[str, ...]] = ("loss.", "al.")  # beginnings of the keys of these sections that do
+    reads: ClassVar[tuple[str, ...]] = OWN  # beginnings of those keys of `OWN` that do
     Settings: ClassVar[type[Section]] = Section  # what run.args may hold, with defaults; see `settings`
 
     def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
@@ -54,7 +55,20 @@ class Method(ABC):
                 f"{config.pipeline.replicas}: with {self.name} all stages clip by one length, which replicas do not "
                 "pass on; use optimizer.clip_value, or pipeline.replicas = 1"
             )
-        if parts != 1 and config.task.class_weights != "none":
+        if config.runtime.offload != "off" and not self.local:
+            raise ValueError(
+                f'runtime.offload = "{config.runtime.offload}": {self.name} needs all blocks of a stage for each '
+                "backward pass, so none could be put away; use a method whose blocks learn alone, such as scpl, or "
+                '"off" and more stages'
+            )
+        means = parts != 1 and not self.compares
+        if means and task.per_token and config.layout.replicas[0] > 1:
+            raise ValueError(
+                f'task.name = "lm", pipeline.micro_batches = {parts} and pipeline.replicas = '
+                f"{config.pipeline.replicas}: parts of a batch are weighed by their tokens, of which the replicas of "
+                "the first stage know their own only; use one of the two"
+            )
+        if means and config.task.class_weights != "none":
             raise ValueError(
                 f"task.class_weights = {config.task.class_weights!r} and pipeline.micro_batches = {parts}: a weighted "
                 "mean over a part of a batch is not that over the whole; use pipeline.micro_batches = 1"
@@ -67,10 +81,10 @@ class Method(ABC):
         read = cls.reads + (SCHEDULING if cls.schedules else ())
         return {
             f"{section}.{key}": value
-            for section in ("loss", "al", "pipeline")
+            for section in ("loss", "al", "task", "pipeline")
             for key, value in usual[section]
             if getattr(given[section], key) != value
-            and f"{section}.{key}".startswith(("loss.", "al.", *SCHEDULING))
+            and f"{section}.{key}".startswith(OWN + SCHEDULING)
             and not f"{section}.{key}".startswith(read)
         }
 
@@ -78,6 +92,11 @@ class Method(ABC):
     def whole(self) -> str:
         """Why a batch must stay whole; empty if it may be split into micro-batches."""
         return ""
+
+    @property
+    def compares(self) -> bool:
+        """Whether an objective is more than a mean over samples, and has to see those of all micro-batches."""
+        return False
 
     @property
     def clips_together(self) -> bool:
@@ -105,7 +124,7 @@ class Method(ABC):
         return inputs
 
     def scores(self, trainables: Mapping[int, TrainableBlock], block: int, carry: Carry) -> Tensor | None:
-        """Class scores (N, classes) of an answer from `block`, which gave this carry; None if it cannot give one.
+        """Scores (N, ..., classes) of an answer from `block`, which gave this carry; None if it cannot give one.
 
         All blocks are there, in evaluation mode.
         """
@@ -118,7 +137,7 @@ class Method(ABC):
         return self.task.metrics(scores, labels)
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Class probabilities (N, classes) of `scores`."""
+        """Probabilities of the classes, of the shape of `scores`."""
         return self.task.probabilities(scores)
 
 
@@ -141,11 +160,19 @@ class LocalMethod(Method):
     A block inside a stage finishes its update before the next one starts, so only one block's activations are alive;
     the last one sends its output first, so that the next stage works while this one goes backward. With several
     micro-batches the update follows the last one.
+
+    An objective that compares samples sees those of all micro-batches, and each is then computed again to go backward,
+    so that the activations of one are alive:
+
+        F0.0 E0.0 F0.1 E0.1 LOSS0 R0.0 B0.0 R0.1 B0.1 STEP0 F1.0 ...
     """
 
     local = True
 
     def train(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
+        if self.compares and micro_batches > 1:
+            yield from self._twice(spec, micro_batches)
+            return
         for m in range(micro_batches):
             yield Action(Kind.LOAD if spec.first else Kind.RECV_F, micro_batch=m)
             for block in spec.blocks:
@@ -156,3 +183,19 @@ class LocalMethod(Method):
                 yield Action(Kind.BACKWARD, block, m)
                 if m == micro_batches - 1:
                     yield Action(Kind.STEP, block)
+
+    def _twice(self, spec: StageSpec, micro_batches: int) -> Iterator[Action]:
+        """All micro-batches forward through a block, and then each forward and backward."""
+        for block in spec.blocks:
+            for m in range(micro_batches):
+                if block == spec.blocks[0]:
+                    yield Action(Kind.LOAD if spec.first else Kind.RECV_F, micro_batch=m)
+                yield Action(Kind.FORWARD, block, m)
+                if block == spec.blocks[-1] and not spec.last:
+                    yield Action(Kind.SEND_F, micro_batch=m)
+                yield Action(Kind.EMBED, block, m)
+            yield Action(Kind.LOSS, block)
+            for m in range(micro_batches):
+                yield Action(Kind.RECOMPUTE, block, m)
+                yield Action(Kind.BACKWARD, block, m)
+            yield Action(Kind.STEP, block)

@@ -13,6 +13,7 @@ are the same.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,14 @@ class DeferredBatchNorm(_Exchanged):
     total: Tensor
     squares: Tensor
     count: Tensor
+    begun: bool  # something has been added to them
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.running_mean is None:
             return super().forward(input)
         others = [dim for dim in range(input.dim()) if dim != 1]
         values = input if input.dtype is torch.float64 else input.float()
+        self.begun = True
         with torch.no_grad():
             self.total += values.sum(others)
             self.squares += values.square().sum(others)
@@ -58,12 +61,21 @@ class DeferredBatchNorm(_Exchanged):
     @torch.no_grad()
     def commit(self) -> None:
         """Move the running averages as BatchNorm does after a forward pass of the whole batch."""
-        if self.count == 0:
+        if not self.begun:
             return
         mean = self.total / self.count
         self._move(mean, self.squares / self.count - mean.square(), self.count)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.begun = False
         for sums in (self.total, self.squares, self.count):
             sums.zero_()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """A batch that another state was put in place of has left nothing behind."""
+        super()._load_from_state_dict(*args)
+        self._begin()
 
 
 class SharedBatchNorm(_Exchanged):
@@ -99,6 +111,7 @@ def defer(module: nn.Module) -> None:
     for norm in _plain(module):
         if norm.track_running_stats:
             norm.__class__ = DeferredBatchNorm
+            norm.begun = False  # type: ignore[assignment]  # a module's attributes
             for name, shape in (("total", norm.num_features), ("squares", norm.num_features), ("count", ())):
                 norm.register_buffer(name, torch.zeros(shape), persistent=False)
 

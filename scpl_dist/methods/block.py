@@ -42,7 +42,7 @@ class TrainableBlock(nn.Module):
         """Terms of the objective, scalars; their sum is minimised. Without parameters: those are used in `embed`.
 
         `seen` is what `embed` gave of all samples of the micro-batch, also those of other replicas; their labels are
-        int64, sample first; of a classification (N,).
+        int64, sample first; see `scpl_dist.methods.task` for their shape.
         """
         raise NotImplementedError(f"{type(self).__name__} has no objective of its own")
 
@@ -60,7 +60,7 @@ class TrainableBlock(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} decodes nothing")
 
     def local_scores(self, after: Carry) -> Tensor | None:
-        """Class scores (N, classes) of a local head, which a sample may leave with; None if there is none."""
+        """Scores (N, ..., classes) of a local head, which a sample may leave with; None if there is none."""
         return None
 
     def updated(self) -> None:

@@ -3,6 +3,9 @@
 Heads are no part of the blocks: the projector is dropped after training, and the predictor belongs to the
 last block only. A block may say how its output is read, with plain attributes, all optional:
 
+A head reads a whole feature, flattened, and gives one answer a sample; or one of each token, `per_token`: then features
+are ``(B, length, width)``, answers ``(B, length, ...)``, and no token's answer depends on another's feature.
+
 - ``feature(output) -> Tensor (B, ...)``: what the heads see; must work on tensors without storage ("meta").
   Default: the first tensor of the output.
 - ``projector_widths = (HIDDEN, OUT)``: default widths of its projector. Default: (512, 1024).
@@ -20,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+NORM = "norm"  # the kind of a head that begins with LayerNorm, which a stream of residuals needs
 _PROJECTOR = re.compile(r"(i|l|m|mb)(,avg)?(?:,([1-9]\d*),([1-9]\d*))?")
 _PREDICTOR = re.compile(r"(relu|sigmoid|tanh),([1-9]\d*)")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -51,7 +55,7 @@ class Projector(_Head):
 
     layers: nn.Sequential
 
-    def __init__(self, kind: str, block: nn.Module, output: Any) -> None:
+    def __init__(self, kind: str, block: nn.Module, output: Any, per_token: bool = False) -> None:
         super().__init__()
         match = _PROJECTOR.fullmatch(kind)
         if match is None:
@@ -63,6 +67,12 @@ class Projector(_Head):
         hidden, out = map(int, widths) if widths[0] else getattr(block, "projector_widths", (512, 1024))
         shape = list(feature(block, output).shape[1:])
         layers: list[nn.Module] = []
+        if per_token:
+            if pooled or name == "mb":
+                raise ValueError(
+                    f'loss.projector = {kind!r}: of tokens there are "i", "l" and "m"; leave ",avg" and BatchNorm out'
+                )
+            shape = shape[-1:]
         if pooled:
             if len(shape) != 3:
                 raise ValueError(
@@ -71,7 +81,8 @@ class Projector(_Head):
                 )
             shape[1:] = [max(1, side // 2) for side in shape[1:]]
             layers.append(nn.AdaptiveAvgPool2d((shape[1], shape[2])))
-        layers.append(nn.Flatten())
+        if not per_token:
+            layers.append(nn.Flatten())
         width = math.prod(shape)
         if name == "l":
             layers.append(nn.Linear(width, out))
@@ -82,28 +93,40 @@ class Projector(_Head):
 
 
 class Predictor(_Head):
-    """Class scores from a block's feature: "l" is Linear, "sigmoid,2500" Linear-Sigmoid-Linear.
+    """Class scores from a block's feature: "l" Linear, "norm" LayerNorm-Linear, "sigmoid,2500" Linear-Sigmoid-Linear.
 
     No kind takes the block's ``predictor`` preference; one that is not of this form raises ValueError.
     """
 
-    def __init__(self, block: nn.Module, output: Any, classes: int, kind: str | None = None) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        output: Any,
+        classes: int,
+        kind: str | None = None,
+        per_token: bool = False,
+    ) -> None:
         super().__init__()
         chosen = getattr(block, "predictor", "l") if kind is None else kind
         if not isinstance(chosen, str):
             self.layers = chosen(classes)
             return
-        width = math.prod(feature(block, output).shape[1:])
+        shape = feature(block, output).shape
+        width = shape[-1] if per_token else math.prod(shape[1:])
+        flat = [] if per_token else [nn.Flatten()]
         if chosen == "l":
-            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
+            self.layers = nn.Sequential(*flat, nn.Linear(width, classes))
+            return
+        if chosen == NORM:
+            self.layers = nn.Sequential(*flat, nn.LayerNorm(width), nn.Linear(width, classes))
             return
         match = _PREDICTOR.fullmatch(chosen)
         if match is None:
             raise ValueError(
-                f'predictor {chosen!r}: write "l", or an activation and a width such as "sigmoid,2500" (relu, sigmoid, '
-                "tanh)"
+                f'predictor {chosen!r}: write "l", "norm", or an activation and a width such as "sigmoid,2500" (relu, '
+                "sigmoid, tanh)"
             )
         hidden = int(match[2])
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(width, hidden), _ACTIVATIONS[match[1]](), nn.Linear(hidden, classes)
+            *flat, nn.Linear(width, hidden), _ACTIVATIONS[match[1]](), nn.Linear(hidden, classes)
         )

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+PAIRS = 1 << 24  # pairs of samples whose similarities `supcon` has in memory at once: 64 MiB in float32
 
 
 def supcon(
-    features: torch.Tensor, labels: torch.Tensor, temperature: float = 0.1, divisor: str = "all"
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float = 0.1,
+    divisor: str = "all",
+    ignored: int | None = None,
 ) -> torch.Tensor:
     """Supervised contrastive loss of projected features.
 
@@ -23,20 +30,57 @@ def supcon(
     ``divisor_i`` is ``|P(i)| + 1`` for "all", as in the published code of SCPL (arXiv 2602.00062), and ``|P(i)|`` for
     "positives", which is L_out of Khosla et al. (arXiv 2004.11362, equation 2) averaged over the batch. An anchor
     without positives contributes 0 to the sum and counts in N. Features are ``(N, D)``, not normalised,
-    labels ``(N,)``. The loss is a float32 scalar: 0 with a gradient of 0 for fewer than two samples.
+    labels ``(N,)``. The loss is a float32 scalar: 0 with a gradient of 0 for fewer than two samples. It is that of the
+    samples whose label is not `ignored`, as if there were no others.
+
+    Up to 4096 samples all pairs are in memory at once. Of more, as many anchors as make `PAIRS` pairs come after each
+    other, and their similarities are computed again for the backward pass: memory is linear in N, for 4/3 of the work.
     """
     size = features.shape[0]
     if size < 2:
         return features.float().sum() * 0.0
     normalised = functional.normalize(features.float(), dim=1, eps=1e-12)
-    similarity = normalised @ normalised.T / temperature
-    itself = torch.eye(size, dtype=torch.bool, device=features.device)
-    positive = (labels[:, None] == labels[None, :]) & ~itself
+    rows = max(1, PAIRS // size)
+    if size <= rows:
+        likelihoods = _likelihoods(normalised, labels, 0, size, temperature, divisor, ignored)
+    else:
+        parts = [
+            checkpoint(
+                _likelihoods,
+                *(normalised, labels, begin, min(begin + rows, size), temperature, divisor, ignored),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for begin in range(0, size, rows)
+        ]
+        likelihoods = torch.cat(parts)
+    if ignored is None:
+        return -likelihoods.mean()
+    return -likelihoods.sum() / (labels != ignored).sum().clamp(min=1)
+
+
+def _likelihoods(
+    normalised: torch.Tensor,
+    labels: torch.Tensor,
+    begin: int,
+    end: int,
+    temperature: float,
+    divisor: str,
+    ignored: int | None,
+) -> torch.Tensor:
+    """What the anchors ``begin`` to ``end`` of `supcon` contribute to the sum, ``(end - begin,)``."""
+    others = torch.arange(len(labels), device=labels.device)
+    similarity = normalised[begin:end] @ normalised.T / temperature
+    outside = others[begin:end, None] == others[None, :]
+    if ignored is not None:
+        outside |= labels == ignored
+    positive = (labels[begin:end, None] == labels[None, :]) & ~outside
     count = positive.sum(dim=1)
-    normaliser = similarity.masked_fill(itself, float("-inf")).logsumexp(dim=1)
+    # Not infinite: where nothing else is left, that would be 0 times infinity.
+    normaliser = similarity.masked_fill(outside, torch.finfo(similarity.dtype).min).logsumexp(dim=1)
     log_likelihood = (similarity * positive).sum(dim=1) - count * normaliser
     weight = count + 1 if divisor == "all" else count.clamp(min=1)
-    return -(log_likelihood / weight).mean()
+    return log_likelihood / weight
 
 
 def similarity_matching(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:

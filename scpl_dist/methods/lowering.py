@@ -1,26 +1,72 @@
-"""Adds to a method's program what a stage has to wait for: room at its neighbours, its replicas, all other stages.
+"""Makes of a method's program that of a stage: without what is frozen, and with all that has to be waited for.
 
-A method says what a stage computes and passes on, as if every neighbour had room and every stage one worker. Small pure
-passes over that program make the rest of it, as torch's pipelining lowers its schedules:
+A method says what a stage computes and passes on, as if every block learned, every neighbour had room and every stage
+one worker. Small pure passes over that program make the rest of it, as torch's pipelining lowers its schedules:
 
     of the method    LOAD F0      LOSS0 B0 STEP0        F1 SEND_F       LOSS1 B1 STEP1
     room             LOAD F0      LOSS0 B0 STEP0 ROOM_F F1 SEND_F       LOSS1 B1 STEP1
     gathers, sums    LOAD F0 GATHER0 LOSS0 B0 SUM0 ROOM_F F1 SEND_F GATHER1 LOSS1 B1 SUM1 STEP0 STEP1
+    offloaded        LOAD HAVE0 FETCH1 F0 LOSS0 B0 STEP0 PUT0 ROOM_F HAVE1 FETCH0 F1 SEND_F LOSS1 B1 STEP1 PUT1
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Set
 
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 
+NONE: frozenset[int] = frozenset()
 
-def lower(program: Iterable[Action], spec: StageSpec, clip: bool = False) -> tuple[Action, ...]:
-    """The whole program of a stage; `clip`: its updates need the length of the gradient of the whole model."""
+
+def lower(
+    program: Iterable[Action],
+    spec: StageSpec,
+    clip: bool = False,
+    frozen: Set[int] = NONE,
+    local: bool = True,
+    offload: bool = False,
+) -> tuple[Action, ...]:
+    """The whole program of a stage.
+
+    `clip`: its updates need the length of the gradient of the whole model. `frozen` blocks do not learn, and `local`
+    is that of the method. `offload`: one block after the other is on the device.
+    """
+    if frozen:
+        program = without(frozen, program, spec, local)
     program = room(measured(program, spec) if clip else program, spec)
     if spec.replicas > 1:
-        program = sums(gathers(program))
-    return tuple(program)
+        program = sums(gathers(program), early=not offload)
+    return tuple(offloaded(program, spec) if offload else program)
+
+
+def without(frozen: Set[int], program: Iterable[Action], spec: StageSpec, local: bool) -> Iterator[Action]:
+    """Leave out what only learning needs.
+
+    Where blocks learn alone, a forward pass is left of a frozen one. Where gradients are handed on, they end at the
+    first block that learns; a frozen one behind it hands them on, and has no update.
+
+        of the method, local   LOAD F0 LOSS0 B0 STEP0 F1 SEND_F LOSS1 B1 STEP1
+        block 0 frozen         LOAD F0                F1 SEND_F LOSS1 B1 STEP1
+    """
+    first = first_learning(frozen)
+    for action in program:
+        passed = action.block in frozen if local else 0 <= action.block < first
+        match action.kind:
+            case Kind.STEP if action.block in frozen:
+                continue
+            case Kind.EMBED | Kind.LOSS | Kind.BACKWARD | Kind.RECOMPUTE if passed:
+                continue
+            case Kind.SEND_B if not local and spec.blocks[0] <= first:
+                continue
+            case Kind.RECV_B if not local and spec.blocks[-1] < first:
+                continue
+        yield action
+
+
+def first_learning(frozen: Set[int]) -> int:
+    """The first block that is not frozen."""
+    return next(block for block in itertools.count() if block not in frozen)
 
 
 def room(program: Iterable[Action], spec: StageSpec) -> Iterator[Action]:
@@ -63,15 +109,15 @@ def measured(program: Iterable[Action], spec: StageSpec) -> Iterator[Action]:
 
 
 def gathers(program: Iterable[Action]) -> Iterator[Action]:
-    """Show every objective the samples of all replicas."""
+    """Show every objective the samples of all replicas; what is embedded first is gathered there."""
     for action in program:
-        if action.kind is Kind.LOSS:
+        if action.kind is Kind.LOSS and action.micro_batch >= 0:
             yield Action(Kind.GATHER, action.block, action.micro_batch)
         yield action
 
 
-def sums(program: Iterable[Action]) -> Iterator[Action]:
-    """Add up gradients over the replicas before each update; the sums travel while the stage computes.
+def sums(program: Iterable[Action], early: bool) -> Iterator[Action]:
+    """Add up gradients over the replicas before each update; `early` sums travel while the stage computes.
 
     So an update follows the first sum that begins after a further backward pass, or the end of the program.
     """
@@ -85,7 +131,34 @@ def sums(program: Iterable[Action]) -> Iterator[Action]:
             yield Action(Kind.SUM, action.block)
             yield from due
             due = []
-            begun.append(action)
+            if early:
+                begun.append(action)
+            else:
+                yield action
         else:
             yield action
     yield from due + begun
+
+
+def offloaded(program: Iterable[Action], spec: StageSpec) -> Iterator[Action]:
+    """Have each block while something is done with it, and the next one on its way.
+
+    The next item begins with the first block again, which is fetched at the end. A block that is the next one, too,
+    stays.
+    """
+    actions = list(program)
+    turns = [block for block, _ in itertools.groupby(action.block for action in actions if action.block >= 0)]
+    following = iter([*turns[1:], spec.blocks[0]])
+    upcoming = [spec.blocks[0]]  # from the back: the block that is needed next, behind each action
+    for action in reversed(actions):
+        upcoming.append(action.block if action.block >= 0 else upcoming[-1])
+    now = -1
+    for action, needed in zip(actions, reversed(upcoming[:-1]), strict=True):
+        if action.block >= 0 and action.block != now:
+            now, after = action.block, next(following)
+            yield Action(Kind.HAVE, now)
+            if after != now:
+                yield Action(Kind.FETCH, after)
+        yield action
+        if action.block >= 0 and needed != now:
+            yield Action(Kind.PUT, now)

@@ -28,7 +28,18 @@ METRICS = Registry(
     "task.metrics",
     {name: f"scpl_dist.methods.metrics:{name}" for name in ("top5", MACRO_F1, CONFUSION)},
 )
-_TAKEN = ("event", "epoch", "split", "accuracy", "correct", "total", "loss", "time", "event_number")
+_TAKEN = (
+    "event",
+    "epoch",
+    "split",
+    "accuracy",
+    "correct",
+    "total",
+    "loss",
+    "perplexity",
+    "time",
+    "event_number",
+)
 _MANY = 256  # classes; a larger matrix is no row that anybody reads
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from scpl_dist.methods import losses
 from scpl_dist.methods.heads import Projector, feature
-from scpl_dist.methods.task import Task
+from scpl_dist.methods.task import IGNORED, Task, labelled
 from scpl_dist.run.config import Loss
 from scpl_dist.run.imports import bind
 from scpl_dist.run.registry import Registry
@@ -40,7 +40,7 @@ class Objective:
     """What a block learns from: heads on its feature, by name, and the loss of what they make of it."""
 
     heads: dict[str, nn.Module]
-    # (What each head gives of all samples, labels (N,)) to scalars by name; their sum is minimised.
+    # (What each head gives of all samples, their labels) to scalars by name; their sum is minimised.
     loss_terms: Callable[[Mapping[str, Tensor], Tensor], Terms]
 
 
@@ -61,30 +61,49 @@ def make(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective
             f"loss.name = {settings.name!r}: returned {shape}, return a tensor without dimensions"
         )
 
-    return _projected(settings, block, output, own)
+    return _projected(settings, block, output, task, own)
 
 
 def _projected(
-    settings: Loss, block: nn.Module, output: Any, terms: Callable[[Tensor, Tensor], Terms]
+    settings: Loss, block: nn.Module, output: Any, task: Task, terms: Callable[[Tensor, Tensor], Terms]
 ) -> Objective:
-    projector = Projector(settings.projector, block, output)
-    return Objective({"projector": projector}, lambda seen, labels: terms(seen["projector"], labels))
+    """Of terms that take only rows with a class."""
+
+    def given(projected: Tensor, classes: Tensor) -> Terms:
+        return terms(*labelled(projected, classes)) if task.per_token else terms(projected, classes)
+
+    return _compared(settings, block, output, task, given)
+
+
+def _compared(
+    settings: Loss, block: nn.Module, output: Any, task: Task, terms: Callable[[Tensor, Tensor], Terms]
+) -> Objective:
+    projector = Projector(settings.projector, block, output, task.per_token)
+    return Objective(
+        {"projector": projector}, lambda seen, labels: terms(*task.compared(seen["projector"], labels))
+    )
 
 
 def supcon(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    def terms(projected: Tensor, labels: Tensor) -> Terms:
-        return {"contrastive": losses.supcon(projected, labels, settings.temperature, settings.divisor)}
+    ignored = IGNORED if task.per_token else None
 
-    return _projected(settings, block, output, terms)
+    def terms(projected: Tensor, classes: Tensor) -> Terms:
+        return {
+            "contrastive": losses.supcon(projected, classes, settings.temperature, settings.divisor, ignored)
+        }
+
+    return _compared(settings, block, output, task, terms)
 
 
 def deinforeg(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
-    return _projected(settings, block, output, partial(losses.deinforeg, classes=task.classes))
+    return _projected(settings, block, output, task, partial(losses.deinforeg, classes=task.classes))
 
 
 def classifier(settings: Loss, block: nn.Module, output: Any, task: Task) -> nn.Module:
-    """A local classifier, ``loss.classifier``; "m" is the block's own preference or two layers of width 512."""
-    kind = getattr(block, "classifier", "sigmoid,512") if settings.classifier == "m" else settings.classifier
+    """A local classifier, ``loss.classifier``; "m" is the block's own preference or that of the task."""
+    kind = (
+        getattr(block, "classifier", task.classifier) if settings.classifier == "m" else settings.classifier
+    )
     try:
         return task.head(block, output, kind)
     except ValueError as error:
@@ -99,6 +118,12 @@ def ce(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
 
 
 def predsim(settings: Loss, block: nn.Module, output: Any, task: Task) -> Objective:
+    if task.per_token:
+        raise ValueError(
+            'loss.name = "predsim" and task.name = "lm": it compares whole samples, and a text has no class; use '
+            '"ce" or "supcon"'
+        )
+
     def terms(seen: Mapping[str, Tensor], labels: Tensor) -> Terms:
         similar = losses.similarity_matching(seen["similarity"], labels, task.classes)
         local = task.loss(seen["classifier"], labels)

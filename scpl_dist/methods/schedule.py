@@ -21,9 +21,10 @@ class Kind(StrEnum):
     FORWARD = "F"  # of a block
     ROOM_F = "ROOM_F"  # * wait until the stage behind has room for the output
     SEND_F = "SEND_F"  # pass the newest output to the stage behind
+    EMBED = "E"  # what the objective of a block sees of a micro-batch, without what made it
     RECOMPUTE = "R"  # forward of a block again, because its activations were not kept
     GATHER = "GATHER"  # * let the objective of a block see the samples of all replicas of the stage
-    LOSS = "LOSS"  # local objective of a block
+    LOSS = "LOSS"  # local objective of a block, of a micro-batch or of all that were embedded
     BACKWARD = "B"  # from the loss of a block, or from the gradient of its output
     ROOM_B = "ROOM_B"  # * wait until the stage before has room for what goes back to it
     SEND_B = "SEND_B"  # pass back what it waits for: the gradient of the stage's input, or an answer
@@ -39,6 +40,9 @@ class Kind(StrEnum):
     PREDICT = "PRED"  # answer of a block: class scores, or a code of them
     DECODE = "DEC"  # carry an answer back over a block
     COUNT = "COUNT"  # compare the answer with the labels
+    FETCH = "FETCH"  # * begin to bring a block to the device
+    HAVE = "HAVE"  # * wait until it is there
+    PUT = "PUT"  # * begin to put it away
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from scpl_dist.methods import objectives
 from scpl_dist.methods.base import LocalMethod
@@ -56,16 +57,40 @@ class LocalUnit(TrainableBlock):
 
 class Scpl(LocalMethod):
     name = "scpl"
-    reads: ClassVar[tuple[str, ...]] = ("loss.",)
+    reads: ClassVar[tuple[str, ...]] = ("loss.", "task.compared")
+
+    def __init__(self, config: Config, num_blocks: int, task: Task) -> None:
+        super().__init__(config, num_blocks, task)
+        self._twice_forward = self.compares and config.pipeline.micro_batches > 1
+        if self._twice_forward and config.runtime.compile:
+            raise ValueError(
+                f"runtime.compile = {config.runtime.compiled} and pipeline.micro_batches = "
+                f"{config.pipeline.micro_batches}: {self.name} computes each part a second time, and what is compiled "
+                "cannot be computed again by the same code; use one of them"
+            )
 
     @property
-    def whole(self) -> str:
-        if self.config.loss.name == "ce":
-            return ""
-        return "a contrastive loss compares all samples of a batch, so parts of it have another loss"
+    def compares(self) -> bool:
+        return self.config.loss.name != "ce"
 
     def trainable(self, index: int, block: nn.Module, before: Any, after: Any) -> TrainableBlock:
-        """The objective's heads for each block, a predictor for the last, and for all if they are wanted."""
+        """The objective's heads for each block, a predictor for the last, and for all if they are wanted.
+
+        ValueError for BatchNorm in a batch that is split: the loss would not be that of the whole batch.
+        """
+        made = self._unit(index, block, after)
+        if self._twice_forward and index not in self.config.frozen(0):
+            for name, module in made.named_modules():
+                if isinstance(module, _BatchNorm):
+                    raise ValueError(
+                        f"pipeline.micro_batches = {self.config.pipeline.micro_batches}: {name} of block {index} is a "
+                        f"{type(module).__name__}, which normalises each part by the part's own statistics, so the "
+                        "loss would not be that of the whole batch; use pipeline.micro_batches = 1, or GroupNorm or "
+                        "LayerNorm in its place"
+                    )
+        return made
+
+    def _unit(self, index: int, block: nn.Module, after: Any) -> LocalUnit:
         settings = self.config.loss
         objective = objectives.make(settings, block, after, self.task)
         if index == self.num_blocks - 1:

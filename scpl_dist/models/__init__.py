@@ -5,9 +5,9 @@ attributes, how heads read its output (see `scpl_dist.methods.heads`), and what 
 that it was cut from (see `scpl_dist.models.weights`); the predictor is no block.
 
 A name means a *model function* ``(classes, **model.args) -> list`` of blocks, or of functions without arguments that
-build one each: then a worker builds only the blocks that it holds. The package has ``vgg_tiny``; installed packages
-add theirs as entry points in the group ``scpl_dist.models``, as ``recipes/`` does. A name that ends with a colon is a
-family: its entry point makes a model function of what follows the colon.
+build one each: then a worker builds only the blocks that it holds. The package has ``vgg_tiny`` and ``gpt``; installed
+packages add theirs as entry points in the group ``scpl_dist.models``, as ``recipes/`` does. A name that ends with a
+colon is a family: its entry point makes a model function of what follows the colon.
 
     [project.entry-points."scpl_dist.models"]
     vgg8 = "scpl_dist_recipes.vgg8:vgg8"

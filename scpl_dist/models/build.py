@@ -21,7 +21,15 @@ from scpl_dist.run.imports import bind, blaming, checked
 from scpl_dist.run.registry import Registry
 from scpl_dist.run.seeds import derive, seed_python
 
-MODELS = Registry("models", "model.name", {"vgg_tiny": "scpl_dist.models.vgg:vgg_tiny"})
+MODELS = Registry(
+    "models",
+    "model.name",
+    {
+        "vgg_tiny": "scpl_dist.models.vgg:vgg_tiny",
+        "gpt": "scpl_dist.models.gpt:gpt",
+        "hf:": "scpl_dist.models.huggingface:model_function",
+    },
+)
 
 
 def resolve(name: str, args: Mapping[str, Any]) -> Callable[[int], Any]:

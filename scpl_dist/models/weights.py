@@ -5,7 +5,9 @@ blocks.<i>.<name>       an export of a run, which may have heads.<i>.<name> too
 <i>.<name>              the state_dict of ``nn.Sequential(*blocks)``
 any                     the network that the blocks are cut from, if they say what is called how in it: a block's
                         attribute ``original_names`` is {name in its state_dict: name there}, and may have names
-                        "predictor.layers.<name>" of its predictor
+                        "predictor.layers.<name>" of its predictor. Files that call them otherwise: a function
+                        ``names_in_file`` makes of the names in a file {name there: name in the network}, without those
+                        that are not of the network
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +40,7 @@ def load(path: str, modules: Modules, strict: bool, whole: bool) -> str:
     are the `whole` model. ValueError: no such file; a weight that is not finite; nothing fits; with `strict`, something
     does not.
     """
-    file = _open(path)
+    file = _translated(_open(path), next(iter(modules.values()))[0])
     missing, shapes, used = [], [], set[str]()
     for index, (block, heads) in modules.items():
         own, optional = max(_names(index, block, heads), key=lambda names: len(file.keys() & names[0].keys()))
@@ -91,6 +93,13 @@ def _names(
         {original.get(name, f"blocks.{index}.{name}"): tensor for name, tensor in own.items()},
         {original[name]: tensor for name, tensor in optional.items() if name in original},
     )
+
+
+def _translated(file: dict[str, _Stored], block: nn.Module) -> dict[str, _Stored]:
+    translate: Callable[[Iterable[str]], Mapping[str, str]] | None = getattr(block, "names_in_file", None)
+    if translate is None or any(name.startswith("blocks.") for name in file):
+        return file
+    return {own: file[name] for name, own in translate(file).items()}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

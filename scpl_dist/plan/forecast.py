@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from scpl_dist.data import DataSource
-from scpl_dist.plan import partition
+from scpl_dist.methods import arithmetic
+from scpl_dist.models.trace import spec
 from scpl_dist.plan.plan import Plan
+from scpl_dist.run import partition
+from scpl_dist.transport.tensors import narrow, nbytes
 
 
 @dataclass(frozen=True)
@@ -83,24 +85,34 @@ def forecast(plan: Plan, source: DataSource, measure: Callable[[Plan, DataSource
     seconds = measure(plan, source)
     batch = min(plan.config.data.batch_size, source.sizes["train"])
     views = len(source.batch("train", 0, torch.arange(2))[1]) // 2
-    sent = [_bytes_of_two(plan, shape) * batch * views // 2 for shape in plan.shapes[1:]]
+    sent = [_bytes_of_two(plan, output) * batch * views // 2 for output in _outputs(plan)]
     numbers = range(1, len(seconds) + 1)
     cuts = [_cut(partition.balanced(seconds, stages), [1] * stages, seconds, sent) for stages in numbers]
     present = [len(spec.blocks) for spec in plan.specs]
     runtime = plan.config.runtime
-    cuda = runtime.device != "cpu" and torch.cuda.is_available()
+    cuda = arithmetic.on_gpu(plan.config)
     at_once = torch.cuda.device_count() if cuda else max(1.0, cores() / runtime.threads)
     now = _cut(present, plan.config.layout.replicas, seconds, sent)
     return Forecast(plan, seconds, sent, cuts, now, at_once)
 
 
+def _outputs(plan: Plan) -> list[Any]:
+    """What each block gives for two samples, in the types in which it computes."""
+    precision = plan.config.runtime.precision
+    if precision == "float32":
+        return plan.shapes[1:]
+    kind = "cuda" if arithmetic.on_gpu(plan.config) else "cpu"
+    found = [spec(plan.shapes[0], kind)]
+    with torch.no_grad(), torch.autocast(kind, getattr(torch, precision)):
+        for index in range(len(plan.parameters)):
+            block = plan.trainables([index])[index].block.eval().to(kind)
+            found.append(block(found[-1]))
+    return found[1:]
+
+
 def _bytes_of_two(plan: Plan, output: Any) -> int:
     """Bytes on the wire of a block's output for two samples, without labels."""
-    wire = getattr(torch, plan.config.pipeline.wire_dtype)
-    return sum(
-        leaf.numel() * (wire if leaf.dtype is torch.float32 else leaf.dtype).itemsize
-        for leaf in pytree.tree_leaves(output)
-    )
+    return nbytes(narrow(output, getattr(torch, plan.config.pipeline.wire_dtype))[0])
 
 
 def _cut(counts: list[int], replicas: Sequence[int], seconds: list[float], sent: list[int]) -> Cut:

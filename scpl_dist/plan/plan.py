@@ -7,7 +7,7 @@ has to be sent, and every process comes to the same result. All other blocks exi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,14 +18,13 @@ from torch.utils import _pytree as pytree
 from scpl_dist import methods, models
 from scpl_dist.methods import arithmetic
 from scpl_dist.methods.block import TrainableBlock
-from scpl_dist.methods.lowering import lower
-from scpl_dist.methods.schedule import ScheduleError, StageSpec, simulate
-from scpl_dist.methods.task import Classification, plain
+from scpl_dist.methods.lowering import NONE, first_learning, lower
+from scpl_dist.methods.schedule import Kind, ScheduleError, StageSpec, simulate
+from scpl_dist.methods.task import make, plain
 from scpl_dist.models import weights
 from scpl_dist.models.build import seeded
 from scpl_dist.models.trace import overwrites
-from scpl_dist.plan import partition
-from scpl_dist.run import scores
+from scpl_dist.run import partition, scores
 from scpl_dist.run.config import Config
 from scpl_dist.run.imports import blaming
 
@@ -40,6 +39,7 @@ class Plan:
     parameters: list[int]  # number of parameters of each block, without heads
     specs: list[StageSpec]
     method: methods.Method
+    counts: Sequence[int] = ()  # samples of each class
 
     @classmethod
     def plan(cls, config: Config, classes: int, example: Any, counts: Sequence[int] = ()) -> Plan:
@@ -47,32 +47,55 @@ class Plan:
 
         `counts` are the samples of each class, where the losses need them; see `scpl_dist.data.counts`.
         """
-        method_type = methods.resolve(config.run.method)
         args = models.fitted(config.model.name, config.model.args, example)
         blocks, outputs = models.outline(config.model.name, args, classes, example)
         parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
         specs = _places(config, parameters)
-        with blaming("run.method", config.run.method):
-            method = method_type(config, len(blocks), Classification(classes, config.task, counts))
-        return cls(config, classes, [example, *outputs], parameters, specs, method)
+        _check_frozen(config, len(blocks))
+        method = _method(config, len(blocks), classes, counts)
+        return cls(config, classes, [example, *outputs], parameters, specs, method, counts)
+
+    def shaped(self, config: Config) -> Plan:
+        """The same model on other stages, as another configuration of the same run has them."""
+        method = _method(config, len(self.parameters), self.classes, self.counts)
+        return replace(self, config=config, specs=_places(config, self.parameters), method=method)
 
     def check(self) -> None:
         """Find what only building the heads and running the schedule can tell."""
         assert len(self.head_parameters) == len(self.parameters)
+        verify = getattr(self._outlined[0], "verify_cut", None)
+        if verify is not None:
+            verify()
         self._check_watch()
         arithmetic.check(self.config, self.shapes[0], self.method.local)
         pipeline = self.config.pipeline
         train, evaluate = self.method.train, self.method.evaluate
-        clip = self.method.clips_together
-        for program, parts, clips in ((train, pipeline.micro_batches, clip), (evaluate, 1, False)):
+        clip, local = self.method.clips_together, self.method.local
+        offload = self.config.runtime.offload != "off"
+        frozen = {self.config.frozen(epoch) for epoch in _changes(self.config)}
+        trained = [(train, pipeline.micro_batches, clip, blocks) for blocks in frozen]
+        again: set[int] = set()
+        for program, parts, clips, blocks in (*trained, (evaluate, 1, False, NONE)):
             try:
                 with blaming("run.method", self.config.run.method):
-                    lowered = [lower(program(spec, parts), spec, clips) for spec in self.specs]
+                    lowered = [
+                        lower(program(spec, parts), spec, clips, blocks, local, offload)
+                        for spec in self.specs
+                    ]
                 simulate(lowered, pipeline.max_in_flight)
+                again |= {action.block for row in lowered for action in row if action.kind is Kind.RECOMPUTE}
             except ScheduleError as error:
                 raise ValueError(
                     f"run.method = {self.config.run.method!r}: its schedule cannot run: {error}"
                 ) from None
+
+        for index in sorted(again):
+            if overwrites(self._outlined[index], self.shapes[index]):
+                raise ValueError(
+                    f"block {index} ({type(self._outlined[index]).__name__}) changes the tensor that it is given, so "
+                    "that it cannot be computed again, as pipeline.recompute or pipeline.micro_batches want it; use "
+                    "inplace=False in its first layer"
+                )
 
     def _check_watch(self) -> None:
         watch = self.config.run.watch
@@ -89,14 +112,23 @@ class Plan:
     def doubts(self) -> Iterator[str]:
         """What is hardly meant like this in the model, with the fix."""
         local, recompute = self.method.local, self.config.pipeline.recompute
+        frozen, epochs = self.config.frozen(0), self.config.run.epochs
         yield from arithmetic.doubts(self.config)
+        for table in self.config.block:
+            if table.freeze_after_epoch >= epochs:
+                yield (
+                    f"block.freeze_after_epoch = {table.freeze_after_epoch}, of block.index = {table.index}: the run "
+                    f"has {epochs} epochs, so it is never frozen"
+                )
         for index, block in enumerate(self._outlined):
             name = f"block {index} ({type(block).__name__})"
+            if local and index in frozen:
+                continue
             if local and self.parameters[index] == 0:
                 yield f"{name} has no parameters: its loss trains its own heads only; join it with a neighbour"
             if local and recompute and not arithmetic.recompute_parts(block):
                 yield f"{name} has no parts: pipeline.recompute changes nothing there; make it an nn.Sequential"
-            if not local and index > 0 and overwrites(block, self.shapes[index]):
+            if not local and index > first_learning(frozen) and overwrites(block, self.shapes[index]):
                 yield (
                     f"{name} changes the tensor that it is given, which the method {self.method.name} needs unchanged: "
                     "training will fail; use inplace=False in its first layer"
@@ -153,19 +185,41 @@ class Plan:
         return trainables
 
     def load_weights(self, trainables: Mapping[int, TrainableBlock]) -> str:
-        """Give blocks their first weights, ``model.weights``, if there are some; what does not fit, as one line."""
+        """Give blocks their first weights, if there are some; what does not fit, as one line.
+
+        They are ``model.weights``, or else what the blocks say with their attribute ``published_weights``.
+        """
         model = self.config.model
-        if not model.weights:
-            return ""
         modules = {index: (own.block, own.heads) for index, own in trainables.items()}
+        own = (getattr(block, "published_weights", "") for block, _ in modules.values())
+        path = model.weights or next(own)
+        if not path:
+            return ""
         whole = len(trainables) == len(self.parameters)
-        return weights.load(model.weights, modules, model.weights_strict, whole)
+        return weights.load(path, modules, model.weights_strict, whole)
 
     def unfit(self) -> Iterator[str]:
         """What of the first weights does not fit, where that is allowed; ValueError where it is not."""
         text = self.load_weights(dict(enumerate(self.imagined)))
         if text:
             yield text
+
+    def outline(self) -> dict[str, Any]:
+        """Blocks as plain values, for whoever reads the run folder: stage, parameters, shape of a sample's output."""
+        stages = {block: spec.stage for spec in self.specs for block in spec.blocks}
+        outputs = [pytree.tree_leaves(shape) for shape in self.shapes[1:]]
+        blocks = [
+            {
+                "block": block,
+                "stage": stages[block],
+                "kind": type(module).__name__,
+                "parameters": self.parameters[block],
+                "head_parameters": self.head_parameters[block],
+                "output": [list(leaf.shape[1:]) for leaf in outputs[block]],
+            }
+            for block, module in enumerate(self._outlined)
+        ]
+        return {"classes": self.classes, "blocks": blocks}
 
     def table(self) -> str:
         """The stages as text: blocks, parameters, and the size of what one sample sends on."""
@@ -180,6 +234,35 @@ class Plan:
             number = f"{replicas[spec.stage]:8}  " if several else ""
             rows.append(f"{spec.stage:5}  {blocks:>6}  {count:10,}  {number}{shapes}")
         return "\n".join(rows)
+
+
+def _method(config: Config, blocks: int, classes: int, counts: Sequence[int]) -> methods.Method:
+    method_type = methods.resolve(config.run.method)
+    with blaming("run.method", config.run.method):
+        return method_type(config, blocks, make(config.task, classes, counts))
+
+
+def _changes(config: Config) -> list[int]:
+    """The epochs from which on other blocks are frozen, and the first one."""
+    changes = {
+        table.freeze_after_epoch for table in config.block if table.freeze_after_epoch < config.run.epochs
+    }
+    return sorted({0} | changes)
+
+
+def _check_frozen(config: Config, number: int) -> None:
+    for table in config.block:
+        if max(table.blocks) >= number:
+            raise ValueError(
+                f"block.index = {table.index}: the model {config.model.name!r} has {number} blocks, 0 to {number - 1}"
+            )
+    for epoch in _changes(config):
+        if len(config.frozen(epoch)) == number:
+            fix = f"leave one out, or end the run with run.epochs = {epoch}" if epoch else "leave one out"
+            raise ValueError(
+                f"block: all {number} blocks of the model are frozen{f' after {epoch} epochs' if epoch else ''}, and "
+                f"nothing would learn: {fix}"
+            )
 
 
 def _places(config: Config, parameters: list[int]) -> list[StageSpec]:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from scpl_dist.run.layout import Layout
 from scpl_dist.run.network import is_loopback
@@ -27,6 +29,7 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 USUAL_PORT = 9400  # of the metrics
+_layout = cache(Layout)  # the coordinator asks for it with every message
 
 
 class Effect(Enum):
@@ -52,6 +55,8 @@ class Run(Section):
 
     method: Annotated[str, MODEL] = "scpl"
     """Training method: scpl, bp, early_exit, gpipe or al, an entry point's name, or ``path/to/file.py:Class``."""
+    name: Annotated[str, PROCESS] = ""
+    """What the run is called in the name of its folder, ``runs/<time>-<name>``; empty is by its method."""
     args: Annotated[dict[str, Any], RESULT] = Field(default_factory=dict)
     """Settings of a method of your own."""
     seed: Annotated[int, Field(ge=0), RESULT] = 0
@@ -61,21 +66,30 @@ class Run(Section):
     patience: Annotated[int, Field(ge=0), RESULT] = 0
     """Epochs in a row that are not better than the best before them, which end the run; 0 is never."""
     watch: Annotated[str, RESULT] = "accuracy"
-    """What epochs are compared by on the validation part, or else the test part: accuracy, loss (the lower the better),
-    or one of ``task.metrics`` (the higher the better)."""
+    """What epochs are compared by on the validation part, or else the test part: accuracy, loss and perplexity (the
+    lower the better), or one of ``task.metrics`` (the higher the better)."""
+
+    @model_validator(mode="after")
+    def _name_is_no_path(self) -> Self:
+        if self.name.startswith(".") or {"/", "\\", "\0"} & set(self.name):
+            raise ValueError(
+                f"run.name = {self.name!r}: becomes part of a folder's name: give a word such as baseline; a folder "
+                "elsewhere is named by --run-dir"
+            )
+        return self
 
 
 class Model(Section):
     """The network as a list of blocks."""
 
     name: Annotated[str, MODEL] = "vgg_tiny"
-    """A built-in name, ``torchvision:NAME``, or ``package.module:function`` or ``path/to/file.py:function`` that
-    returns blocks."""
+    """A built-in name, ``torchvision:NAME``, ``hf:PATH_OR_NAME`` (Hugging Face), or ``package.module:function`` or
+    ``path/to/file.py:function`` that returns blocks."""
     args: Annotated[dict[str, Any], MODEL] = Field(default_factory=dict)
     """Keyword arguments for the model function."""
     weights: Annotated[str, RESULT] = ""
     """File or folder with the first weights: an export of a run, or a state_dict of torch; or published ones by name,
-    such as ``torchvision:ResNet18_Weights.IMAGENET1K_V1``; empty draws them."""
+    such as ``torchvision:ResNet18_Weights.IMAGENET1K_V1``; empty draws them, or takes those of an ``hf:`` model."""
     weights_strict: Annotated[bool, RESULT] = True
     """Whether first weights must fit the blocks name by name; false draws what is missing or of another shape."""
 
@@ -121,10 +135,12 @@ class Pipeline(Section):
     """Messages that may wait in front of a stage; a slow stage holds the others back beyond that."""
     transport: Annotated[Literal["auto", "rpc", "gloo", "nccl"], CONDUCT] = "auto"
     """How tensors travel between workers: auto takes nccl if every worker has a GPU of its own, and rpc otherwise."""
-    wire_dtype: Annotated[Literal["float32", "bfloat16", "float16"], RESULT] = "float32"
-    """Type in which float32 tensors travel; the narrow ones halve the bytes and round what the next stage sees."""
+    wire_dtype: Annotated[Literal["float32", "bfloat16", "float16", "int8"], RESULT] = "float32"
+    """Type in which wider floats travel between stages: bfloat16 and float16 halve the bytes of float32, int8 with
+    scales quarters them; all of these round what the next stage sees, and so does another number of stages then."""
     micro_batches: Annotated[Positive, RESULT] = 1
-    """Parts that a batch is split into; only for methods whose loss allows it, see docs/methods.md."""
+    """Parts that a batch is split into: gpipe passes them on one by one; where blocks learn alone they save memory. Not
+    for bp, nor for a contrastive loss with BatchNorm, see docs/methods.md."""
     schedule: Annotated[Literal["gpipe", "1f1b"], RESULT] = "gpipe"
     """Order of micro-batches of the method gpipe: all forward then all backward, or one forward one backward."""
     recompute: Annotated[bool, CONDUCT] = False
@@ -134,6 +150,12 @@ class Pipeline(Section):
     """Take BatchNorm's running statistics from the whole batch instead of each micro-batch (gpipe)."""
     partition: Annotated[Literal["uniform", "parameters", "measured"] | list[Positive], CONDUCT] = "uniform"
     """How blocks are assigned to stages, or the number of blocks of each stage."""
+    elastic: Annotated[list[Positive], CONDUCT] = Field(default_factory=list)
+    """Fewest and most stages, such as [1, 4]: a run that loses a worker for good goes on with fewer, and with more when
+    one comes; empty keeps ``pipeline.stages``."""
+    balance: Annotated[Literal["off", "auto"], CONDUCT] = "off"
+    """"auto" measures each block where it runs, and moves blocks between stages while the run goes on where that pays.
+    The result does not change."""
 
 
 class Loss(Section):
@@ -156,8 +178,13 @@ class Loss(Section):
 
 
 class TaskSettings(Section):
-    """How answers are judged."""
+    """What a right answer is, and how answers are judged."""
 
+    name: Annotated[Literal["classification", "lm"], MODEL] = "classification"
+    """"classification", one class a sample, or "lm", the next token at every position of a text."""
+    compared: Annotated[Literal["tokens", "halves"], RESULT] = "tokens"
+    """What a contrastive loss compares in a language model: "tokens", of which those with the same next one belong
+    together, or "halves" of the texts, each the mean over its tokens, of which those of one text do."""
     metrics: Annotated[list[str], CONDUCT] = Field(default_factory=list)
     """Beside accuracy and loss: top5, macro_f1, confusion, an entry point's name or ``path/to/file.py:function``."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), RESULT] = 0.0
@@ -253,6 +280,35 @@ class Schedule(Section):
         return self
 
 
+class Block(Section):
+    """What holds for some blocks only; each table ``[[block]]`` is of one block or several."""
+
+    index: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """The block, or a list of blocks, counted from 0."""
+    freeze: bool = False
+    """Only compute forward, in evaluation mode: no loss, no backward pass, no update, of the block and its heads."""
+    freeze_after_epoch: Annotated[int, Field(ge=0)] = 0
+    """Epochs that the block learns in before it is frozen; 0 is never."""
+
+    @property
+    def blocks(self) -> list[int]:
+        return [self.index] if isinstance(self.index, int) else self.index
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.freeze and self.freeze_after_epoch:
+            raise ValueError(
+                f"block.freeze = true and block.freeze_after_epoch = {self.freeze_after_epoch}, of block.index = "
+                f"{self.index}: use one of them"
+            )
+        if not self.freeze and not self.freeze_after_epoch:
+            raise ValueError(
+                f"block.index = {self.index}: its table changes nothing; set block.freeze = true or "
+                "block.freeze_after_epoch, or leave the table out"
+            )
+        return self
+
+
 class Checkpoint(Section):
     """Where a run can go on from."""
 
@@ -284,6 +340,13 @@ class Log(Section):
         if len(set(self.to)) < len(self.to):
             raise ValueError(f"log.to = {self.to}: one is named twice; name each logger once")
         return self
+
+
+class Trace(Section):
+    """The record of what each stage did when, for ``scpl-dist trace`` and the timeline of a report."""
+
+    every: Annotated[int, Field(ge=0), PROCESS] = 0
+    """Steps from the beginning of one recorded stretch of 8 steps to that of the next; 1 records all, 0 none."""
 
 
 class Control(Section):
@@ -318,17 +381,25 @@ class Runtime(Section):
 
     threads: Annotated[Positive, RESULT] = 1
     """Threads for the operators of one worker."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], RESULT] = "auto"
-    """Where a stage computes; auto takes a GPU if there is one."""
+    device: Annotated[str | list[str], RESULT] = "auto"
+    """Where a stage computes: cpu; cuda, each worker of a host the next GPU; cuda:1, that GPU; or auto, which takes a
+    GPU if there is one. A list has one for each stage."""
     precision: Annotated[Literal["float32", "bfloat16", "float16"], RESULT] = "float32"
     """Type in which blocks compute where autocast thinks it safe; weights, losses and optimizers stay in float32.
     float16 scales the loss, so it is for methods whose blocks learn alone."""
     memory_format: Annotated[Literal["contiguous", "channels_last"], RESULT] = "contiguous"
     """Order of images, and of weights that have four dimensions, in memory; channels_last makes convolutions faster."""
-    compile: Annotated[bool, RESULT] = False
-    """Compile each block with torch.compile, once for each size of its inputs; on CPUs this needs a C++ compiler."""
+    compile: Annotated[bool | Literal["default", "reduce-overhead", "max-autotune"], RESULT] = False
+    """Compile each block with torch.compile, once for each size of its inputs; on CPUs this needs a C++ compiler. A
+    mode of torch.compile may stand in place of true, which is default: reduce-overhead replays a block's kernels as
+    CUDA graphs; max-autotune does so, too, and picks kernels by their measured time, so each run may pick others."""
     tf32: Annotated[bool, RESULT] = False
     """Let GPUs multiply float32 matrices with 10 bits of mantissa, which is faster; CPUs do not care."""
+    offload: Annotated[Literal["off", "cpu", "disk"], CONDUCT] = "off"
+    """Where blocks are while others compute, for models that are larger than the device: a stage has one block on it
+    and the next one on its way. "cpu" is the memory of the host, for GPUs, "disk" a file. Where blocks learn alone."""
+    offload_folder: Annotated[str, PROCESS] = ""
+    """Folder for ``runtime.offload = "disk"``, on a disk of each host; empty is the run folder."""
     keep_memory: Annotated[bool, PROCESS] = True
     """Keep freed memory for the next step (Linux with glibc) in place of giving it back to the kernel each time."""
     interface: Annotated[str, PROCESS] = ""
@@ -337,8 +408,30 @@ class Runtime(Section):
     """Longest time without progress before the run ends with an error, in seconds."""
     first_step_timeout_s: Annotated[PositiveReal, CONDUCT] = 300.0
     """The same for the first step of a stage, which may compile, allocate and read data, in seconds."""
-    max_restarts: Annotated[int, Field(ge=0), CONDUCT] = 0
-    """Times the local launcher restarts the group from its last checkpoint after a failure."""
+    max_restarts: Annotated[int, Field(ge=0), CONDUCT] = 10
+    """Failures that a run survives: the worker is replaced, the others stay, and all go on from the last checkpoint."""
+    replace_s: Annotated[PositiveReal, CONDUCT] = 60.0
+    """Longest time that the others wait for a worker in place of one that was lost, in seconds."""
+
+    @property
+    def compiled(self) -> str:
+        """`compile` as it is written in a configuration."""
+        return json.dumps(self.compile)
+
+    @property
+    def devices(self) -> list[str]:
+        """One for each stage, or the one of all."""
+        return self.device if isinstance(self.device, list) else [self.device]
+
+    @model_validator(mode="after")
+    def _devices_are_known(self) -> Self:
+        for device in self.devices:
+            if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+                raise ValueError(
+                    f"runtime.device = {self.device!r}: {device!r} is none; use auto, cpu, cuda, cuda:1 for the second "
+                    "GPU, or a list with one of them for each stage"
+                )
+        return self
 
 
 class Config(Section):
@@ -353,9 +446,11 @@ class Config(Section):
     al: Association = Association()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    block: Annotated[list[Block], RESULT] = Field(default_factory=list)
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
     log: Log = Log()
+    trace: Trace = Trace()
     control: Control = Control()
     runtime: Runtime = Runtime()
 
@@ -374,11 +469,30 @@ class Config(Section):
                 "the schedule can only fall; lower optimizer.end_lr"
             )
         celled = {MACRO_F1, CONFUSION} & set(self.task.metrics)
+        if self.task.compared == "halves" and self.task.name != "lm":
+            raise ValueError(
+                'task.compared = "halves": halves of a text are for task.name = "lm"; leave it out'
+            )
+        if self.task.name == "lm":
+            for key, value, meant in (
+                ("data.sample_weights", self.data.sample_weights, ""),
+                ("task.class_weights", self.task.class_weights, "none"),
+                ("task.metrics", sorted(celled), []),
+            ):
+                if value != meant:
+                    raise ValueError(
+                        f'task.name = "lm" and {key} = {value!r}: is for samples that have one class each, and a text '
+                        "has none; leave it out"
+                    )
         if celled and self.data.batch_size > 60_000:  # of each sample a number, in one message
             raise ValueError(
                 f"task.metrics = {self.task.metrics} and data.batch_size = {self.data.batch_size}: {min(celled)} takes "
                 "batches of at most 60000 samples; lower data.batch_size"
             )
+        named = [block for table in self.block for block in table.blocks]
+        twice = [block for block in named if named.count(block) > 1]
+        if twice:
+            raise ValueError(f"block.index = {twice[0]} is there twice: give each block one table [[block]]")
         stages = self.pipeline.stages
         for key, fix in (
             ("partition", "give one block count for each stage"),
@@ -389,47 +503,121 @@ class Config(Section):
                 raise ValueError(
                     f"pipeline.{key} = {counts} has {len(counts)} entries for pipeline.stages = {stages}: {fix}"
                 )
+        self._check_elastic()
+        self._check_devices()
+        if self.runtime.offload_folder and self.runtime.offload != "disk":
+            raise ValueError(
+                f"runtime.offload_folder = {self.runtime.offload_folder!r} and runtime.offload = "
+                f'"{self.runtime.offload}": only "disk" has a folder; leave it out'
+            )
+        if self.runtime.offload != "off" and self.pipeline.partition == "measured":
+            raise ValueError(
+                f'runtime.offload = "{self.runtime.offload}" and pipeline.partition = "measured": blocks are measured '
+                'in one process that holds them all; give block counts, or use "uniform" or "parameters"'
+            )
         if self.runtime.compile and self.pipeline.recompute:
             raise ValueError(
-                "runtime.compile = true and pipeline.recompute = true: what is compiled cannot be cut "
-                "into parts or computed again by the same code; use one of them"
+                f"runtime.compile = {self.runtime.compiled} and pipeline.recompute = true: what is compiled cannot be "
+                "cut into parts or computed again by the same code; use one of them"
             )
         if self.runtime.compile and self.layout.world > self.pipeline.stages:
             raise ValueError(
-                f"runtime.compile = true and pipeline.replicas = {self.pipeline.replicas}: replicas exchange "
-                "BatchNorm's statistics inside a block, which cannot be compiled; use one of them"
+                f"runtime.compile = {self.runtime.compiled} and pipeline.replicas = {self.pipeline.replicas}: "
+                "replicas exchange BatchNorm's statistics inside a block, which cannot be compiled; use one of them"
             )
-        if self.runtime.tf32 and self.runtime.device == "cpu":
+        if self.runtime.tf32 and set(self.runtime.devices) == {"cpu"}:
             raise ValueError(
                 'runtime.tf32 = true and runtime.device = "cpu": only GPUs have it; leave it out'
             )
         return self
 
+    def _check_devices(self) -> None:
+        device, stages, pipeline = self.runtime.device, self.pipeline.stages, self.pipeline
+        if pipeline.transport == "nccl" and "cpu" in self.runtime.devices:
+            raise ValueError(
+                f'pipeline.transport = "nccl" and runtime.device = {device!r}: it is between GPUs; use "auto"'
+            )
+        if not isinstance(device, list):
+            return
+        if len(device) != stages:
+            raise ValueError(
+                f"runtime.device = {device} has {len(device)} entries for pipeline.stages = {stages}: give one device "
+                "for each stage, or one for all"
+            )
+        if pipeline.elastic and pipeline.elastic != [stages, stages]:
+            raise ValueError(
+                f"runtime.device = {device} and pipeline.elastic = {pipeline.elastic}: stages come and go, and a list "
+                "says where each of them is; use one device for all"
+            )
+        if pipeline.partition == "measured" and len({one.partition(":")[0] for one in device}) > 1:
+            raise ValueError(
+                f'runtime.device = {device} and pipeline.partition = "measured": blocks are measured on one device; '
+                "give block counts, or the same kind of device to all"
+            )
+
+    def _check_elastic(self) -> None:
+        elastic, stages = self.pipeline.elastic, self.pipeline.stages
+        if not elastic:
+            return
+        if len(elastic) != 2 or not elastic[0] <= stages <= elastic[1]:
+            raise ValueError(
+                f"pipeline.elastic = {elastic} and pipeline.stages = {stages}: give the fewest and the most stages, "
+                f"with pipeline.stages between them, such as [1, {stages}]"
+            )
+        if self.layout.world > stages and elastic != [stages, stages]:
+            raise ValueError(
+                f"pipeline.elastic = {elastic} and pipeline.replicas = {self.pipeline.replicas}: where stages have "
+                f"replicas, these come and go and the stages stay; use pipeline.elastic = [{stages}, {stages}]"
+            )
+
+    def shaped(self, replicas: Sequence[int], counts: Sequence[int]) -> Self:
+        """The same run by another number of stages, of so many workers and blocks each; no counts leave them open."""
+        several = max(replicas) > 1
+        shape: dict[str, Any] = {"stages": len(replicas), "replicas": list(replicas) if several else 1}
+        if counts:
+            shape["partition"] = list(counts)
+        return self.model_copy(update={"pipeline": self.pipeline.model_copy(update=shape)})
+
     @property
     def layout(self) -> Layout:
         stages, replicas = self.pipeline.stages, self.pipeline.replicas
-        return Layout(replicas if isinstance(replicas, list) else [replicas] * stages)
+        return _layout(tuple(replicas) if isinstance(replicas, list) else (replicas,) * stages)
+
+    def at(self, stage: int) -> Self:
+        """The same where this stage computes."""
+        devices = self.runtime.devices
+        device = devices[stage] if len(devices) > 1 else devices[0]
+        return self.model_copy(update={"runtime": self.runtime.model_copy(update={"device": device})})
+
+    def frozen(self, epoch: int) -> frozenset[int]:
+        """The blocks that do not learn in an epoch."""
+        tables = (table for table in self.block if epoch >= table.freeze_after_epoch)
+        return frozenset(block for table in tables for block in table.blocks)
 
     def digest(self) -> str:
         """16 hexadecimal digits of everything that all processes of a run must agree on."""
-        shared = self._values(MODEL, RESULT, CONDUCT)
+        shared = self.values(MODEL, RESULT, CONDUCT)
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result of a run, by key; everything else may differ when a run goes on."""
-        return self._values(MODEL, RESULT)
+        return self.values(MODEL, RESULT)
 
-    def _values(self, *wanted: Effect) -> dict[str, Any]:
+    def values(self, *wanted: Effect) -> dict[str, Any]:
+        """The plain values of the keys with one of these effects."""
         tree = self.model_dump(mode="json")
-        found = ((name.split("."), effect) for name, effect in effects().items())
+        found = ((name, *name.partition("."), effect) for name, effect in effects().items())
         return {
-            f"{section}.{key}": tree[section][key] for (section, key), effect in found if effect in wanted
+            name: tree[section][key] if key else tree[section]
+            for name, section, _, key, effect in found
+            if effect in wanted
         }
 
     def to_toml(self) -> str:
         """The configuration as TOML that `load` reads back to an equal object."""
         try:
-            return tomli_w.dumps(self.model_dump(mode="json"))
+            tree = self.model_dump(mode="json")
+            return tomli_w.dumps({name: values for name, values in tree.items() if values != []})
         except TypeError as error:
             raise ValueError(
                 f"model.args, data.args, loss.args and optimizer.args: {error}; use "
@@ -439,13 +627,23 @@ class Config(Section):
 
 @cache
 def effects() -> dict[str, Effect]:
-    """What each ``section.key`` does to the result."""
-    sections = {name: type(section).model_fields for name, section in Config()}
+    """What each ``section.key`` does to the result; "block" is the list of its tables."""
+    found: dict[str, FieldInfo] = {}
+    for name, section in Config.model_fields.items():
+        keys = {f"{name}.{key}": field for key, field in keys_of(name).items()}
+        found |= {name: section} if any(isinstance(mark, Effect) for mark in section.metadata) else keys
     return {
-        f"{name}.{key}": next(mark for mark in field.metadata if isinstance(mark, Effect))
-        for name, keys in sections.items()
-        for key, field in keys.items()
+        name: next(mark for mark in field.metadata if isinstance(mark, Effect))
+        for name, field in found.items()
     }
+
+
+def keys_of(section: str) -> dict[str, FieldInfo]:
+    """The keys of a section, or of each of its tables."""
+    kind: Any = Config.model_fields[section].annotation
+    [kind] = get_args(kind) or [kind]
+    found: dict[str, FieldInfo] = kind.model_fields
+    return found
 
 
 def load(
@@ -489,7 +687,7 @@ def keys_called(name: str) -> list[str]:
 
 def _put(tree: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.split(".")
-    if not parents or not last:
+    if not last or (not parents and last not in effects()):
         meant = keys_called(key) or ["pipeline.stages"]
         raise ValueError(f"-o {key}={value}: the key needs a section, for example {' or '.join(meant)}")
     table = tree
@@ -517,7 +715,7 @@ def _explain(problem: Any) -> str:
     key, names = ".".join(path), list(Config.model_fields)
     known = f"sections are {', '.join(names)}"
     if len(path) > 1:
-        known = f"keys of [{path[0]}] are {', '.join(type(getattr(Config(), path[0])).model_fields)}"
-        names = list(effects())
+        known = f"keys of [{path[0]}] are {', '.join(keys_of(path[0]))}"
+        names = [*effects(), *(f"{path[0]}.{name}" for name in keys_of(path[0]))]
     meant = keys_called(path[-1]) or difflib.get_close_matches(key, names, 1)
     return f"{key} = {value!r}: unknown key; {f'did you mean {meant[0]}? ' if meant else ''}{known}"

@@ -108,6 +108,7 @@ class Failure:
     micro_batch: int | None = None
     traceback: str | None = None
     replica: int | None = None
+    log: str | None = None  # name of the worker's log
 
 
 def failure(cause: Cause, message: str) -> Failure:
@@ -123,3 +124,5 @@ class Outcome:
     reason: str
     failure: Failure | None = None
     result: dict[str, Any] | None = None
+    survived: tuple[str, ...] = ()  # causes of the failures that this start has survived
+    final: str = ""  # why nobody need try again, where that is not the cause's nature

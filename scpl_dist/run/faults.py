@@ -1,10 +1,10 @@
 """Failures on purpose, so that every promise about failures can be tested on real processes.
 
 The environment variable `VARIABLE` holds a JSON list of faults, see docs/reliability.md. Places of a worker are
-"loading" before its data set, every change of phase, and "write" and "written" around each part in the thread that
-writes a checkpoint; those of the coordinator are its state at every event ("gathering", "preparing", "running"), and
-"commit" and "committed" around publishing a checkpoint. A fault is noted in ``RUN/log/faults.jsonl`` before it happens:
-so often as it says and no more, restarts included.
+"loading" before its data set, "joining" before it connects to the others, every change of phase, and "write" and
+"written" around each part in the thread that writes a checkpoint; those of the coordinator are its state at every event
+("gathering", "preparing", "running"), and "commit" and "committed" around publishing a checkpoint. A fault is noted in
+``RUN/log/faults.jsonl`` before it happens: so often as it says and no more, restarts included.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class Trap:
             for index, fault in enumerate(faults)
             if fault.role == role and fault.stage in (None, stage) and fault.replica in (None, replica)
         }
+
+    @property
+    def armed(self) -> bool:
+        return bool(self._faults)
 
     def spring(self, phase: str, step: int) -> None:
         for index, fault in self._faults.items():

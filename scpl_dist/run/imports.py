@@ -10,6 +10,7 @@ would be that of this package for the most part.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -18,7 +19,7 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -173,6 +174,28 @@ def name_of(function: Callable[..., Any]) -> str:
     file = getattr(module, "__file__", None)
     if file is None:
         raise ValueError(
-            f"{name}: the worker processes cannot import what was typed into an interpreter; write it into a file"
+            f"{name}: the worker processes cannot import what was typed into an interpreter or a cell: write it into a "
+            "file, in a notebook by a cell that begins with %%writefile own.py, and import it from there"
         )
     return f"{Path(file).resolve()}:{name}"
+
+
+def digest(values: Any) -> str:
+    """16 hexadecimal digits of the user's files that are named somewhere in plain values, as ``file.py:name``."""
+    found = hashlib.sha256()
+    for name in sorted(_files(values)):
+        with contextlib.suppress(OSError):  # who imports it says so
+            found.update(Path(name).read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _files(values: Any) -> Iterator[str]:
+    if isinstance(values, Mapping):
+        values = values.values()
+    if isinstance(values, str):
+        place = values.rpartition(":")[0]
+        if place.endswith(".py"):
+            yield place
+    elif isinstance(values, Iterable):
+        for value in values:
+            yield from _files(value)

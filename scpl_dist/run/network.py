@@ -29,6 +29,11 @@ def resolve(name: str, key: str) -> str:
     return str(addresses[0][4][0])
 
 
+def workers_here(world: int) -> int:
+    """How many of a run's workers are on this host: all, unless whoever started this one says otherwise."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
 def is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 

@@ -18,6 +18,7 @@ class Phase(StrEnum):
     DATA = "data"
     EVALUATE = "evaluate"
     CHECKPOINT = "checkpoint"
+    OFFLOAD = "offload"
     IDLE = "idle"
 
 
@@ -28,4 +29,4 @@ OUTSIDE = frozenset({Phase.STARTING, Phase.IDLE})  # before and after the items:
 # Who stands still in one of these waits for somebody else; in all others a worker is busy.
 BLAMELESS = WAITING | {BLOCKED, Phase.IDLE}
 # Not every training step has these: their time is shown once there is some.
-OCCASIONAL = frozenset({Phase.SYNC, Phase.EVALUATE, Phase.CHECKPOINT})
+OCCASIONAL = frozenset({Phase.SYNC, Phase.EVALUATE, Phase.CHECKPOINT, Phase.OFFLOAD})

@@ -2,7 +2,7 @@
 
 "vgg_tiny"                  built in
 "resnet18"                  an entry point of an installed package, in the group of its kind such as scpl_dist.models
-"torchvision:resnet50"      a member of a family such as the models of another library: the entry point "torchvision:"
+"torchvision:resnet50"      a member of a family such as the models of another library: what has the name "torchvision:"
                             is a function of the member's name
 "file.py:net", "pkg.m:net"  the user's own
 """
@@ -28,6 +28,9 @@ class Registry:
         if name in self.builtin:
             return load_object(self.builtin[name], self.key)
         family, colon, member = name.partition(":")
+        if colon and family + colon in self.builtin:
+            made: Callable[..., Any] = load_object(self.builtin[family + colon], self.key)(member)
+            return made
         point = self._installed().get(family + colon)
         if point is not None:
             found: Callable[..., Any] = point.load()(member) if colon else point.load()
@@ -42,8 +45,11 @@ class Registry:
     def names(self) -> list[str]:
         """All names that need no path: built in, families, then installed."""
         installed = sorted(self._installed().keys() - self.builtin.keys())
-        families = [f"{name}NAME" for name in installed if name.endswith(":")]
-        return [*self.builtin, *families, *(name for name in installed if not name.endswith(":"))]
+        families = [f"{name}NAME" for name in (*self.builtin, *installed) if name.endswith(":")]
+        plain, others = (
+            [name for name in known if not name.endswith(":")] for known in (self.builtin, installed)
+        )
+        return [*plain, *families, *others]
 
     def _installed(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=f"scpl_dist.{self.kind}")}

@@ -1,7 +1,8 @@
 """Metrics of a part of the data, from sums over its samples that may have been taken in parts, anywhere.
 
 What adds up travels as a pair of a sum and a count, such as (right answers, samples); their quotient is the metric. The
-confusion matrix is the one sum that is a list: of every sample its cell, ``label * classes + answer``.
+confusion matrix is the one sum that is a list: of every sample its cell, ``label * classes + answer``. Perplexity
+travels as its logarithm, which has a mean.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 Sum = tuple[float | list[int], float]
-CONFUSION, MACRO_F1 = "confusion", "macro_f1"
+CONFUSION, MACRO_F1, PERPLEXITY = "confusion", "macro_f1", "perplexity"
+FALLING = ("loss", PERPLEXITY)  # the lower the better
+
+_OVERFLOW = 700  # of the exponential function
 
 
 def add(parts: Iterable[Mapping[str, Sum]]) -> dict[str, Sum]:
@@ -39,6 +43,8 @@ def values(sums: Mapping[str, Sum], classes: int, wanted: Collection[str]) -> di
                 found[MACRO_F1] = macro_f1(cells, classes)
         else:
             value = total / count if count else 0.0
+            if name == PERPLEXITY:
+                value = math.exp(value) if value < _OVERFLOW else math.inf
             found[name] = value if math.isfinite(value) else None
     return found
 

@@ -34,6 +34,11 @@ def folder_for(run_dir: Path, step: int, unique: str = "") -> Path:
     return run_dir / "checkpoints" / ".".join(filter(None, (f"step-{step}", unique, "tmp")))
 
 
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Folder of a committed checkpoint."""
+    return run_dir / "checkpoints" / f"step-{step}"
+
+
 def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     """Make the parts in a folder a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
 
@@ -41,7 +46,7 @@ def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     their epoch was the best. Returns the final folder.
     """
     parent = folder.parent
-    final = parent / f"step-{manifest['step']}"
+    final = folder_of(parent.parent, manifest["step"])
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     if final.exists():  # the same step again: the older one goes only after the newer one is there
         _set_aside(final, "old.tmp")

@@ -84,8 +84,8 @@ def choose(
 def _usable(config: Config, checkpoint: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The manifest of a whole checkpoint of this run's model; other differences are warned of."""
     manifest = manifest_of(checkpoint)
-    # Earlier versions had one optimizer, and did not say so.
-    there, here = {"optimizer.name": "adam"} | manifest.get("recipe", {}), config.recipe()
+    # Earlier versions had one optimizer and froze nothing, and did not say so.
+    there, here = {"optimizer.name": "adam", "block": []} | manifest.get("recipe", {}), config.recipe()
     changed = {
         key: f"{key} = {there[key]!r}, now {here[key]!r}"
         for key in sorted(here)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scpl_dist.storage.metrics_log import MetricsLog
 # What a launcher may have put there before the run starts.
 _LEFTOVERS = {*lock.FILES, "log", "config.toml"}
 _LABELS = "labels.json"
+_PREPROCESSING = "preprocessing.json"
 
 
 class RunFolder:
@@ -52,9 +54,13 @@ class RunFolder:
     def create(cls, path: str | Path | None, config: Config, resume: bool = False) -> RunFolder:
         """The folder of a new run, or with `resume` of an old one; what is in it stays until it is `taken`.
 
-        `path` None makes ``runs/<time>-<method>``; `ValueError` if it cannot be written, or has another run in it.
+        `path` None makes ``runs/<time>-<name>``; `ValueError` if it cannot be written, or has another run in it.
         """
-        path = _fresh(config.run.method) if path is None else Path(path)
+        path = (
+            _fresh(config.run.name or Path(config.run.method).name.rpartition(":")[2])
+            if path is None
+            else Path(path)
+        )
         try:
             used = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         except OSError as error:
@@ -100,9 +106,35 @@ class RunFolder:
         if not (self.path / "config.toml").is_file():
             raise ValueError(f"{self.path} is no run folder: it has no config.toml")
 
+    def in_progress(self) -> dict[str, Any]:
+        """What the coordinator of a run has said of itself; ValueError if none is at work in the folder."""
+        self.check()
+        run = self.read("run.json")
+        if run is None or self.read("exit.json") is not None:
+            raise ValueError(f"{self.path}: no run is in progress there")
+        return run
+
     def labels(self) -> dict[str, list[int]]:
         """Of the data set, as far as `taken` was given them."""
         return self.read(_LABELS) or {}
+
+    def keep_preprocessing(self, described: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """Keep what makes inputs of raw ones, with the files that `save` writes into the folder that it is given."""
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.path) as made:
+            save(Path(made))
+            for file in sorted(Path(made).iterdir()):
+                self.tokenizer.mkdir(exist_ok=True)
+                os.replace(file, self.tokenizer / file.name)
+        self.write(_PREPROCESSING, described)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        """What `keep_preprocessing` was told; None in a run of before."""
+        return self.read(_PREPROCESSING)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of its files, which is there if it has some."""
+        return self.path / "tokenizer"
 
     def log_size(self, name: str) -> int:
         """Bytes in a worker's log; the name is `WorkerId.file`."""
@@ -149,6 +181,7 @@ class RunFolder:
         if failure is not None:
             row |= {"reason": failure.message, "cause": failure.cause, "advice": failure.advice}
         row |= {key: getattr(failure, key, None) for key in keys}
+        row |= {"survived": list(outcome.survived), "final": outcome.final}
         self.write("exit.json", row | {"log": str(self.log)})
 
     def fail(self, code: int, reason: str, cause: Cause | None = None) -> None:
@@ -156,12 +189,12 @@ class RunFolder:
         self.finish(Outcome(code, reason, Failure(cause, reason, "") if cause else None))
 
 
-def _fresh(method: str) -> Path:
-    """A folder of its own for a run without a name, also if another one starts in the same second.
+def _fresh(name: str) -> Path:
+    """A folder of its own for a run that was given none, also if another one starts in the same second.
 
     ``runs/latest`` leads to it.
     """
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(method).name.rpartition(':')[2]}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     number = 1
     while True:
         path = Path("runs", name if number == 1 else f"{name}-{number}")

@@ -5,14 +5,15 @@
 
 The copy goes into buffers that are used again and again, and there is one set of them: a marker that comes while
 the previous checkpoint is still being written waits. So memory is bounded by one copy, and a slow disk slows the
-training down instead of filling the memory.
+training down instead of filling the memory. Where not even one copy fits (``runtime.offload``), there is none: the
+training thread writes one block after the other itself.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class CheckpointWriter:
         self._check = check
         self._watch = watch or (lambda phase, step: None)
         self._buffers: tuple[Any, list[Any]] | None = None
+        self._step = -1  # that the buffers are of
         self._writing = False
         self._changed = threading.Condition()
         self._ended: Exception | None = None
@@ -58,8 +60,24 @@ class CheckpointWriter:
         for index, leaf in enumerate(leaves):
             copies[index] = _copied(leaf, copies[index])
         self._writing = True
-        job = (sequence, step, folder, pytree.tree_unflatten(copies, structure))
+        self._step = step
+        job = (sequence, step, folder, pytree.tree_unflatten(copies, structure).items())
         threading.Thread(target=self._run, args=job, name="writer", daemon=True).start()
+
+    def write(self, sequence: int, step: int, folder: Path, states: Iterable[tuple[int, Any]]) -> None:
+        """Write the states of blocks here and now, each when it is asked for, and keep no copy; after a `drain`."""
+        self.drain()
+        self._step = -1
+        self._writing = True
+        self._run(sequence, step, folder, states)
+
+    def kept(self, step: int, block: int) -> Any:
+        """A copy of a block's state at this step, if that was submitted last, or None; after a `drain`."""
+        if self._buffers is None or self._step != step:
+            return None
+        structure, copies = self._buffers
+        state = pytree.tree_unflatten(copies, structure).get(block)
+        return pytree.tree_map_only(Tensor, Tensor.clone, state)
 
     def drain(self) -> None:
         """Wait until everything is on disk; raises what ended the writer, or was given to `abort`."""
@@ -74,9 +92,9 @@ class CheckpointWriter:
             self._ended = self._ended or error
             self._changed.notify_all()
 
-    def _run(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
+    def _run(self, sequence: int, step: int, folder: Path, states: Iterable[tuple[int, Any]]) -> None:
         try:
-            self._write(sequence, step, folder, state)
+            self._write(sequence, step, folder, states)
         except Exception as error:  # reported with its cause: training must not go on as if it were saved
             self.abort(error)
             self._on_error(error, step)
@@ -85,10 +103,10 @@ class CheckpointWriter:
             self._writing = False
             self._changed.notify_all()
 
-    def _write(self, sequence: int, step: int, folder: Path, state: dict[int, Any]) -> None:
+    def _write(self, sequence: int, step: int, folder: Path, states: Iterable[tuple[int, Any]]) -> None:
         start = time.perf_counter()
         files = []
-        for block, part in state.items():
+        for block, part in states:
             self._watch("write", step)
             self._check(block, part)
             files.append(write_part(folder / part_name(block), part))

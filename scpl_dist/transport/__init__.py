@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from scpl_dist.run.errors import Aborted
-from scpl_dist.transport.tensors import Wide, adopt, narrow, nbytes, to_device, widen
+from scpl_dist.transport.tensors import Wide, narrow, nbytes, to_device, widen
 
 __all__ = ["Envelope", "Store", "Transport"]
 
@@ -56,17 +56,22 @@ class Transport(ABC):
     rank: int
     world: int
     max_in_flight: int
-    device: torch.device  # where received tensors shall be
+    device: torch.device  # where received tensors shall be; a message's own threads bring them there
     timeout_s: float = 60.0  # limit of `connect`
-    wire_dtype: torch.dtype = torch.float32  # in which float32 tensors travel
+    wire_dtype: torch.dtype = torch.float32  # in which wider floats travel
     bytes_sent: int = field(default=0, init=False)
+    bytes_to: Counter[int] = field(default_factory=Counter, init=False)  # those sent, by rank
     bytes_received: int = field(default=0, init=False)
+    on_passed: Callable[[bool, int], None] | None = field(
+        default=None, init=False
+    )  # told of each: sent, rank
     # What has arrived and was not taken yet, by neighbour and number in its lane.
     _lanes: dict[int, dict[int, _Arrived]] = field(default_factory=dict, init=False)
     _taken: Counter[int] = field(default_factory=Counter, init=False)
     _untaken: Counter[int] = field(default_factory=Counter, init=False)  # posted, not taken by the neighbour
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _ended: Exception | None = field(default=None, init=False)
+    _lent: list[Any] = field(default_factory=list, init=False)  # payloads as they arrived, see `lent`
 
     @abstractmethod
     def connect(self, store: Store) -> None:
@@ -83,7 +88,11 @@ class Transport(ABC):
                 raise self._ended
             self._untaken[target] += 1
         payload, wide = narrow(message.payload, self.wire_dtype)
-        self.bytes_sent += nbytes(payload)
+        size = nbytes(payload)
+        self.bytes_sent += size
+        self.bytes_to[target] += size
+        if self.on_passed is not None:
+            self.on_passed(True, target)
         self._send(target, Envelope(message.item, message.micro_batch, payload, wide))
 
     def wait_for_room(self, target: int) -> None:
@@ -99,11 +108,21 @@ class Transport(ABC):
             message, event, give_back = lane.pop(number)
             self._taken[source] += 1
         if event is not None:
-            adopt(message.payload, event)
+            torch.cuda.current_stream(self.device).wait_event(event)
+            self._lent.append(message.payload)
         give_back()
         self.bytes_received += nbytes(message.payload)
-        payload = to_device(message.payload, self.device)
-        return Envelope(message.item, message.micro_batch, widen(payload, message.wide))
+        if self.on_passed is not None:
+            self.on_passed(False, source)
+        return Envelope(message.item, message.micro_batch, widen(message.payload, message.wide))
+
+    def lent(self) -> list[Any]:
+        """What a GPU was given to read since the last such call: hold it until the GPU has done all it was told so far.
+
+        Its memory belongs to the stream that filled it, which would take it for the next message at once.
+        """
+        lent, self._lent = self._lent, []
+        return lent
 
     def queued(self) -> int:
         return sum(map(len, self._lanes.values()))
@@ -121,10 +140,12 @@ class Transport(ABC):
     def arrive(self, source: int, number: int, message: Envelope, give_back: Callable[[], None]) -> None:
         """A message is here, whatever order they come in; `give_back` sends its credit. Called by any thread.
 
-        If it has tensors on a GPU, they are filled on the present stream, which the training stream has to wait for.
+        Where a GPU computes, its tensors are filled on the present stream, which the training stream has to wait for;
+        those that are on the host are copied to the GPU here, beside what it computes.
         """
         event = None
         if self.device.type == "cuda":
+            message.payload = to_device(message.payload, self.device)
             event = torch.cuda.current_stream(self.device).record_event()
         with self._changed:
             self._lanes.setdefault(source, {})[number] = (message, event, give_back)

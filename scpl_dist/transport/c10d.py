@@ -68,18 +68,15 @@ class C10dTransport(Transport):
 
     def _send(self, target: int, message: Envelope) -> None:
         header, tensors = pack(message)
-        event = None
-        if self._wire_device.type == "cuda":
-            event = torch.cuda.current_stream(self.device).record_event()
-        else:
-            tensors = [tensor.cpu() for tensor in tensors]
+        on_gpu = self.device.type == "cuda"
+        event = torch.cuda.current_stream(self.device).record_event() if on_gpu else None
         self._outboxes[target].put((header, tensors, event))
 
     # Threads ----------------------------------------------------------------------------------------------------
 
     def _serve(self, work: Any, peer: int, group: Any) -> None:
         try:
-            with nullcontext() if group is None else self._own_stream():
+            with self._own_stream() if self.device.type == "cuda" else nullcontext():
                 work(peer, group)
         except Exception as error:  # whatever it is, the training thread must not wait for this lane any more
             lines = str(error).strip().splitlines()
@@ -92,10 +89,11 @@ class C10dTransport(Transport):
     def _send_all(self, peer: int, group: Any) -> None:
         while True:
             header, tensors, event = self._outboxes[peer].get()
+            if event is not None:  # before the header: a receive that is posted keeps part of its GPU busy
+                event.synchronize()
+                tensors = [tensor.to(self._wire_device) for tensor in tensors]
             frames = _frames(header)
             works = [dist.isend(frame, peer, tag=tag) for tag, frame in enumerate(frames)]
-            if event is not None:
-                torch.cuda.current_stream().wait_event(event)
             for tag, tensor in enumerate(tensors, _FIRST_TAG):
                 works.append(dist.isend(tensor, peer, group=group, tag=tag))
             for work in works:

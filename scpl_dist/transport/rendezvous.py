@@ -16,6 +16,12 @@ import torch.distributed as dist
 from scpl_dist.transport import Store
 
 
+def leave() -> None:
+    """Leave the process groups of torch.distributed, without a word to the others: who is gone cannot answer."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def join(
     listener: socket.socket, rank: int, endpoints: Sequence[Mapping[str, Any]], timeout_s: float
 ) -> Store:

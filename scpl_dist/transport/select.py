@@ -29,7 +29,12 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
 
 
 def connectable(
-    config: Config, rank: int, generation: str, device: torch.device, endpoints: Sequence[Mapping[str, Any]]
+    config: Config,
+    rank: int,
+    generation: str,
+    group: int,
+    device: torch.device,
+    endpoints: Sequence[Mapping[str, Any]],
 ) -> Transport:
     """The transport of a worker, not yet connected."""
     name = choose(config.pipeline.transport, endpoints)
@@ -45,7 +50,7 @@ def connectable(
         from scpl_dist.transport.rpc import RpcTransport
 
         devices = [torch.device(endpoint["device"]) for endpoint in endpoints]
-        return RpcTransport(generation=generation, devices=devices, **common)
+        return RpcTransport(generation=generation, group=group, devices=devices, **common)
     from scpl_dist.transport.c10d import C10dTransport
 
     return C10dTransport(backend=name, links=config.layout.links(), **common)

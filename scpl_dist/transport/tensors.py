@@ -1,4 +1,4 @@
-"""Tensors on their way: what describes them, in which type they travel, and when a GPU may use them."""
+"""Tensors on their way: what describes them, in which type they travel, and where they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from scpl_dist.transport.quantization import dequantize, quantize
+
+# Without int8: what has come as that is the code of a float.
 _SMALLER = [torch.iinfo(dtype) for dtype in (torch.uint8, torch.int16, torch.int32)]
+_WIDEST = torch.float32  # float64 travels as it is: sums that all stages have to agree on
 Wide = list[tuple[int, str]]  # numbers of leaves that travel in a smaller type, and their own type
 
 
@@ -52,21 +56,31 @@ def nbytes(payload: Any) -> int:
 def narrow(payload: Any, dtype: torch.dtype) -> tuple[Any, Wide]:
     """Make the tensors of a pytree small for the way; also returns what `widen` must convert back.
 
-    Tensors of float32 get the given type. Integers (labels) lose nothing: they get the smallest type that holds all
-    values of their tensor, unless they are on a GPU, which would have to be waited for.
+    Floats that have more bytes than the given type get that one; where it is int8, their scales travel behind, as
+    ``(pytree, scales)``. Integers (labels) lose nothing: they get the smallest type that holds all values of their
+    tensor, unless they are on a GPU, which would have to be waited for.
     """
     leaves, spec = pytree.tree_flatten(payload)
     wide: Wide = []
+    scales: list[Tensor] = []
     for number, leaf in enumerate(leaves):
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or not leaf.numel():
             continue
-        if leaf.dtype is torch.float32 and dtype is not torch.float32:
-            leaves[number] = leaf.to(dtype)
-        elif leaf.dtype is torch.int64 and leaf.device.type == "cpu" and leaf.numel():
+        own = leaf.dtype
+        if own.is_floating_point and dtype.itemsize < own.itemsize <= _WIDEST.itemsize:
+            if dtype is torch.int8:
+                leaves[number], scale = quantize(leaf)
+                scales.append(scale)
+            else:
+                leaves[number] = leaf.to(dtype)
+        elif own is torch.int64 and leaf.device.type == "cpu":
             leaves[number] = leaf.to(_smallest(leaf))
-        if leaves[number].dtype is not leaf.dtype:
-            wide.append((number, str(leaf.dtype).removeprefix("torch.")))
-    return (pytree.tree_unflatten(leaves, spec), wide) if wide else (payload, wide)
+        if leaves[number].dtype is not own:
+            wide.append((number, str(own).removeprefix("torch.")))
+    if not wide:
+        return payload, wide
+    small = pytree.tree_unflatten(leaves, spec)
+    return ((small, scales) if scales else small), wide
 
 
 def _smallest(tensor: Tensor) -> torch.dtype:
@@ -81,19 +95,16 @@ def widen(payload: Any, wide: Wide) -> Any:
     if not wide:
         return payload
     leaves, spec = pytree.tree_flatten(payload)
+    coded = [number for number, _ in wide if leaves[number].dtype is torch.int8]
+    scales = dict(zip(coded, leaves[len(leaves) - len(coded) :], strict=True))
     for number, name in wide:
-        leaves[number] = leaves[number].to(getattr(torch, name))
-    return pytree.tree_unflatten(leaves, spec)
+        own = getattr(torch, name)
+        leaves[number] = (
+            dequantize(leaves[number], scales[number], own) if number in scales else leaves[number].to(own)
+        )
+    large = pytree.tree_unflatten(leaves, spec)
+    return large[0] if coded else large
 
 
 def to_device(payload: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), payload)
-
-
-def adopt(payload: Any, event: Any) -> None:
-    """Let the training stream wait for CUDA tensors that another one fills until `event`, and keep their memory."""
-    stream = torch.cuda.current_stream()
-    stream.wait_event(event)
-    for leaf in pytree.tree_leaves(payload):
-        if isinstance(leaf, Tensor) and leaf.is_cuda:
-            leaf.record_stream(stream)

@@ -14,9 +14,10 @@ import torch
 from scpl_dist.control.items import Item, Stop, Train
 from scpl_dist.data import DataSource
 from scpl_dist.data.loader import Loader
+from scpl_dist.methods import arithmetic
 from scpl_dist.methods.schedule import StageSpec
-from scpl_dist.plan import partition
 from scpl_dist.plan.plan import Plan
+from scpl_dist.run import partition
 from scpl_dist.run.layout import Layout
 from scpl_dist.run.phases import Phase
 from scpl_dist.transport.neighbours import Neighbours
@@ -42,8 +43,7 @@ def measure(plan: Plan, source: DataSource) -> list[float]:
     All blocks are trained on the first batch as one stage, by the executor that a worker has.
     """
     config = plan.config
-    cuda = config.runtime.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = arithmetic.device(config.at(0))
     blocks = range(len(plan.parameters))
     loader: Loader[Item] = Loader(source, config.run.seed, workers=0)
     size, schedule = min(config.data.batch_size, source.sizes["train"]), {"lr": config.optimizer.lr}

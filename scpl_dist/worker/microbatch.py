@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,11 @@ class MicroBatch:
 
     carry: Carry  # output of the newest forward pass, without history
     labels: Tensor
-    weight: float  # share of the micro-batch in the item, 0 to 1
+    weight: float  # share of the micro-batch in the item's loss, 0 to 1
     before: dict[int, Carry] = field(default_factory=dict)  # inputs, kept until the backward pass
     after: dict[int, Carry] = field(default_factory=dict)  # outputs with history; likewise
-    # What the objective sees of all replicas' samples, and their labels; only with replicas.
+    # What the objective sees of all replicas' samples, and their labels: with replicas, or of all micro-batches, where
+    # it has no history, and gets the gradient.
     seen: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
     losses: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # terms of the objective
     # What travels back: gradients of the floating-point tensors of the newest carry, or an answer.
@@ -43,16 +44,29 @@ class ItemInProgress:
         self.training = isinstance(item, Train)
         self.sizes = [stop - start for start, stop in item.micro_batches]
         self.again: set[int] = set()  # blocks whose activations are computed again for the backward pass
+        self.frozen: frozenset[int] = frozenset()  # blocks that do not learn
+        self.passed: set[int] = set()  # blocks that have no backward pass
+        self.first = 0  # block of the model that learns
         self.flows: dict[int, MicroBatch] = {}
+        self.weights: list[float] = []  # of the micro-batches, where stage 0 has looked at their labels
         # Squares of the lengths of the gradients of this stage's blocks and all behind, float64, (blocks,) in their
         # order; and then the length of the whole model's, a scalar.
         self.squares: Tensor | None = None
         self.norm: Tensor | None = None
-        self.losses: dict[str, dict[str, float]] = {}  # by block: weighted sums over the micro-batches
         self.metrics: dict[str, Metric] = {}  # of an evaluation, where the answers are counted
 
-    def start(self, m: int, carry: Carry, labels: Tensor) -> None:
-        self.flows[m] = MicroBatch(carry, labels, self.sizes[m] / sum(self.sizes))
+    def start(self, m: int, carry: Carry, labels: Tensor, weight: float | None = None) -> None:
+        """A `weight` is that of its tokens; without one all samples count alike."""
+        self.flows[m] = MicroBatch(
+            carry, labels, self.sizes[m] / sum(self.sizes) if weight is None else weight
+        )
+
+    def weigh(self, counted: Callable[[Tensor], int]) -> None:
+        """Look at the labels of all micro-batches before the first one starts, which needs its share of them."""
+        batches = list(self.batches)
+        counts = [counted(labels) for _, labels in batches]
+        self.weights = [count / max(1, sum(counts)) for count in counts]
+        self.batches = iter(batches)
 
     @property
     def train(self) -> Train:

@@ -9,7 +9,8 @@ parameter, such as BatchNorm's statistics, is not averaged: it is the newest in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,13 +41,19 @@ class Updater:
         self.scaler: torch.amp.GradScaler | None = None
         if config.runtime.precision == "float16" and self.optimizers:
             self.scaler = torch.amp.GradScaler("cuda" if on_gpu(config) else "cpu")
+        self.frozen = False
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
 
-    def train(self, training: bool) -> None:
-        """Be ready to learn, or to answer, which averaged weights do where there are some."""
+    def train(self, training: bool) -> bool:
+        """Be ready to learn, or to answer, which averaged weights do where there are some; True if they took places."""
         self.trainable.train(training)
+        if (
+            self.frozen
+        ):  # the whole still says whether it is trained or asked: that may decide what is passed on
+            for part in self.trainable.children():
+                part.eval()
         if self._exchanged is training and self._average:
             for name, average in self._average.items():
                 weight = self._parameters[name].detach()
@@ -54,16 +61,38 @@ class Updater:
                 weight.copy_(average)
                 average.copy_(before)
             self._exchanged = not training
+            return True
+        return False
+
+    def freeze(self) -> None:
+        """Learn no more, from now on: what only learning needs is dropped."""
+        self.drop_gradients()
+        self.trainable.requires_grad_(False)
+        self.optimizers, self.scaler, self.frozen = [], None, True
+        self.train(self.trainable.training)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What it learns with: weights, gradients, states of optimizers, averages; not the buffers."""
+        for parameter in self.trainable.parameters():
+            yield parameter
+            if parameter.grad is not None:
+                yield parameter.grad
+        states = [list(optimizer.state.values()) for optimizer in self.optimizers]
+        yield from (leaf for leaf in pytree.tree_leaves(states) if isinstance(leaf, Tensor))
+        yield from self._average.values()
 
     def norm(self) -> Tensor:
         """Length of the block's gradient as one vector, a scalar."""
         return get_total_norm([one.grad for one in self._parameters.values() if one.grad is not None])
 
-    def step(self, schedule: Mapping[str, float], norm: Tensor | None = None) -> None:
+    def step(
+        self, schedule: Mapping[str, float], norm: Tensor | None = None, spoilt: Tensor | None = None
+    ) -> None:
         """Update with the gradients that are there, and drop them.
 
         `schedule` has the learning rate "lr". `norm` is the length that ``optimizer.clip_norm`` limits, if not the
         block's own. If gradients were scaled, and too large for it, nothing changes but the scale, which is halved.
+        Weights stay as they are if `spoilt`, a float32 scalar on the device, is 1 and not 0.
         """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -72,16 +101,30 @@ class Updater:
                 self.scaler.unscale_(optimizer)
         self._clip(norm)
         for optimizer in self.optimizers:
-            if self.scaler is None:
-                optimizer.step()
-            else:
-                self.scaler.step(optimizer)
+            with nullcontext() if spoilt is None else self._guarded(optimizer, spoilt):
+                if self.scaler is None:
+                    optimizer.step()
+                else:
+                    self.scaler.step(optimizer)
         if self.scaler is not None:
             self.scaler.update()
         self.drop_gradients()
         if self._settings.ema:
             self._move_average(self._settings.ema)
         self.trainable.updated()
+
+    @contextmanager
+    def _guarded(self, optimizer: torch.optim.Optimizer, spoilt: Tensor) -> Iterator[None]:
+        """Let a step change no weight if it is spoilt, which only the device knows."""
+        if self.scaler is None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = spoilt  # type: ignore[attr-defined]  # torch's own guard, in its fused kernels
+            yield
+            return
+        weights = [one.detach() for one in _parameters(optimizer)]
+        before = [one.clone() for one in weights]
+        yield
+        for one, old in zip(weights, before, strict=True):
+            torch.where(spoilt.bool(), old, one, out=one)
 
     def _clip(self, norm: Tensor | None) -> None:
         settings, parameters = self._settings, list(self._parameters.values())
@@ -123,8 +166,11 @@ class Updater:
         return nonfinite(self.trainable, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put such a state back; raises CheckpointError if it belongs to another model."""
-        restore(self.trainable, self.optimizers, state)
+        """Put such a state back, whatever was done since; raises CheckpointError if it belongs to another model."""
+        self._exchanged = False
+        self.drop_gradients()
+        # Where the block was frozen there are none: if it is to learn now, it begins with new ones.
+        restore(self.trainable, self.optimizers if state["optimizers"] else (), state)
         for name, gradient in state.get("gradients", {}).items():
             one = self._parameters[name]
             one.grad = torch.empty_like(one).copy_(gradient)

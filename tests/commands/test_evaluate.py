@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from scpl_dist import data
+from scpl_dist.commands import saved as saved_run
 from scpl_dist.commands.evaluate import evaluate
-from scpl_dist.commands.saved import load as load_saved
-from scpl_dist.plan.plan import Plan
-from scpl_dist.run.config import load
-from scpl_dist.storage import checkpoints
-from scpl_dist.storage.parts import part_name, write_part
-from scpl_dist.worker.updater import Updater
-
-
-def saved(folder: Path, **values: object) -> Path:
-    """A run folder with a checkpoint of a model whose blocks have seen a little of the data."""
-    config = load(values={"data.augmentation": "none", **values})
-    source = data.resolve(config)
-    plan = Plan.plan(config, source.classes, source.example())
-    trainables = plan.trainables(range(4))
-    inputs, labels = source.batch("train", 0, torch.arange(128))
-    for _ in range(4):
-        carry = plan.method.carry(inputs, labels)
-        for trainable in trainables.values():
-            after = trainable.train()(carry)
-            torch.autograd.backward(torch.stack(list(trainable.losses(carry, after, labels).values())).sum())
-            torch.optim.Adam(trainable.parameters(), lr=3e-3).step()
-            trainable.zero_grad()
-            carry = torch.utils._pytree.tree_map(torch.Tensor.detach, after)
-    folder.mkdir()
-    (folder / "config.toml").write_text(config.to_toml())
-    target = checkpoints.folder_for(folder, 8)
-    target.mkdir(parents=True)
-    files = [
-        write_part(target / part_name(block), Updater(trainable, config).state_dict())
-        for block, trainable in trainables.items()
-    ]
-    position = {"epoch": 0, "step": 8, "batch": 0}
-    checkpoints.commit(target, {"step": 8, "position": position, "files": files}, keep=1)
-    return folder
+from tests.support.saved_runs import saved
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +33,9 @@ def test_all_leave_at_the_first_block_at_a_tiny_threshold(early: Path) -> None:
 
 
 def test_samples_leave_at_the_first_block_that_is_sure_and_the_table_says_so(early: Path) -> None:
-    plan, source, trainables = load_saved(early)
+    there = saved_run.find(early, with_data=True)
+    plan, source, trainables = there.plan, there.source, there.blocks()
+    assert source is not None
     carry, labels = source.batch("test", 0, torch.arange(source.sizes["test"]))
     with torch.no_grad():
         first = plan.method.scores(trainables, 0, trainables[0](carry))
@@ -115,3 +85,27 @@ def test_blocks_without_a_classifier_say_what_is_possible(tmp_path: Path) -> Non
         evaluate(run, block=4)
     watched = saved(tmp_path / "watched", **{"loss.local_predictors": True})
     assert evaluate(watched, threshold=1e-6).mean_depth == 1
+
+
+@pytest.mark.parametrize("method", ["early_exit", "al"])
+def test_one_block_in_memory_at_a_time_gives_the_same(tmp_path: Path, method: str) -> None:
+    run = saved(tmp_path / "run", **{"run.method": method})
+    usual, small = evaluate(run, threshold=0.4), evaluate(run, threshold=0.4, low_memory=True)
+    assert small.left == usual.left
+    assert small.correct == usual.correct
+    assert evaluate(run, batch_size=500).accuracy == evaluate(run).accuracy
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "tpu"}, "--device tpu: unknown; use auto, cpu, cuda"),
+        ({"device": "cuda:9"}, r"--device cuda:9: torch sees \d GPUs here; use auto or cpu"),
+        ({"batch_size": 0}, "--batch-size 0: give the number of samples in a batch, at least 1"),
+    ],
+)
+def test_a_place_or_a_batch_that_cannot_be_is_refused(
+    early: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        evaluate(early, **options)

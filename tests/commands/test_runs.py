@@ -52,6 +52,7 @@ def test_the_table_is_printed_and_a_wrong_folder_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "runs: no such folder" in called("ls", code=2).stderr
+    assert called("ls", tmp_path).stdout == f"no runs in {tmp_path}; train one with: scpl-dist train\n"
     begin(tmp_path / "runs" / "first", 1).finish(Outcome(0, "done"))
     heading, row = called("ls").stdout.splitlines()
     assert heading.split() == list(HEADINGS)

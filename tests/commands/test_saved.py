@@ -12,9 +12,10 @@ from scpl_dist import data
 from scpl_dist.plan.plan import Plan
 from scpl_dist.run.config import load
 from scpl_dist.storage import checkpoints
-from scpl_dist.storage.parts import part_name, write_part
+from scpl_dist.storage.parts import part_name, read_part, write_part
 from scpl_dist.worker.updater import Updater
 from tests.support.command import called
+from tests.support.saved_runs import saved
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def commit(folder: Path, step: int, states: Mapping[int, dict[str, object]]) -> None:
+def commit(folder: Path, step: int, states: Mapping[int, dict[str, object]], keep: int = 3) -> None:
     target = checkpoints.folder_for(folder, step)
     files = [write_part(target / part_name(block), state) for block, state in states.items()]
     position = {"epoch": 0, "step": step, "batch": 0}
-    checkpoints.commit(target, {"step": step, "position": position, "files": files}, keep=3)
+    checkpoints.commit(target, {"step": step, "position": position, "files": files}, keep)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])
@@ -71,7 +72,7 @@ def test_a_checkpoint_that_is_not_there_is_a_mistake_and_those_that_are_there_ar
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("out.pt", "export writes the format safetensors only; call the file {folder}/out.safetensors"),
+        ("out.pt", "out.pt: end its name in .safetensors (safetensors), .onnx (onnx), .pt2 (torch_export)"),
         ("nowhere/out.safetensors", "there is no folder {folder}/nowhere; make it first"),
         ("folder.safetensors", "cannot be written: "),
     ],
@@ -101,3 +102,40 @@ def test_a_picture_that_cannot_be_written_is_a_mistake(run: Path, tmp_path: Path
     (run / "metrics.jsonl").write_text("")
     said = called("report", run, tmp_path / "nowhere" / "out.png", code=2).stderr
     assert "out.png cannot be written (No such file or directory): name another file" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_another_checkpoint_is_chosen_if_a_run_that_goes_on_removes_the_first_one_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    run = saved(tmp_path / "run")
+    states = {block: read_part(run / "checkpoints" / "step-8", block) for block in range(4)}
+    read: list[tuple[str, int]] = []
+
+    def reading(checkpoint: Path, block: int) -> dict[str, object]:
+        read.append((checkpoint.name, block))
+        if read[-1] == ("step-8", 2):
+            commit(run, 9, states, keep=1)
+        return read_part(checkpoint, block)
+
+    monkeypatch.setattr("scpl_dist.commands.saved.read_part", reading)
+    target = [tmp_path / "out.safetensors"] if command == "export" else []
+    said = called(command, run, *target).stdout
+    assert read == [("step-8", block) for block in range(3)] + [("step-9", block) for block in range(4)]
+    assert command == "export" or "with the weights of step-9\n" in said
+
+
+def test_blocks_that_are_read_one_at_a_time_are_of_one_checkpoint_or_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path / "run")
+    states = {block: read_part(run / "checkpoints" / "step-8", block) for block in range(4)}
+
+    def reading(checkpoint: Path, block: int) -> dict[str, object]:
+        if block == 2:
+            commit(run, 9, states, keep=1)
+        return read_part(checkpoint, block)
+
+    monkeypatch.setattr("scpl_dist.commands.saved.read_part", reading)
+    said = called("evaluate", run, "--low-memory", code=1).stderr
+    assert said.startswith(f"scpl-dist: {run}/checkpoints/step-8 was removed by the run, which goes on, ")

@@ -16,7 +16,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpl_dist.control.channel import Channel
+from scpl_dist.control.channel import HEAL_S, Channel
 from scpl_dist.control.codec import MAX_BYTES, ProtocolError, decode, encode, to_plain
 from scpl_dist.control.items import Item, Stop, Train, from_plain
 from scpl_dist.control.items import to_plain as item_to_plain
@@ -42,8 +42,6 @@ HELLO = Hello(
     version=VERSION,
     torch="2.14.1",
     config="abc",
-    stage=1,
-    stages=2,
     rank=1,
     host="here",
     pid=1,
@@ -381,7 +379,19 @@ def test_a_connection_that_comes_back_is_the_same_peer() -> None:
     again, message = peer.receive()
     assert isinstance(message, Heartbeat)
     assert again == name
-    assert peer.lost.empty()
+    peer.socket.send_multipart([name, encode(Alive())])
+    with pytest.raises(queue.Empty):
+        peer.lost.get(timeout=1.5 * HEAL_S)
+    peer.close()
+
+
+def test_another_coordinator_at_the_same_address_knows_nothing_of_the_worker() -> None:
+    peer = Peer(timeout_s=1000.0)
+    peer.expect(Heartbeat)
+    peer.hang_up()
+    peer.come_back()
+    peer.expect(Heartbeat)  # the connection is there, but nobody answers
+    assert "broke and did not come back" in peer.lost.get(timeout=LIMIT_S)
     peer.close()
 
 

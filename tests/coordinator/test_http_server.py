@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -119,12 +120,34 @@ def test_health_is_about_the_process_and_readiness_about_progress() -> None:
     close(served.server)
 
 
-@pytest.mark.parametrize("path", ["/", "/metricsx", "/favicon.ico", "/../metrics"])
+@pytest.mark.parametrize(
+    "path", ["/metricsx", "/favicon.ico", "/../metrics", "/page", "/report.js", "/../page.css"]
+)
 def test_other_paths_do_not_exist(served: Served, path: str) -> None:
     assert served.get(path)[0] == 404
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/status"])
+def test_the_page_has_everything_from_here_and_may_reach_nothing_else(served: Served) -> None:
+    for path, kind in (
+        ("/", "html"),
+        ("/page.css", "css"),
+        ("/charts.js", "javascript"),
+        ("/live.js", "javascript"),
+    ):
+        with urllib.request.urlopen(served.base + path, timeout=LIMIT_S) as answer:
+            assert answer.headers["Content-Type"] == f"text/{kind}; charset=utf-8"
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            text = answer.read().decode()
+        assert not re.search(r"(src|href)=.https?:|@import|eval\(|innerHTML|document\.write", text)
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', served.get("/")[1])) == {
+        "page.css",
+        "charts.js",
+        "live.js",
+        "data:,",
+    }
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/status"])
 def test_only_get_is_served(served: Served, path: str) -> None:
     connection = http.client.HTTPConnection(*served.address, timeout=LIMIT_S)
     connection.request("POST", path, body=b"x")

@@ -269,7 +269,7 @@ def test_a_checkpoint_that_cannot_be_published_ends_the_run() -> None:
         ({"version": "9.9"}, ("9.9", VERSION)),
         ({"torch": "1.0"}, ("1.0", "2.14.1")),
         ({"config": "feed"}, ("feed", small().digest())),
-        ({"stages": 4}, ("4", "3")),
+        ({"code": "beef"}, ("beef", "")),
     ],
 )
 def test_a_peer_that_differs_is_refused_with_both_values(
@@ -291,7 +291,7 @@ def test_strangers_do_not_harm_a_run_whose_stages_are_there() -> None:
     run = Run().start()
     before = len(run.items())
     run.hello(1, peer=b"stranger")
-    run.hello(7, peer=b"other", stages=9)
+    run.hello(7, peer=b"other")
     for _ in range(100):
         run.hello(2, peer=b"flood", version="0")
     run.event(Received(b"stranger", Done(sequence=0)))
@@ -522,6 +522,14 @@ def test_a_kill_is_conclusive_and_an_exit_code_is_not() -> None:
         assert (run.failure.cause, run.failure.stage) == ("raised", 1)
 
 
+def test_who_misses_a_rank_that_is_not_there_is_the_one_that_is_wrong() -> None:
+    run = Run().start()
+    run.tell(1, Failed(cause=Cause.PEER_LOST, message="connection to rank 7 broke", peer=7))
+    run.pass_time(2)
+    assert run.failure.stage == 1
+    assert "connection to rank 7 broke" in run.failure.message
+
+
 def test_a_kill_brings_the_verdict_about_whoever_was_suspected_first() -> None:
     run = Run().start()
     run.tell(0, Failed(cause=Cause.PEER_LOST, message="eof", peer=1))
@@ -613,8 +621,7 @@ def test_a_stop_that_was_asked_for_while_the_stages_get_ready_is_not_forgotten()
     for stage in run.stages:
         run.hello(stage)
     run.tell(1, StopRequested(signal=15))
-    for stage in run.stages:
-        run.tell(stage, Ready())
+    run.ready()
     assert (run.end.code, run.items()) == (143, [])
 
 
@@ -681,8 +688,8 @@ def test_commands_and_rows_carry_the_number_of_their_event() -> None:
     run = Run(small(checkpoint__every_steps=1)).start()
     (start,) = run.rows("start")
     assert (
-        start["event_number"] == run.coordinator.number == 7
-    )  # three hellos, the data set, three times ready
+        start["event_number"] == run.coordinator.number == 10
+    )  # three hellos, the data set, three times built and ready
     run.play(until=lambda item: isinstance(item, Evaluate) and item.last)
     run.hello(1, peer=b"stranger")
     run.publish()
@@ -692,6 +699,15 @@ def test_commands_and_rows_carry_the_number_of_their_event() -> None:
         assert all(row["event_number"] in by_number for row in run.rows(event))
     assert run.rows("warning")[0]["event_number"] == run.coordinator.number - len(run.only(Commit))
     assert all("event_number" not in row for row in run.rows("train"))
+
+
+def test_a_marker_that_takes_no_time_says_nothing_of_the_pace() -> None:
+    run = Run(small(checkpoint__every_steps=1, run__epochs=20)).start()
+    for _ in range(6):
+        run.now += 2.0 if isinstance(run.next_item, Train | Evaluate) else 0.0
+        for stage in run.stages:
+            run.done(stage)
+    assert len(run.items()) <= 6 + 8
 
 
 @pytest.mark.parametrize(

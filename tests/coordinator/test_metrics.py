@@ -44,6 +44,7 @@ def test_the_names_are_exactly_these() -> None:
         "scpl_stage_busy_seconds_total",
         "scpl_stage_waiting_seconds_total",
         "scpl_stage_blocked_seconds_total",
+        "scpl_block_seconds_total",
         "scpl_queue_depth",
         "scpl_transport_sent_bytes_total",
         "scpl_transport_received_bytes_total",

@@ -10,6 +10,7 @@ from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.members import Member
 from scpl_dist.coordinator.pending_checkpoints import PendingCheckpoints
 from scpl_dist.run import config as configuration
+from scpl_dist.run.layout import Layout
 from tests.support.invariants import check_checkpoints
 
 CONFIG = configuration.load(values={"runtime.timeout_s": 10.0, "runtime.first_step_timeout_s": 30.0})
@@ -40,10 +41,14 @@ def written(found: PendingCheckpoints, number: int, *stages: int) -> None:
 
 
 def members() -> dict[int, Member]:
-    fields: dict[str, Any] = {"protocol": 1, "version": "1", "torch": "2", "config": "c", "stages": 2}
+    fields: dict[str, Any] = {"protocol": 1, "version": "1", "torch": "2", "config": "c"}
     fields |= {"host": "h", "device": "cpu"}
-    hellos = [Hello(**fields, stage=stage, rank=stage, pid=100 + stage) for stage in (0, 1)]
-    return {hello.stage: Member(b"p", hello, heard=0.0, changed=0.0) for hello in hellos}
+    layout = Layout([1, 1])
+    hellos = [Hello(**fields, rank=rank, pid=100 + rank) for rank in (0, 1)]
+    return {
+        rank: Member(b"p", hello, heard=0.0, changed=0.0, worker=layout.workers[rank])
+        for rank, hello in enumerate(hellos)
+    }
 
 
 def test_a_checkpoint_waits_for_all_parts_and_for_those_before_it() -> None:
@@ -102,7 +107,8 @@ def test_a_slow_disk_is_a_failure_with_a_longer_limit_for_the_first_time() -> No
     assert (failure.cause, failure.stage, failure.pid) == ("hang", 1, 101)
     written(found, 1, 1)
     found.take(130.0)
-    failure = found.late(members(), CONFIG, 140.0)
+    assert found.unpublished(CONFIG, 139.9) is None
+    failure = found.unpublished(CONFIG, 140.0)
     assert failure is not None
     assert "publishing the checkpoint of step 10 has taken 10.0 s" in failure.message
     found.published(10)

@@ -19,7 +19,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_instead_of_a_table_where_nobody_watches() -> None:
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "CLICOLOR_FORCE", "TERM"])
+def test_lines_instead_of_a_table_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "xterm-color" if variable == "TERM" else "1")  # as notebooks and CI have it
     stream = io.StringIO()
     run = Run()
     progress = Progress(run.coordinator, stream)
@@ -53,11 +57,32 @@ def test_where_nobody_watches_a_line_comes_after_seconds_of_silence() -> None:
     assert len(lines(2.0)) == 1
 
 
+def test_of_epochs_that_follow_fast_the_newest_is_told_each_second_with_the_time_left() -> None:
+    stream = io.StringIO()
+    run = Run().start().play(until=at_step(4))
+    progress = Progress(run.coordinator, stream)
+    for epoch in range(1, 26):
+        progress.say(Say(f"epoch {epoch}/25: test accuracy 0.5", "epoch"))
+        progress.update(run.now)
+        run.now += 0.1
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "epoch 1/25",
+        "epoch 11/25",
+        "epoch 21/25",
+        "epoch 25/25",
+    ]
+    assert all(
+        re.fullmatch(r"epoch \d+/25: test accuracy 0\.5, \d:\d\d:\d\d left", line) for line in lines[:-1]
+    )
+
+
 def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     stream = Terminal()
     run = Run().start().play(until=at_step(4))
     progress = Progress(run.coordinator, stream)
-    progress.say(Say("epoch 1/3", "progress"))
+    progress.say(Say("epoch 1/3", "epoch"))
     progress.say(Say("stage 1 is slow", "warning"))
     progress.update(run.now)
     progress.close()
@@ -65,6 +90,17 @@ def test_a_terminal_shows_a_row_for_each_stage_and_warnings_above() -> None:
     assert "epoch 1/3\n" not in text, "the table has it"
     assert "warning: stage 1 is slow" in text
     assert "\x1b[" in text
+
+
+def test_a_terminal_without_colours_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    run = Run().start().play(until=at_step(4))
+    progress = Progress(run.coordinator, stream)
+    progress.update(run.now)
+    progress.close()
+    codes = {code for found in re.findall(r"\x1b\[([\d;]*)m", stream.getvalue()) for code in found.split(";")}
+    assert codes <= {"", "0", "1"}, "bold is no colour"
 
 
 def test_a_failure_is_one_block_with_the_cause_last(tmp_path: Path) -> None:
@@ -112,9 +148,11 @@ def test_the_summary_fits_the_data(splits: dict[str, int]) -> None:
     assert "scpl, 3 stages: 9 steps in" in text
     accuracies = "test accuracy 0.5000 after the last epoch, 0.5000 after epoch 1, the best by "
     assert (accuracies in text) == ("test" in splits)
-    assert text.endswith("run folder runs/x")
+    assert text.endswith("run folder runs/x; everything about it: scpl-dist report runs/x")
 
 
 def test_a_stopped_run_says_how_to_go_on() -> None:
     text = summary(Outcome(143, "stopped by SIGTERM"), Path("runs/x"))
-    assert text == "stopped by SIGTERM; go on with --resume auto --run-dir runs/x"
+    assert text.startswith(
+        "stopped by SIGTERM; go on with: scpl-dist train --resume auto --run-dir runs/x, or "
+    )

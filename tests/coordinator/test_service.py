@@ -25,6 +25,7 @@ from scpl_dist.control.messages import PROTOCOL, VERSION
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.run import config as configuration
 from scpl_dist.run.config import Config
+from scpl_dist.run.faults import VARIABLE, Fault
 from scpl_dist.storage.checkpoints import folder_for
 from scpl_dist.storage.resume import begin
 from tests.support import own_loggers
@@ -47,8 +48,6 @@ class Worker:
             "version": VERSION,
             "torch": "2.14.1",
             "config": self.config.digest(),
-            "stage": self.stage,
-            "stages": self.config.pipeline.stages,
             "rank": self.stage,
             "host": "here",
             "pid": 1000 + self.stage,
@@ -122,6 +121,9 @@ class Coordinator:
             worker.hello()
         for worker in workers:
             worker.expect("start")
+            worker.say("built", blocks=[0])
+        for worker in workers:
+            worker.expect("join")
             worker.say("ready")
         for worker in workers:
             worker.expect("go")
@@ -227,12 +229,9 @@ def test_a_tiny_run_ends_with_a_result_rows_and_a_checkpoint(start: Any) -> None
         (s, k, k) for s in (0, 1) for k in (0, 1)
     }
     assert {row["loss"] for row in train} == {0.1 + 0.2}  # to the last bit
-    assert [row["event"] for row in rows if row["event"] != "train"] == [
-        "start",
-        "eval",
-        "eval",
-        "checkpoint",
-    ]
+    told = [row["event"] for row in rows if row["event"] not in ("train", "usage")]
+    assert told == ["start", "eval", "eval", "checkpoint"]
+    assert rows[-1]["event"] == "usage"  # there are more of them where the test takes seconds
     manifest = json.loads((coordinator.folder / "checkpoints" / "step-2" / "manifest.json").read_text())
     assert [(file["name"], file["stage"]) for file in manifest["files"]] == [
         ("block-000.pt", 0),
@@ -262,6 +261,20 @@ def test_loggers_hear_of_a_run_and_one_that_fails_does_not_end_it(start: Any) ->
     assert [f"warning: {row['text']}" for row in rows if row["event"] == "warning"] == [warning]
 
 
+def test_rows_of_steps_are_on_disk_before_their_checkpoint_is(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(action="kill", role="coordinator", phase="commit", step=2)
+    monkeypatch.setenv(VARIABLE, json.dumps([fault.model_dump(exclude_none=True)]))
+    coordinator = start(checkpoint__every_steps=2)
+    workers = coordinator.started()
+    play(coordinator, workers, workers[0].expect("work")["items"])
+    assert coordinator.end()[0] == -signal.SIGKILL
+    rows = [json.loads(line) for line in (coordinator.folder / "metrics.jsonl").read_text().splitlines()]
+    train = {(row["step"], row["stage"]) for row in rows if row["event"] == "train"}
+    assert train == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
 def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
     first = start(run__epochs=500)
     workers = first.started()
@@ -279,6 +292,9 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(start: Any) -> None:
         worker.hello()
     assert workers[0].expect("start")["restore"] == restore
     manifest = json.loads((Path(restore) / "manifest.json").read_text())
+    for worker in workers:
+        worker.say("built", blocks=[0])
+    workers[0].expect("join")
     for worker in workers:
         worker.say("ready")
     workers[0].expect("go")
@@ -379,7 +395,7 @@ def test_metrics_and_health_are_served_while_the_run_goes_on(start: Any) -> None
     assert 'scpl_stage_up{stage="0"} 1.0' in text
     assert 'scpl_control_rejected_total{reason="garbage"} 1.0' in text
     assert get(base + "/readyz") == (200, "ok\n")
-    assert get(base + "/")[0] == 404
+    assert get(base + "/nothing")[0] == 404
 
 
 def test_the_death_of_the_launcher_ends_the_run(start: Any) -> None:
@@ -403,14 +419,14 @@ def test_without_a_launcher_standard_input_does_not_matter(start: Any) -> None:
 
 
 def test_a_worker_that_exits_is_reported_with_its_place(start: Any) -> None:
-    coordinator = start()
+    coordinator = start(runtime__max_restarts=0)
     workers = coordinator.started()
     workers[1].say("heartbeat", phase="backward", step=1, micro_batch=0)
     deadline = time.monotonic() + LIMIT_S
     while 'scpl_step{stage="1"} 1.0' not in (text := get(coordinator.run_json()["metrics"])[1]):
         assert time.monotonic() < deadline, text
     workers[1].socket.close()
-    coordinator.process.stdin.write('not json\n{"event":"exited","rank":1,"code":-9}\n')
+    coordinator.process.stdin.write('not json\n{"event":"exited","rank":1,"code":-9,"pid":1001}\n')
     coordinator.process.stdin.flush()
     code, _, err = coordinator.end()
     assert code == 1
@@ -422,7 +438,7 @@ def test_a_worker_that_exits_is_reported_with_its_place(start: Any) -> None:
 
 
 def test_a_vanished_connection_is_noticed_without_a_launcher(start: Any) -> None:
-    coordinator = start(launcher=False)
+    coordinator = start(launcher=False, runtime__max_restarts=0)
     workers = coordinator.started()
     workers[1].socket.close()
     workers[0].expect("work")

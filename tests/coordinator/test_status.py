@@ -55,6 +55,14 @@ def test_values_are_those_of_the_run() -> None:
     assert {key: worker[key] for key in place | times} == place | times
 
 
+def test_a_block_that_is_frozen_on_the_way_has_no_loss_any_more() -> None:
+    run = Run().start()
+    for step, losses in enumerate(({"1": {"local": 2.0}, "2": {"local": 3.0}}, {"2": {"local": 1.0}}, {})):
+        run.done(1, losses=losses)
+        found = snapshot(run.coordinator, run.now)["workers"][1]["losses"]
+        assert found == {block: terms["local"] for block, terms in losses.items()}, step
+
+
 def test_replicas_stand_beside_each_other() -> None:
     run = ReplicatedRun().start()
     workers = snapshot(run.coordinator, run.now)["workers"]

@@ -77,3 +77,18 @@ def test_an_abort_ends_the_wait_for_a_batch_with_its_own_error() -> None:
     with pytest.raises(Aborted, match="stage 1 is gone"):
         loader.next()
     source.gate.set()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_tensor_of_a_pinned_batch_is_where_a_gpu_may_read_it(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # without a GPU torch refuses
+    source = Gated()
+    source.gate.set()
+    loader: Loader[int] = Loader(source, 0, workers, pinned=True)
+    loader.put(0, parts=[(3, 5)])
+    [(inputs, labels)] = loader.next()[1]
+    assert inputs["x"].eq(1).all()
+    assert labels.tolist() == [4, 5]
+    loader.abort(Aborted("the test is over"))

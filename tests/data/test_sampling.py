@@ -101,6 +101,11 @@ def test_what_are_no_weights_is_refused(function: Any, says: str) -> None:
         drawn(f"{__name__}:{function.__name__}")
 
 
+def test_a_mistyped_word_is_answered_with_the_right_one() -> None:
+    with pytest.raises(ValueError, match=r"^data\.sample_weights = 'balance': unknown; use \"balanced\""):
+        drawn("balance")
+
+
 def test_labels_are_known_or_read() -> None:
     source = data.resolve(load(None, ["data.augmentation=strong"]))
     known = source.training_labels()

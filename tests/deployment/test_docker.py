@@ -76,6 +76,9 @@ def test_only_metrics_and_monitoring_are_published_and_only_on_loopback(cluster:
 
 def test_tensors_and_control_are_on_a_network_without_a_way_out(cluster: dict[str, Any]) -> None:
     assert cluster["networks"]["stages"]["internal"] is True
+    assert cluster["networks"]["stages"]["driver_opts"] == {
+        "com.docker.network.bridge.gateway_mode_ipv4": "isolated"
+    }
     assert not cluster["networks"]["monitoring"].get("internal")
     members = {name: set(service["networks"]) for name, service in cluster["services"].items()}
     assert members == {
@@ -89,7 +92,7 @@ def test_tensors_and_control_are_on_a_network_without_a_way_out(cluster: dict[st
 def test_process_of_the_run_stops_in_order_and_has_few_rights(cluster: dict[str, Any], name: str) -> None:
     service = cluster["services"][name]
     assert service["init"] is True
-    assert service["restart"] == "no"
+    assert service["restart"] == ("no" if name == "coordinator" else "on-failure:5")
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -192,6 +195,12 @@ def test_images_are_pinned(cluster: dict[str, Any]) -> None:
     assert re.search(r"^ARG PYTHON=3\.\d+$", DOCKERFILE, re.MULTILINE)
 
 
+def test_image_is_built_once_and_never_looked_for_elsewhere(cluster: dict[str, Any]) -> None:
+    services = cluster["services"]
+    assert [name for name in services if "build" in services[name]] == ["coordinator"]
+    assert {services[name]["pull_policy"] for name in PROCESSES} == {"never"}
+
+
 def test_variables_reach_the_build_and_the_ports() -> None:
     values = {
         "SCPL_TORCH_INDEX": "https://torch.example/cpu",
@@ -199,10 +208,10 @@ def test_variables_reach_the_build_and_the_ports() -> None:
         "SCPL_METRICS_PORT": "9500",
     }
     merged = model(COMPOSE, env={**values, "SCPL_RUN": "second", "SCPL_KEYS": "/etc/keys"})
+    args = merged["services"]["coordinator"]["build"]["args"]
+    assert args == {"TORCH_INDEX": "https://torch.example/cpu", "USER_ID": "1234"}
+    assert set(args) <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
     for name in PROCESSES:
-        args = merged["services"][name]["build"]["args"]
-        assert args == {"TORCH_INDEX": "https://torch.example/cpu", "USER_ID": "1234"}
-        assert set(args) <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
         assert "--run-dir=runs/second" in merged["services"][name]["command"]
     assert merged["services"]["coordinator"]["ports"][0]["published"] == "9500"
     assert merged["secrets"]["worker_key"]["file"] == "/etc/keys/worker.key"

@@ -103,7 +103,7 @@ def test_one_host_is_torchrun_over_loopback(config: Path) -> None:
 
 def test_node_passes_every_option_on(config: Path) -> None:
     options = ["--nodes", "3", "--node-rank", "2", "--per-host", "4", "--master", "192.0.2.1"]
-    options += ["--port", "1111", "--control-port", "2222", "--join-timeout", "8"]
+    options += ["--port", "1111", "--control-port", "2222", "--join-timeout", "8", "--max-restarts", "7"]
     done = run(
         LAUNCH / "node.sh", *options, "--interface", "lo", "--shutdown-timeout", 9, "--dry-run", config
     )
@@ -117,10 +117,21 @@ def test_node_passes_every_option_on(config: Path) -> None:
         "master_port",
         "shutdown_timeout",
         "rdzv_conf",
+        "max_restarts",
     )
-    assert [parsed[name] for name in names] == ["3", 2, "4", "192.0.2.1", 1111, 9, "timeout=8"]
+    assert [parsed[name] for name in names] == ["3", 2, "4", "192.0.2.1", 1111, 9, "timeout=8", 7]
     assert "control.host=192.0.2.1" in str(parsed["training_script_args"])
     assert "control.port=2222" in str(parsed["training_script_args"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "restarts"), [([], 0), (["--run-dir", "runs/one"], 3), (["--run-dir=runs/one"], 3)]
+)
+def test_node_has_workers_started_again_where_there_is_a_folder_to_go_on_in(
+    arguments: list[str], restarts: int, config: Path
+) -> None:
+    done = run(LAUNCH / "node.sh", "--dry-run", config, *arguments)
+    assert torchrun_arguments(done.stdout)["max_restarts"] == restarts
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,7 @@ def test_node_passes_every_option_on(config: Path) -> None:
     [
         (["--nodes", "two"], "--nodes = 'two' is no whole number"),
         (["--nodes", "0"], "must be at least 1"),
+        (["--max-restarts", "-1"], "--max-restarts = '-1' is no whole number"),
         (["--nodes", "2", "--node-rank", "2"], "ranks of 2 hosts are 0 to 1"),
         (["--nodes", "2", "--master", "localhost"], "localhost is a loopback address"),
         (["--master", "no-such-host.invalid"], "no-such-host.invalid does not resolve"),
@@ -242,8 +254,9 @@ def test_hosts_stops_the_remote_ends_when_it_is_killed(two_hosts: Program) -> No
     until_nothing(lambda: two_hosts.output.count("stopped lo") < 2 and two_hosts.output)
 
 
-def test_slurm_starts_one_node_on_each_node_of_the_allocation(config: Path, tmp_path: Path) -> None:
-    # Stand-ins with the calling conventions of Slurm: one task a node, each with its own SLURM_NODEID.
+@pytest.fixture
+def allocation(tmp_path: Path) -> dict[str, str]:
+    """Stand-ins with the calling conventions of Slurm: one task a node, each with its own SLURM_NODEID."""
     tools = tmp_path / "bin"
     tools.mkdir()
     write(
@@ -255,19 +268,50 @@ def test_slurm_starts_one_node_on_each_node_of_the_allocation(config: Path, tmp_
         "#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\n"
         'for rank in 0 1; do SLURM_NODEID=$rank "$@"; done\n',
     )
-    environment = {
+    return {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_ID": "77",
         "SLURM_SUBMIT_DIR": str(ROOT),
     }
+
+
+def test_slurm_starts_one_node_on_each_node_of_the_allocation(
+    config: Path, allocation: dict[str, str]
+) -> None:
     options = ["--per-host", "2", "--interface", "lo", "--dry-run"]
-    done = run("bash", LAUNCH / "slurm.sbatch", *options, config, env=environment)
+    done = run("bash", LAUNCH / "slurm.sbatch", *options, config, env=allocation)
     assert done.returncode == 0, done.stderr
     parsed = [torchrun_arguments(line) for line in done.stdout.splitlines()]
     assert [arguments["node_rank"] for arguments in parsed] == [0, 1]
     assert {arguments["master_addr"] for arguments in parsed} == {"localhost"}
     assert {arguments["nnodes"] for arguments in parsed} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("count", "arguments", "expected"),
+    [
+        (None, [], ["--run-dir", "runs/slurm-77"]),
+        ("0", ["--run-dir=runs/one"], ["--run-dir=runs/one"]),
+        ("1", [], ["--run-dir", "runs/slurm-77", "--resume", "auto"]),
+        ("2", ["--run-dir", "runs/one"], ["--run-dir", "runs/one", "--resume", "auto"]),
+    ],
+)
+def test_a_job_that_slurm_starts_again_goes_on_in_the_same_folder(
+    count: str | None, arguments: list[str], expected: list[str], config: Path, allocation: dict[str, str]
+) -> None:
+    environment = allocation | ({} if count is None else {"SLURM_RESTART_COUNT": count})
+    command = ("bash", LAUNCH / "slurm.sbatch", "--interface", "lo", "--dry-run", config, *arguments)
+    done = run(*command, env=environment)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        parsed = torchrun_arguments(line)
+        given = parsed["training_script_args"]
+        assert isinstance(given, list)
+        assert given[-len(expected) :] == expected
+        assert given[: -len(expected)][-1] == "control.port=4711"
+        assert parsed["max_restarts"] == 3
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from scpl_dist.commands.evaluate import evaluate
@@ -27,6 +27,7 @@ METHODS = {
     "gpipe, recomputation": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.recompute=true"],
     "early_exit": ["run.method=early_exit"],
     "al": ["run.method=al", "al.autoencoder_lr=2.0"],
+    "scpl, parts": ["pipeline.micro_batches=3", f"model.name={__name__}:plain", "optimizer.accumulate=2"],
     "1f1b": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.schedule=1f1b"],
 }
 
@@ -39,6 +40,14 @@ def pictures(root: str) -> list[TensorDataset]:
             torch.randn(size, 1, 16, 16, generator=generator), torch.randint(10, (size,), generator=generator)
         )
         for size in (110, 20, 50)
+    ]
+
+
+def plain(classes: int) -> list[nn.Module]:
+    """Four blocks that know nothing of the other samples of a batch."""
+    widths = [(1, 8), (8, 8), (8, 16), (16, 16)]
+    return [
+        nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(2, b), nn.ReLU(inplace=True)) for a, b in widths
     ]
 
 
@@ -67,7 +76,16 @@ def expected() -> Expected:
 
 @pytest.mark.parametrize(
     ("method", "stages"),
-    [("scpl", 1), ("scpl", 2), ("scpl", 4), ("bp", 2), ("al", 3), ("gpipe", 4), ("1f1b", 4)],
+    [
+        ("scpl", 1),
+        ("scpl", 2),
+        ("scpl", 4),
+        ("scpl, parts", 2),
+        ("bp", 2),
+        ("al", 3),
+        ("gpipe", 4),
+        ("1f1b", 4),
+    ],
 )
 def test_processes_equal_a_plain_loop(method: str, stages: int, expected: Expected, tmp_path: Path) -> None:
     run, settings = tmp_path / "run", [*MAIN_JOB, *METHODS[method], *(STRONG if method == "scpl" else [])]

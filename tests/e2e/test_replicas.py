@@ -14,13 +14,19 @@ import pytest
 
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
+from tests.e2e.test_exactness import plain
 from tests.support import reference
 from tests.support.command import called
-from tests.support.conduct import IMPATIENT, SMALL, Ended, conduct
+from tests.support.conduct import IMPATIENT, SMALL, Ended, Running, conduct
 
 RUNS = {
     "scpl": ["pipeline.replicas=2", "data.augmentation=strong"],
     "scpl, other numbers": ["pipeline.stages=3", "pipeline.replicas=[2,1,3]", "optimizer.accumulate=2"],
+    "scpl, parts": [
+        f"model.name={plain.__module__}:plain",
+        "pipeline.micro_batches=3",
+        "pipeline.replicas=[2,1]",
+    ],
     "bp": ["run.method=bp", "pipeline.replicas=[1,2]", "pipeline.transport=gloo"],
     "gpipe": ["run.method=gpipe", "pipeline.micro_batches=3", "pipeline.replicas=[2,3]"],
     "early_exit": ["run.method=early_exit", "pipeline.replicas=[2,1]", "pipeline.transport=gloo"],
@@ -61,6 +67,24 @@ def test_a_killed_replica_costs_a_restart_and_no_bit(undisturbed: Ended, tmp_pat
     assert ended.losses() == undisturbed.losses()
     assert [row["cause"] for row in ended.rows("restart")] == ["died"]
     assert "stage 1.1" in ended.rows("restart")[0]["reason"]
+
+
+@pytest.mark.parametrize("phase", ["forward", "sync"])
+def test_a_lost_replica_only_shrinks_its_stage(phase: str, tmp_path: Path) -> None:
+    settings = ["run.epochs=2", "optimizer.lr=0.0001", "pipeline.replicas=[1,2]", "pipeline.elastic=[2,2]"]
+    fault = Fault(action="kill", stage=1, replica=1, step=5, phase=phase)
+    with Running(tmp_path / "run", *settings, "checkpoint.every_steps=2", faults=(fault,)) as running:
+        running.wait_for_rows("start", 1)
+        before = [running.role(role).pid for role in ("0", "1.0", "coordinator")]
+        running.wait_for_rows("start", 2)
+        assert [running.role(role).pid for role in ("0", "1.0", "coordinator")] == before
+        ended = running.end()
+    assert ended.code == 0, ended.screen
+    assert [row["workers"] for row in ended.rows("start")] == [3, 2]
+    wanted = reference.train(load(None, [*SMALL, *settings]))
+    assert ended.losses().keys() == wanted.losses.keys()
+    for place, terms in ended.losses().items():
+        assert terms == pytest.approx(wanted.losses[place], rel=1e-3), place
 
 
 def test_a_checkpoint_of_replicas_is_that_of_a_run_without(undisturbed: Ended) -> None:

@@ -94,7 +94,7 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_time_stamps(
     assert len(later) == len(earlier) == 3
     (restart,) = ended.rows("restart")  # no jump ended anything, only the kill did
     assert "killed by SIGKILL" in restart["reason"]
-    assert "restart 1 of 1 from the last good checkpoint" in ended.screen
+    assert "replacing it (1 of 1)" in ended.screen
     start, again = ended.rows("start")
     assert start["step"] == 0
     assert again["step"] in (8, 12)  # the one of step 12 may not have been published before the kill

@@ -206,7 +206,8 @@ def test_weights_that_are_not_finite_are_never_saved_though_every_loss_was(tmp_p
     failed(ended, "weight layer.weight of block 1 is NaN or infinite", "not saved", stage=1)
     assert ended.exit_json["cause"] == "nonfinite"
     assert len(ended.rows("train")) == 10  # both blocks' losses of all 5 steps were finite
-    assert [path.name for path in steps(ended.run)] == ["step-2", "step-4"]
+    # Step 4 is there only if the other stage had written its part before the run ended; step 5 is not in any case.
+    assert [path.name for path in steps(ended.run)] in (["step-2"], ["step-2", "step-4"])
     assert not ended.rows("restart")
 
 

@@ -71,7 +71,7 @@ def test_a_worker_that_is_loading_ends_the_run(
 
 
 def test_a_worker_that_waits_in_native_code_ends_the_run(tmp_path: Path) -> None:
-    fault = Fault(action="hang", stage=1, phase="starting")
+    fault = Fault(action="hang", stage=1, phase="joining")
     with Running(tmp_path / "run", "runtime.max_restarts=3", faults=(fault,)) as running:
 
         def missing() -> str:

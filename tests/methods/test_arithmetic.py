@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -341,6 +341,82 @@ def test_a_smaller_batch_is_compiled_once_and_no_more(monkeypatch: pytest.Monkey
     assert len(compiled) == 8
 
 
+@pytest.mark.parametrize(
+    ("setting", "mode"), [("true", None), ("default", None), ("reduce-overhead", "reduce-overhead")]
+)
+def test_a_block_is_compiled_in_the_mode_that_is_wanted(
+    setting: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    modes: list[str | None] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor], mode: str | None = None) -> Any:
+        modes.append(mode)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    block = plan_of(f"runtime.compile={setting}").trainables([0])[0]
+    block(torch.randn(2, 1, 16, 16))
+    assert modes == [mode]
+
+
+class Replayed(torch.autograd.Function):
+    """The product of two tensors, as CUDA graphs would give it: each time into the same memory."""
+
+    outputs: ClassVar[dict[str, Tensor]] = {}
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return Replayed.filled("output", x * weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        x, _ = ctx.saved_tensors
+        return None, Replayed.filled("gradient", x * gradient)
+
+    @staticmethod
+    def filled(name: str, value: Tensor) -> Tensor:
+        return Replayed.outputs.setdefault(name, torch.empty_like(value)).copy_(value).detach()
+
+
+class Scale(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = Replayed.apply(x, self.weight)
+        return product
+
+
+def test_what_a_cuda_graph_gives_outlives_the_next_one() -> None:
+    first, second = Scale(), Scale()
+    for block in (first, second):
+        arithmetic.replay(block)
+    kept = first(torch.tensor([1.0, 2.0]))
+    kept.sum().backward()
+    after = second(kept.detach())
+    after.sum().backward()
+    first(torch.tensor([1.0, 1.0])).sum().backward()  # of another micro-batch
+    assert kept.tolist() == [2.0, 6.0]
+    assert after.tolist() == [4.0, 18.0]
+    assert first.weight.grad is not None
+    assert second.weight.grad is not None
+    assert first.weight.grad.tolist() == [2.0, 3.0]
+    assert second.weight.grad.tolist() == [2.0, 6.0]
+
+
+def test_cuda_graphs_are_for_blocks_that_learn_alone() -> None:
+    config = load(None, ["runtime.compile=reduce-overhead", "run.method=bp"])
+    with pytest.raises(
+        ValueError, match=r'runtime.compile = "reduce-overhead": .* run.method = \'bp\' .*use "default"'
+    ):
+        arithmetic.check(config, torch.zeros(2, 64), local=False)
+
+
 def test_float16_scales_the_loss_of_each_block_and_goes_on_from_a_checkpoint() -> None:
     settings = [f"model.name={__name__}:narrow", "loss.projector=l,16,16", "runtime.precision=float16"]
     equal(result(*settings, "pipeline.stages=3"), result(*settings, "pipeline.stages=1"))
@@ -359,3 +435,28 @@ def test_float16_scales_the_loss_of_each_block_and_goes_on_from_a_checkpoint() -
         updater.step({"lr": 1e-2})
     assert not torch.equal(first.trainable.block.weight, before)  # type: ignore[arg-type]
     assert all(map(torch.equal, first.trainable.parameters(), second.trainable.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "found"),
+    [
+        ("cpu", 2, "cpu"),
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:1"),  # the fourth worker of a host
+        ("cuda", 4, "cuda:3"),
+        ("cuda:0", 2, "cuda:0"),
+        ("cuda:2", 2, r'"cuda:2": torch sees 2 GPUs here'),
+        ("cuda", 0, r'"cuda": torch sees no GPUs here'),
+    ],
+)
+def test_a_worker_computes_where_it_shall_or_says_what_is_here(
+    wanted: str, gpus: int, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    config = load(values={"runtime.device": wanted})
+    if found.startswith('"'):
+        with pytest.raises(ValueError, match=f"runtime.device = {found}; use"):
+            arithmetic.device(config, local_rank=3)
+    else:
+        assert str(arithmetic.device(config, local_rank=3)) == found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from scpl_dist.methods import losses
 from scpl_dist.methods.losses import supcon
 
 
@@ -120,3 +124,68 @@ def test_half_precision_features_give_a_float32_loss() -> None:
     loss = supcon(features.bfloat16(), labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, supcon(features.bfloat16().float(), labels))
+
+
+def at_once(features: torch.Tensor, labels: torch.Tensor, divisor: str) -> torch.Tensor:
+    """The formula on the matrix of all pairs, temperature 0.1."""
+    normalised = functional.normalize(features, dim=1)
+    scores = normalised @ normalised.T / 0.1
+    itself = torch.eye(len(labels), dtype=torch.bool)
+    positive = (labels[:, None] == labels) & ~itself
+    log_p = scores - scores.masked_fill(itself, -math.inf).logsumexp(1, keepdim=True)
+    count = positive.sum(1)
+    return -((log_p * positive).sum(1) / (count + 1 if divisor == "all" else count.clamp(min=1))).mean()
+
+
+@pytest.mark.parametrize("divisor", ["all", "positives"])
+@pytest.mark.parametrize("rows", [1, 7, 96])  # of 97: by one, with a rest, and all but one
+def test_a_loss_in_parts_has_value_and_gradient_of_the_formula(
+    divisor: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "PAIRS", rows * 97)
+    features, labels = batch(97, 10)
+    features = features.double().requires_grad_()
+    in_parts = supcon(features.float(), labels, 0.1, divisor)
+    wanted = at_once(features, labels, divisor)
+    torch.testing.assert_close(in_parts.double(), wanted, rtol=1e-6, atol=1e-6)
+    (mine,) = torch.autograd.grad(in_parts, features)
+    (theirs,) = torch.autograd.grad(wanted, features)
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The number of elements of the largest tensor that any operation gives, also in a backward pass."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("size", [64, 256, 1024])
+def test_no_matrix_of_all_pairs_is_made_of_many_samples(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "PAIRS", 64 * 64)
+    features, labels = batch(size, 10)
+    features.requires_grad_()
+    with _Largest() as largest:  # type: ignore[no-untyped-call]
+        torch.autograd.grad(supcon(features, labels), features)
+    assert largest.elements == max(64 * 64, features.numel())
+
+
+@pytest.mark.parametrize("known", [0, 1, 2, 9])
+def test_samples_without_a_label_belong_to_nothing(known: int) -> None:
+    features, labels = batch(12, 3)
+    labels[torch.randperm(12, generator=torch.Generator().manual_seed(1))[known:]] = -100
+    there = labels != -100
+    for divisor in ("all", "positives"):
+        all_of_them, some = features.clone().requires_grad_(), features[there].clone().requires_grad_()
+        loss = supcon(all_of_them, labels, 0.1, divisor, ignored=-100)
+        wanted = supcon(some, labels[there], 0.1, divisor)
+        torch.testing.assert_close(loss, wanted)
+        torch.autograd.backward([loss, wanted])
+        assert all_of_them.grad is not None
+        torch.testing.assert_close(all_of_them.grad[there], some.grad)
+        assert not all_of_them.grad[~there].any()

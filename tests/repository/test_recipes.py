@@ -21,7 +21,8 @@ FOLDER = ROOT / "recipes"
 SETS = {"vision": list(VISION), "text": list(TEXT)}
 PUBLIC = {
     "scpl_dist.data": data.__all__,
-    "scpl_dist.models": models.__all__,
+    "scpl_dist.data.table_files": ["EXTENSIONS", "Row", "find", "read_table", "rows"],
+    "scpl_dist.models": [*models.__all__, "hub"],
     "scpl_dist.run.config": ["Config"],
 }
 

@@ -60,6 +60,17 @@ def test_plain_text_needs_no_quotes() -> None:
         ("pipeline.stages", "write -o section.key=value"),
         ("task.class_weights=[1.0, 0.0]", "task.class_weights = 0.0: input should be greater than 0"),
         ("task.class_weights=even", "task.class_weights = 'even': input should be 'none' or 'balanced'"),
+        ("block=[{freeze = true}]", "block.index = .*field required"),
+        (
+            "block=[{index = 0, freez = true}]",
+            r"block.freez = True: unknown key; did you mean block.freeze\?",
+        ),
+        (
+            "block=[{index = -1, freeze = true}]",
+            "block.index = -1: input should be greater than or equal to 0",
+        ),
+        ("block=[{index = 1}]", "block.index = 1: its table changes nothing; set block.freeze"),
+        ("block.freeze=true", "block = .*: input should be a valid list"),
         ("metrics.port=70000", "metrics.port = 70000: input should be less than or equal to 65535"),
     ],
 )
@@ -87,6 +98,20 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load(broken)
 
 
+def test_tables_of_blocks_say_what_is_frozen_in_an_epoch(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        "[[block]]\nindex = [0, 2]\nfreeze = true\n[[block]]\nindex = 1\nfreeze_after_epoch = 3\n"
+    )
+    config = load(file)
+    assert [config.frozen(epoch) for epoch in (0, 2, 3, 9)] == [{0, 2}, {0, 2}, {0, 1, 2}, {0, 1, 2}]
+    file.write_text(config.to_toml())
+    assert load(file) == config
+    assert load(file, ["block=[]"]) == Config()
+    assert config.digest() != Config().digest()
+    assert Config().frozen(5) == set()
+
+
 def test_the_digest_covers_what_all_processes_share_and_nothing_else() -> None:
     base = Config().digest()
     assert load(None, ["run.seed=1"]).digest() != base
@@ -95,8 +120,9 @@ def test_the_digest_covers_what_all_processes_share_and_nothing_else() -> None:
 
 
 def test_every_key_says_what_it_does_to_the_result() -> None:
-    tree = Config().model_dump()
-    assert list(effects()) == [f"{section}.{key}" for section in tree for key in tree[section]]
+    tree = Config().model_dump() | {"block": {"": "a list of tables"}}
+    keys = [f"{section}.{key}".removesuffix(".") for section in tree for key in tree[section]]
+    assert list(effects()) == keys
     shaping = {key for key, effect in effects().items() if effect in (Effect.MODEL, Effect.RESULT)}
     assert Config().recipe().keys() == shaping
 
@@ -105,16 +131,54 @@ def test_every_key_says_what_it_does_to_the_result() -> None:
     ("overrides", "message"),
     [
         (
-            ["runtime.compile=true", "pipeline.recompute=true"],
-            r"runtime.compile = true and pipeline.recompute",
+            ["runtime.compile=reduce-overhead", "pipeline.recompute=true"],
+            r'runtime.compile = "reduce-overhead" and pipeline.recompute',
         ),
         (
             ["runtime.compile=true", "pipeline.replicas=2"],
             r"runtime.compile = true and pipeline.replicas = 2",
         ),
+        (
+            ["block=[{index = 1, freeze = true, freeze_after_epoch = 2}]"],
+            "block.freeze = true and block.freeze_after_epoch = 2, of block.index = 1: use one",
+        ),
+        (
+            ["block=[{index = [0, 1], freeze = true}, {index = 1, freeze_after_epoch = 2}]"],
+            "block.index = 1 is there twice",
+        ),
         (["runtime.tf32=true", "runtime.device=cpu"], r'runtime.tf32 = true and runtime.device = "cpu"'),
+        (['runtime.device=["cpu"]'], r"runtime.device = \['cpu'\] has 1 entries for pipeline.stages = 2"),
+        (
+            ['runtime.device=["cpu", "cuda:1"]', "pipeline.transport=nccl"],
+            r"pipeline.transport = \"nccl\" and runtime.device = \['cpu', 'cuda:1'\]: it is between GPUs",
+        ),
+        (
+            ['runtime.device=["cpu", "cuda:1"]', "pipeline.elastic=[1, 2]"],
+            r"runtime.device = \['cpu', 'cuda:1'\] and pipeline.elastic = \[1, 2\]",
+        ),
+        (
+            ['runtime.device=["cpu", "cuda:1"]', "pipeline.partition=measured"],
+            r"runtime.device = \['cpu', 'cuda:1'\] and pipeline.partition = \"measured\": .* one device",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_both_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(None, overrides)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CPU", "mps"])
+def test_a_device_that_is_none_is_refused_with_those_that_are(device: str) -> None:
+    for given in (device, ["cpu", device]):
+        with pytest.raises(
+            ValueError, match=rf"runtime.device = .*: '{device}' is none; use auto, cpu, cuda"
+        ):
+            load(values={"runtime.device": given})
+
+
+def test_a_list_has_a_device_for_each_stage_and_goes_through_a_file(tmp_path: Path) -> None:
+    config = load(values={"runtime.device": ["cpu", "cuda:1"]})
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert load(tmp_path / "config.toml") == config
+    assert [config.at(stage).runtime.device for stage in (0, 1)] == ["cpu", "cuda:1"]
+    assert [load(None, ["runtime.device=cuda"]).at(stage).runtime.device for stage in (0, 1)] == ["cuda"] * 2

@@ -109,6 +109,7 @@ def test_a_run_of_another_model_does_not_go_on(tmp_path: Path) -> None:
     [
         ("al.autoencoder_lr", 2.0),
         ("data.batch_size", 64),
+        ("block", [{"index": 1, "freeze": False, "freeze_after_epoch": 3}]),
         ("loss.temperature", 0.2),
         ("pipeline.deferred_batch_norm", True),
         ("pipeline.replicas", 2),

@@ -26,6 +26,18 @@ def test_a_new_folder_has_its_configuration_and_a_place_for_logs(tmp_path: Path)
     assert folder.log.is_dir()
 
 
+def test_a_run_with_a_name_has_it_in_that_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder.create(None, configuration.load(values={"run.name": "small lr"}))
+    assert folder.path.name.endswith("-small lr")
+    assert Path("runs", "latest").resolve() == folder.path.resolve()
+    for name in ("../elsewhere", ".hidden", "a/b"):
+        with pytest.raises(ValueError, match=r"^run\.name = .*: give a word such as baseline"):
+            configuration.load(values={"run.name": name})
+
+
 def test_a_folder_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = RunFolder.create(None, Config()), RunFolder.create(None, Config())
@@ -158,6 +170,8 @@ def test_the_failure_of_a_run_is_written_down_with_its_place(tmp_path: Path) -> 
         "rank": 1,
         "phase": "loss",
         "traceback": "Traceback",
+        "survived": [],
+        "final": "",
         "log": str(folder.log),
     }
     assert folder.read("result.json") is None

@@ -6,22 +6,26 @@ import contextlib
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 from scpl_dist import cli
+from scpl_dist.run.faults import Fault
+from tests.support.faults import encode
 from tests.support.programs import run
 
 
 def scpl_dist(
-    *arguments: str | Path, code: int = 0, timeout_s: float = 150
+    *arguments: str | Path, code: int = 0, timeout_s: float = 150, faults: Sequence[Fault] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run ``scpl-dist`` to its end and check its exit code.
 
     Raises:
         AssertionError: another exit code; the message has all output.
     """
-    return run(sys.executable, "-m", "scpl_dist", *arguments, code=code, limit_s=timeout_s)
+    command = (sys.executable, "-m", "scpl_dist", *arguments)
+    return run(*command, env=encode(*faults), code=code, limit_s=timeout_s)
 
 
 def called(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:

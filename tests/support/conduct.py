@@ -28,6 +28,7 @@ SMALL = [
     "data.augmentation=none",
     "metrics.port=0",
     "runtime.timeout_s=60",
+    "runtime.max_restarts=0",
 ]
 """5 steps an epoch, 20 in all."""
 IMPATIENT_S = 12
@@ -146,6 +147,16 @@ class Running(Program):
             if found == name:
                 return process
         return None
+
+    def pids(self, *names: str) -> dict[str, set[int]]:
+        """Numbers of all processes that have these roles from now to the end of the run."""
+        found: dict[str, set[int]] = {name: set() for name in names}
+        while not self.ended:
+            for name in names:
+                process = self._find(name)
+                if process is not None:
+                    found[name].add(process.pid)
+        return found
 
     def wait_for_rows(self, event: str, count: int = 1, limit_s: float = 120) -> None:
         """Until metrics.jsonl has so many rows of this event."""

@@ -10,6 +10,7 @@ from scpl_dist.control.items import Checkpoint, Evaluate, Item, Train
 from scpl_dist.control.messages import (
     PROTOCOL,
     VERSION,
+    Built,
     Dataset,
     Described,
     Done,
@@ -52,7 +53,7 @@ SIZES = {"train": 50, "validation": 30, "test": 20}
 
 def small(**values: Any) -> Config:
     named = {key.replace("__", "."): value for key, value in values.items()}
-    settings: dict[str, Any] = {"checkpoint.best": False}
+    settings: dict[str, Any] = {"checkpoint.best": False, "runtime.max_restarts": 0}
     settings |= {"run.epochs": 3, "data.batch_size": 20, "pipeline.stages": 3, "runtime.timeout_s": 10.0}
     return configuration.load(values=settings | {"runtime.first_step_timeout_s": 100.0} | named)
 
@@ -96,9 +97,10 @@ class Run:
     ) -> list[Command]:
         """A worker joins; the first one of stage 0 describes the data set at once."""
         rank = self.config.layout.rank(stage, replica)
+        rank = rank if rank >= 0 else 90 + stage  # of a worker that should not be there
         fields: dict[str, Any] = {"protocol": PROTOCOL, "version": VERSION, "torch": "2.14.1"}
-        fields |= {"config": self.config.digest(), "stages": len(self.stages), "device": "cpu"}
-        fields |= {"stage": stage, "replica": replica, "rank": rank, "host": f"host{rank}", "pid": 100 + rank}
+        fields |= {"config": self.config.digest(), "device": "cpu"}
+        fields |= {"rank": rank, "host": f"host{rank}", "pid": 100 + rank}
         fields |= {"endpoint": {"rank": rank}}
         found = self.event(Received(peer or peer_of(stage, replica), Hello(**fields | changes)))
         if (stage, replica) == (0, 0) and described:
@@ -111,8 +113,13 @@ class Run:
     def start(self) -> Run:
         for stage, replica in reversed(self.places):  # any order does
             self.hello(stage, replica)
-        for stage, replica in self.places:
-            self.tell(stage, Ready(), replica)
+        return self.ready()
+
+    def ready(self) -> Run:
+        """All build their blocks, connect and are ready."""
+        for message in (Built(blocks=[0]), Ready()):
+            for stage, replica in self.places:
+                self.tell(stage, message, replica)
         return self
 
     def beat(self, stage: int, phase: Phase = Phase.FORWARD, **fields: Any) -> list[Command]:
@@ -136,7 +143,8 @@ class Run:
         return [command for report in reports for command in self.tell(stage, report, replica)]
 
     def stats(self, item: Item, stage: int, replica: int) -> Stats:
-        return Stats(busy=self.busy[stage], begun=item.sequence)
+        blocks = {str(stage): self.busy[stage]}
+        return Stats(busy=self.busy[stage], begun=item.sequence, blocks=blocks)
 
     def answers(self, item: Evaluate, replica: int) -> dict[str, Sum]:
         """What the last stage counts of an evaluation's batch."""

@@ -13,16 +13,27 @@ def check(coordinator: Coordinator) -> None:
     for rank, member in members.items():
         assert coordinator.layout.rank(*member.place) == rank
     assert len({member.peer for member in members.values()}) == len(members)
+    assert all(coordinator.present[peer].peer == peer for peer in coordinator.present)
     assert (coordinator.state == "over") == (coordinator.outcome is not None)
     if coordinator.state == "over":  # a failure may end an event halfway
         return
+    state = coordinator.state
+    if state == "regrouping":  # whoever is still there may be free, and nobody else counts
+        assert flow is not None
+        assert not any(member.leaving and member.free for member in coordinator.present.values())
+        return
     complete = len(members) == coordinator.layout.world
-    assert complete == (coordinator.state != "gathering")
-    assert (flow is not None) == (complete and coordinator.data is not None)
-    assert (flow is not None) == (coordinator.state in ("preparing", "running"))
+    together = state in ("preparing", "joining", "running")
+    assert (flow is not None) == together
     if flow is not None:
+        assert complete
+        assert (coordinator._lost is None) or state != "running"
+        assert not coordinator._commits or state == "running"  # what is being published is waited for
+        assert all(coordinator.present.get(member.peer) is member for member in members.values())
+        assert not any(member.free for member in members.values())
+        assert all(member.built for member in members.values()) == (state != "preparing")
         ready = all(member.ready for member in members.values())
-        assert (flow.begun is not None) == ready == (coordinator.state == "running")
+        assert (flow.begun is not None) == ready == (state == "running")
         check_flow(flow, [member.done for member in members.values()])
         check_checkpoints(flow.checkpoints)
 

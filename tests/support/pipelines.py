@@ -36,8 +36,16 @@ from scpl_dist.worker.updater import Updater
 class LocalTransport(Transport):
     """Hands messages over to the other workers of this process."""
 
-    def __init__(self, rank: int, peers: list[LocalTransport]) -> None:
-        super().__init__(rank=rank, world=len(peers), max_in_flight=2, device=torch.device("cpu"))
+    def __init__(
+        self, rank: int, peers: list[LocalTransport], device: str = "cpu", wire: str = "float32"
+    ) -> None:
+        super().__init__(
+            rank=rank,
+            world=len(peers),
+            max_in_flight=2,
+            device=torch.device(device),
+            wire_dtype=getattr(torch, wire),
+        )
         self.peers = peers
         self.posted: Counter[int] = Counter()
 
@@ -68,7 +76,9 @@ class _Recorder(Updater):
         super().__init__(trainable, config)
         self.gradients: list[Tensor] = []
 
-    def step(self, schedule: Mapping[str, float], norm: Tensor | None = None) -> None:
+    def step(
+        self, schedule: Mapping[str, float], norm: Tensor | None = None, spoilt: Tensor | None = None
+    ) -> None:
         self.gradients = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable.parameters()
         ]

@@ -1,4 +1,7 @@
-"""The oracle of the exactness tests: each method as a plain loop in one process, without executor and schedules."""
+"""The oracle of the exactness tests: each method as a plain loop in one process, without executor and schedules.
+
+Stages are here only where a narrow wire between them rounds.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils import _pytree as pytree
 
 from scpl_dist import data
 from scpl_dist.coordinator import item_sequence
@@ -75,16 +79,22 @@ def train(config: Config) -> Reference:
             for optimizer in itertools.chain.from_iterable(optimizers.values()):
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr * settings.get("lr_scale", 1.0)
-            for trainable in result.trainables.values():
+            frozen = config.frozen(epoch)
+            for block, trainable in result.trainables.items():
                 trainable.train()
+                if block in frozen:
+                    trainable.block.eval()
+                    trainable.heads.eval()
+                    trainable.requires_grad_(False)
             together = min(group, len(batches) - number // group * group)  # batches of this update
             last = (number + 1) % group == 0 or number + 1 == len(batches)
-            loop = _Loop(plan, result, optimizers, step, 1 / together, last)
-            if plan.method.local:
+            loop = _Loop(plan, result, optimizers, step, 1 / together, last, frozen)
+            cuts = item_sequence.split(0, len(indices), config.pipeline.micro_batches)
+            if plan.method.local and len(cuts) == 1:
                 _local_step(loop, source.batch("train", epoch, indices))
             else:
-                cuts = item_sequence.split(0, len(indices), config.pipeline.micro_batches)
-                _end_to_end_step(loop, [source.batch("train", epoch, indices[a:b]) for a, b in cuts])
+                parts = [source.batch("train", epoch, indices[a:b]) for a, b in cuts]
+                (_compared_step if plan.method.local else _end_to_end_step)(loop, parts)
             step += 1
         with _averaged(result):
             result.accuracy.append(evaluate(plan, source, result.trainables))
@@ -101,6 +111,7 @@ class _Loop:
     step: int
     share: float
     last: bool
+    frozen: frozenset[int]
 
 
 def _optimizers(config: Config, trainable: TrainableBlock) -> list[torch.optim.Optimizer]:
@@ -129,6 +140,9 @@ def _local_step(loop: _Loop, batch: Batch) -> None:
     for block, trainable in loop.result.trainables.items():
         _seed(loop.plan, block, loop.step, 0)
         output = trainable(x)
+        if block in loop.frozen:
+            x = travelled(loop.plan, block, output)
+            continue
         terms = trainable.losses(x, output, labels)
         torch.autograd.backward(torch.stack(list(terms.values())).sum() * loop.share)
         if loop.last:
@@ -137,7 +151,28 @@ def _local_step(loop: _Loop, batch: Batch) -> None:
                 torch.nn.utils.clip_grad_norm_(trainable.parameters(), limit)
             _update(loop, block)
         loop.result.losses[loop.step, block] = {name: term.item() for name, term in terms.items()}
-        x = detached(output)
+        x = travelled(loop.plan, block, detached(output))
+
+
+def _compared_step(loop: _Loop, parts: list[Batch]) -> None:
+    """The same with a loss of all parts of a batch together; their graphs are kept, and nothing is computed again."""
+    labels = torch.cat([labels for _, labels in parts])
+    carries = [loop.plan.method.carry(*part) for part in parts]
+    for block, trainable in loop.result.trainables.items():
+        embedded = []
+        for m, x in enumerate(carries):
+            _seed(loop.plan, block, loop.step, m)
+            carries[m] = travelled(loop.plan, block, detached(output := trainable(x)))
+            embedded.append(trainable.embed(x, output))
+        leaves = [{name: one.detach().requires_grad_() for name, one in part.items()} for part in embedded]
+        together = {name: torch.cat([part[name] for part in leaves]) for name in leaves[0]}
+        terms = trainable.loss_terms(together, labels)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum() * loop.share)
+        for part, leaf in zip(embedded, leaves, strict=True):
+            torch.autograd.backward(list(part.values()), [leaf[name].grad for name in part])
+        if loop.last:
+            _update(loop, block)
+        loop.result.losses[loop.step, block] = {name: term.item() for name, term in terms.items()}
 
 
 def _end_to_end_step(loop: _Loop, parts: list[Batch]) -> None:
@@ -148,12 +183,13 @@ def _end_to_end_step(loop: _Loop, parts: list[Batch]) -> None:
     for m, (x, labels) in enumerate(parts):
         for block, trainable in trainables.items():
             _seed(plan, block, step, m)
-            x = trainable(x)
+            x = travelled(plan, block, trainable(x))
+        scores = trainables[len(trainables) - 1].predict(x)
         losses.append(
             (
                 functional.cross_entropy(
-                    trainables[len(trainables) - 1].predict(x),
-                    labels,
+                    scores.flatten(0, -2),
+                    labels.flatten(),
                     label_smoothing=plan.config.task.label_smoothing,
                 ),
                 len(labels) / total,
@@ -168,9 +204,47 @@ def _end_to_end_step(loop: _Loop, parts: list[Batch]) -> None:
         limit = plan.config.optimizer.clip_norm
         if limit:
             _clip_together(trainables, limit)
-        for block in trainables:
+        for block in trainables.keys() - loop.frozen:
             _update(loop, block)
     result.losses[step, len(trainables) - 1] = {"classifier": noted}
+
+
+class _Travels(torch.autograd.Function):
+    """What a stage is sent, and the gradient that it sends back."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, wire: str) -> Tensor:
+        context.wire = wire
+        return rounded(value, wire)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return rounded(gradients[0], context.wire), None
+
+
+def travelled(plan: Plan, block: int, value: Any) -> Any:
+    """What is on one side of a block's end, as it arrives at the other side, where stages meet there."""
+    wire = plan.config.pipeline.wire_dtype
+    if wire == "float32" or block not in [spec.blocks[-1] for spec in plan.specs[:-1]]:
+        return value
+
+    def travels(leaf: Tensor) -> Tensor:
+        return _Travels.apply(leaf, wire) if leaf.is_floating_point() else leaf
+
+    return pytree.tree_map_only(Tensor, travels, value)
+
+
+def rounded(value: Tensor, wire: str) -> Tensor:
+    """Floats as `pipeline.wire_dtype` lets them arrive."""
+    if wire != "int8":
+        return value.to(getattr(torch, wire)).to(value.dtype)
+    first = value.dim() - 1
+    while first > 1 and math.prod(value.shape[first:]) < 64:
+        first -= 1
+    groups = value.reshape(*value.shape[:first], -1)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    codes = torch.where(scale > 0, (groups / scale).round(), 0.0)
+    return (codes * scale).reshape(value.shape)
 
 
 def _seed(plan: Plan, block: int, step: int, m: int) -> None:
@@ -222,20 +296,21 @@ def _averaged(result: Reference) -> Iterator[None]:
 @torch.no_grad()
 def evaluate(plan: Plan, source: data.DataSource, trainables: dict[int, TrainableBlock]) -> float:
     """Test accuracy: through all blocks, and back through the decoders if the method has some."""
-    correct = 0
+    correct = total = 0
     for trainable in trainables.values():
         trainable.eval()
     for indices in torch.split(torch.arange(source.sizes["test"]), plan.config.data.batch_size):
         x, labels = source.batch("test", 0, indices)
         carry = plan.method.carry(x, labels)
-        for trainable in trainables.values():
-            carry = trainable(carry)
+        for block, trainable in trainables.items():
+            carry = travelled(plan, block, trainable(carry))
         answer = trainables[len(trainables) - 1].predict(carry)
         if plan.config.run.method == "al":
-            for trainable in reversed(trainables.values()):
-                answer = trainable.decode(answer)
-        correct += int((answer.argmax(1) == labels).sum())
-    return correct / source.sizes["test"]
+            for block, trainable in reversed(trainables.items()):
+                answer = travelled(plan, block - 1, trainable.decode(answer))
+        correct += int((answer.argmax(-1) == labels).sum())
+        total += labels.numel()
+    return correct / total
 
 
 def tensors(trainables: dict[int, TrainableBlock]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from scpl_dist.run.errors import Aborted, PeerLost, SetupError
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.c10d import C10dTransport
 from scpl_dist.transport.parcel import pack, unpack
+from scpl_dist.transport.quantization import dequantize, quantize
 from scpl_dist.transport.rpc import RpcTransport
 from scpl_dist.transport.select import choose
 from scpl_dist.transport.tensors import narrow, nbytes, widen
@@ -251,6 +252,26 @@ def test_a_parcel_keeps_values_dtype_and_strides_of_dense_tensors(number: int) -
 def test_what_cannot_travel_is_named() -> None:
     with pytest.raises(ValueError, match="a block gives a set, which cannot travel"):
         pack(Envelope({}, 0, {1, 2}))
+
+
+def test_codes_travel_with_their_scales_behind_the_tree_and_become_what_they_were() -> None:
+    images = torch.randn(4, 64, 8, 8).to(memory_format=torch.channels_last)
+    halves, nothing = torch.randn(4, 60, 64, dtype=torch.bfloat16), torch.empty(0, 3)
+    payload = ({"a": images, "b": torch.arange(4)}, [halves, nothing, torch.ones(1, dtype=torch.float64)])
+    sent, wide = narrow(payload, torch.int8)
+    header, source = pack(Envelope({}, 0, sent, wide))
+    message, arrived = unpack(header, CPU)
+    for target, one in zip(arrived, source, strict=True):
+        target.copy_(one)
+    scales = 4 * 64 + 4 * 60
+    assert sum(one.nbytes for one in source) == images.numel() + halves.numel() + 4 * scales + 4 + 8
+    (named, others) = widen(message.payload, message.wide)
+    assert torch.equal(named["b"], payload[0]["b"])
+    assert torch.equal(others[2], payload[1][2])
+    assert others[1].shape == (0, 3)
+    for own, back in ((images, named["a"]), (halves, others[0])):
+        assert (back.dtype, back.stride()) == (own.dtype, own.stride())
+        torch.testing.assert_close(back, dequantize(*quantize(own), own.dtype), rtol=0, atol=0)
 
 
 def test_narrow_takes_bits_from_float32_only_and_widen_gives_the_type_back() -> None:

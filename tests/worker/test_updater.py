@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,41 @@ def test_a_state_that_went_through_a_file_goes_on_to_the_same_bits(tmp_path: Pat
         updater.backward(loss(updater.trainable, 1))
         updater.step({"lr": 1e-2})
     assert all(map(torch.equal, first.trainable.parameters(), second.trainable.parameters()))
+
+
+def test_a_frozen_block_keeps_its_weights_and_nothing_that_learning_needs() -> None:
+    updater = Updater(Paths(), load(values={"optimizer.ema": 0.5}))
+    updater.train(True)
+    updater.backward(loss(updater.trainable, 0))
+    updater.step({"lr": 1e-2})
+    learning = copy.deepcopy(updater.state_dict())
+    updater.backward(loss(updater.trainable, 1))
+    updater.freeze()
+    own = updater.trainable
+    assert own.training
+    assert not own.block.training
+    assert not own.heads["classifier"].training
+    assert not any(one.requires_grad or one.grad is not None for one in own.parameters())
+    torch.testing.assert_close(updater.state_dict(), learning | {"optimizers": []}, rtol=0, atol=0)
+    for training in (False, True):
+        updater.train(training)
+        assert own.training is training
+        assert not own.block.training
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_block_may_be_frozen_or_learn_again_when_a_run_goes_on(name: str) -> None:
+    config = load(values={"optimizer.name": name})
+    first, second, third = (Updater(Paths(), config) for _ in range(3))
+    first.backward(loss(first.trainable, 0))
+    first.step({"lr": 1e-2})
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.freeze()
+    third.load_state_dict(second.state_dict())
+    assert not any(optimizer.state for optimizer in third.optimizers)
+    third.backward(loss(third.trainable, 0))
+    third.step({"lr": 1e-2})
+    assert not torch.equal(third.trainable.block.weight, second.trainable.block.weight)  # type: ignore[arg-type]
 
 
 ARGS: dict[str, dict[str, Any]] = {
@@ -206,7 +242,7 @@ def test_the_moving_average_is_that_of_torch_and_answers_while_the_weights_learn
 def test_a_state_of_another_model_is_refused() -> None:
     updater = Updater(Paths(), CONFIG)
     state = updater.state_dict()
-    wrongs: list[dict[str, Any]] = [{"optimizers": []}, {"heads": {}}]
+    wrongs: list[dict[str, Any]] = [{"optimizers": state["optimizers"][:1]}, {"heads": {}}]
     for wrong in wrongs:
         with pytest.raises(CheckpointError, match="belongs to another model"):
             updater.load_state_dict(state | wrong)

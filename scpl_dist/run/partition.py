@@ -14,11 +14,11 @@ def split(counts: Sequence[int]) -> list[range]:
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def balanced(costs: Sequence[float], stages: int, workers: Sequence[int] | None = None) -> list[int]:
+def balanced(costs: Sequence[float], stages: int, workers: Sequence[float] | None = None) -> list[int]:
     """Block counts that make the slowest stage as fast as possible; ties favour even counts.
 
     Exact: dynamic programming over all cuts. Every stage has at least one block; the `workers` of a stage, one each
-    without numbers, share its cost.
+    without numbers, share its cost, and one that is slow counts as less than one.
     """
     workers = workers or [1] * stages
     total = list(itertools.accumulate(costs, initial=0.0))

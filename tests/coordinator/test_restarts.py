@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scpl_dist.launch.restarts import End, Restarts
+from scpl_dist.coordinator.restarts import End, Restarts
 from scpl_dist.run.failures import MEANING
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from scpl_dist.plan.partition import balanced, split
+from scpl_dist.run.partition import balanced, split
 
 
 def slowest(costs: list[float], counts: list[int]) -> float:

@@ -1,0 +1,176 @@
+"""Workers that are lost, come and go while the others stay: no bit of the result changes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scpl_dist.commands.drain import drain
+from scpl_dist.run.faults import Fault
+from tests.support import paced
+from tests.support.conduct import IMPATIENT, Ended, Running, conduct, same
+from tests.support.faults import fired
+from tests.support.programs import Program
+
+pytestmark = pytest.mark.timeout(600)
+
+SAVING = ("checkpoint.every_steps=2", "runtime.max_restarts=10")
+# Time to look at the run, and to do something to it.
+SLOW = Fault(action="delay", stage=0, phase="data", seconds=1.2, times=0)
+
+
+def groups(running: Running, number: int) -> None:
+    """Wait until so many groups of workers have begun to train."""
+    running.wait_for_rows("start", number)
+
+
+def pids(running: Running, *stages: str) -> list[int]:
+    return [running.role(stage).pid for stage in stages]
+
+
+@pytest.mark.parametrize("transport", ["rpc", "gloo"])
+def test_each_stage_is_replaced_and_the_others_keep_their_processes(
+    transport: str, undisturbed: Ended, tmp_path: Path
+) -> None:
+    faults = tuple(
+        Fault(action="kill", stage=stage, step=step, phase=phase)
+        for stage, step, phase in (
+            (0, 3, "forward"),
+            (1, 6, "receive"),
+            (2, 8, "write"),
+            (0, 11, "send"),
+            (1, 13, "evaluate"),
+        )
+    )
+    settings = (*SAVING, "pipeline.stages=3", f"pipeline.transport={transport}")
+    with Running(tmp_path / "run", *settings, faults=faults) as running:
+        before = dict(zip("012", pids(running, "0", "1", "2"), strict=True))
+        coordinator = running.role("coordinator").pid
+        seen = running.pids("0", "1", "2", "coordinator")
+        ended = running.end()
+    same(ended, undisturbed)
+    assert [row["fault"] for row in fired(ended.run)] == [0, 1, 2, 3, 4]
+    assert seen.pop("coordinator") == {coordinator}
+    numbers = {stage: len(seen[stage] | {pid}) for stage, pid in before.items()}
+    assert numbers == {"0": 3, "1": 3, "2": 2}
+    assert len(ended.rows("restart")) == 5
+    assert [row["group"] for row in ended.rows("start")] == list(range(6))
+
+
+@pytest.mark.parametrize("action", ["stop", "hang"])
+def test_a_worker_that_stands_still_is_replaced(action: str, undisturbed: Ended, tmp_path: Path) -> None:
+    fault = Fault(action="stop" if action == "stop" else "hang", stage=1, step=7, phase="backward")
+    ended = conduct(tmp_path / "run", *SAVING, IMPATIENT, faults=(fault,))
+    same(ended, undisturbed)
+    (restart,) = ended.rows("restart")
+    assert restart["cause"] in ("hang", "silent")  # a checkpoint may be waited for as well
+
+
+def test_without_replacements_the_others_share_the_blocks_and_newcomers_get_their_part(
+    undisturbed: Ended, tmp_path: Path
+) -> None:
+    settings = ("checkpoint.every_steps=2", "pipeline.stages=3", "pipeline.elastic=[1,3]")
+    kill = Fault(action="kill", stage=1, step=3, phase="loss")
+    with Running(tmp_path / "run", *settings, faults=(kill, SLOW)) as running:
+        groups(running, 2)  # 2 stages, as the limit of restarts is 0
+        drain(running.run, stage=1, replica=0)
+        groups(running, 3)  # 1 stage
+        with pytest.raises(ValueError, match=r"pipeline.elastic = \[1, 3\]"):
+            drain(running.run, stage=0, replica=0)
+        with Program(sys.executable, "-m", "scpl_dist", "join", running.run) as joined:
+            groups(running, 4)
+            assert not joined.ended
+            joined.signal(signal.SIGTERM)  # it leaves as it came
+            assert joined.wait(60) == 0, joined.output
+        ended = running.end()
+    same(ended, undisturbed)
+    assert [row["stages"] for row in ended.rows("start")] == [3, 2, 1, 2, 1]
+    assert len(ended.rows("restart")) == 1
+
+
+def test_a_worker_of_another_version_is_refused_and_the_run_goes_on(
+    undisturbed: Ended, tmp_path: Path
+) -> None:
+    settings = (*SAVING, "pipeline.elastic=[1,3]")
+    with Running(tmp_path / "run", *settings, faults=(SLOW,)) as running:
+        groups(running, 1)
+        config = (running.run / "config.toml").read_text()
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "config.toml").write_text(config.replace("lr = 0.002", "lr = 0.003"))
+        (other / "run.json").write_text((running.run / "run.json").read_text())
+        with Program(sys.executable, "-m", "scpl_dist", "join", other) as stranger:
+            assert stranger.wait(60) == 2, stranger.output
+            assert "configuration digest of this worker is" in stranger.output
+        ended = running.end()
+    same(ended, undisturbed)
+    assert len(ended.rows("start")) == 1
+
+
+def test_blocks_move_to_where_they_are_computed_faster(tmp_path: Path) -> None:
+    settings = (*paced.settings(tmp_path, 0.05), "run.epochs=12", "checkpoint.best=false")
+    calm = conduct(tmp_path / "calm", *settings, "pipeline.stages=1")
+    moved = conduct(tmp_path / "moved", *settings, "pipeline.partition=[3,1]", "pipeline.balance=auto")
+    same(moved, calm)
+    assert [(row["from"], row["to"]) for row in moved.rows("move")] == [([3, 1], [2, 2])]
+    assert [row["group"] for row in moved.rows("start")] == [0, 1]
+    assert not moved.rows("restart")
+
+
+def test_a_worker_that_is_held_back_gets_fewer_blocks_and_gets_them_back(tmp_path: Path) -> None:
+    settings = (
+        *paced.settings(tmp_path, 0.025),
+        "run.epochs=30",
+        "data.batch_size=64",
+        "checkpoint.best=false",
+    )
+    slow, fast = tmp_path / "slow", tmp_path / "fast"
+    fast.touch()
+    calm = conduct(tmp_path / "calm", *settings, "pipeline.stages=1")
+    fast.unlink()
+    with Running(tmp_path / "run", *settings, "pipeline.stages=2", "pipeline.balance=auto") as running:
+        groups(running, 1)
+        pid = running.role("1").pid
+        slow.write_text(str(pid))
+        running.wait_for_rows("move", 1)
+        slow.unlink()
+        running.wait_for_rows("move", 2)
+        groups(running, 3)
+        assert running.role("1").pid == pid
+        fast.touch()
+        ended = running.end()
+    same(ended, calm)
+    moves = [(row["from"], row["to"]) for row in ended.rows("move")]
+    assert moves[:2] == [([2, 2], [3, 1]), ([3, 1], [2, 2])], moves
+    assert not ended.rows("restart")
+
+
+def test_survivors_do_not_grow(tmp_path: Path) -> None:
+    kills = tuple(Fault(action="kill", stage=1, step=step, phase="forward") for step in range(2, 20, 2))
+    with Running(tmp_path / "run", *SAVING, faults=kills) as running:
+        sizes: list[tuple[int, int]] = []
+        survivor = running.role("0")
+        coordinator = running.role("coordinator")
+        for group in range(1, len(kills) + 1):
+            groups(running, group)
+            sizes.append(_size(survivor, coordinator))
+        ended = running.end()
+    assert ended.code == 0, ended.screen
+    assert len(ended.rows("start")) == len(kills) + 1
+    early, late = sizes[2], sizes[-1]  # libraries are loaded and pools filled by then
+    assert late[0] <= early[0] + 2, sizes
+    assert late[1] <= early[1] + 4, sizes
+
+
+def _size(*processes: psutil.Process) -> tuple[int, int]:
+    """Threads and open files."""
+
+    def total(count: Callable[[psutil.Process], int]) -> int:
+        return sum(map(count, processes))
+
+    return total(psutil.Process.num_threads), total(psutil.Process.num_fds)
