@@ -51,7 +51,8 @@ MEANING: dict[str, Meaning] = {
         "lower data.batch_size or pipeline.max_in_flight, or give this stage fewer blocks"
     ),
     Cause.DISK: Meaning(
-        "free some space or choose another --run-dir, then resume; the last checkpoint is unharmed"
+        "free some space, or choose another --run-dir (runtime.offload_folder for blocks that are away), then "
+        "resume; the last checkpoint is unharmed"
     ),
     Cause.OPEN_FILES: Meaning(
         "raise the limit of open files (ulimit -Hn), or look who connects to the run's ports (ss -tnp), then resume"

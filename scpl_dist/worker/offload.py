@@ -182,6 +182,13 @@ class Disk:
         self._staging: Tensor | None = None
 
     def write(self, block: int, parts: list[Tensor]) -> None:
+        try:
+            self._write(block, parts)
+        except OSError as error:  # the file has no name that could say where the disk is full
+            text = f"{error.strerror}, where runtime.offload keeps blocks that are away"
+            raise OSError(error.errno, text, str(self._folder)) from error
+
+    def _write(self, block: int, parts: list[Tensor]) -> None:
         if block not in self.files:
             self.files[block] = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
         number, position = self.files[block].fileno(), 0

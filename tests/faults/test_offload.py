@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scpl_dist.run.faults import Fault
-from tests.support import dense
+from tests.support import dense, programs
 from tests.support.conduct import Ended, conduct, same
 from tests.support.faults import fired
 
@@ -37,6 +37,23 @@ def test_a_run_goes_on_with_blocks_away_and_its_stages_share_those_of_a_lost_one
     ended = conduct(tmp_path / "run", *AWAY, *shape, faults=faults, options=("--resume", "auto"))
     same(ended, undisturbed)
     assert len(fired(ended.run)) == 2
+
+
+def test_a_full_disk_for_blocks_that_are_away_is_named(tmp_path: Path) -> None:
+    programs.need_root()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    programs.run("mount", "-t", "tmpfs", "-o", "size=200k", "none", disk, code=0)
+    try:
+        ended = conduct(tmp_path / "run", *AWAY, f"runtime.offload_folder={disk}", "runtime.max_restarts=0")
+    finally:
+        programs.run("umount", disk, code=0)
+    assert ended.code == 1, ended.screen
+    assert ended.exit_json["cause"] == "disk"
+    assert (
+        f"No space left on device, where runtime.offload keeps blocks that are away: '{disk}'" in ended.screen
+    )
+    assert "another --run-dir (runtime.offload_folder" in ended.exit_json["advice"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
