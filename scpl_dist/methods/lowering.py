@@ -146,19 +146,24 @@ def offloaded(program: Iterable[Action], spec: StageSpec) -> Iterator[Action]:
     The next item begins with the first block again, which is fetched at the end. A block that is the next one, too,
     stays.
     """
-    actions = list(program)
-    turns = [block for block, _ in itertools.groupby(action.block for action in actions if action.block >= 0)]
-    following = iter([*turns[1:], spec.blocks[0]])
-    upcoming = [spec.blocks[0]]  # from the back: the block that is needed next, behind each action
-    for action in reversed(actions):
-        upcoming.append(action.block if action.block >= 0 else upcoming[-1])
-    now = -1
-    for action, needed in zip(actions, reversed(upcoming[:-1]), strict=True):
-        if action.block >= 0 and action.block != now:
-            now, after = action.block, next(following)
-            yield Action(Kind.HAVE, now)
-            if after != now:
-                yield Action(Kind.FETCH, after)
-        yield action
-        if action.block >= 0 and needed != now:
-            yield Action(Kind.PUT, now)
+    # Of each turn: the block, what is done with it, and what is done without any after it.
+    turns: list[tuple[int, list[Action], list[Action]]] = [(-1, [], [])]
+    for action in program:
+        block, own, after = turns[-1]
+        if action.block < 0:
+            after.append(action)
+        elif action.block == block:
+            own += [*after, action]
+            after.clear()
+        else:
+            turns.append((action.block, [action], []))
+    yield from turns[0][2]
+    following = [*(block for block, _, _ in turns[2:]), spec.blocks[0]]
+    for (block, own, after), upcoming in zip(turns[1:], following, strict=True):
+        yield Action(Kind.HAVE, block)
+        if upcoming != block:
+            yield Action(Kind.FETCH, upcoming)
+        yield from own
+        if upcoming != block:
+            yield Action(Kind.PUT, block)
+        yield from after
