@@ -18,10 +18,23 @@ import pytest
 
 GRACE_S = 5.0
 """For processes and threads that are about to end."""
+SHAPING = (
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "COLUMNS",
+    "LINES",
+)
+"""Variables that change what programs print."""
 
 
 def pytest_configure() -> None:
-    """Let the tests end what they have started when this process is stopped, and find orphans."""
+    """Let the tests end what they have started when this process is stopped, and find orphans; one terminal for all."""
+    os.environ["TERM"] = "xterm-256color"
+    for name in SHAPING:
+        os.environ.pop(name, None)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _stop)

@@ -21,6 +21,8 @@ from scpl_dist.coordinator.status import Status
 from scpl_dist.coordinator.table import StatusTable
 from scpl_dist.storage.run_folder import RunFolder
 
+PATIENCE = 3  # so often a run that has answered before may fail to
+
 
 def url_of(target: str) -> str:
     """Address of a run's status, from its folder, or from the address of its metrics as ``127.0.0.1:9400``."""
@@ -51,7 +53,7 @@ def ask(url: str) -> Status:
 def follow(target: str, every_s: float, once: bool) -> int:
     """Draw the table until the run is over, or `once`; returns the exit code, 1 if nobody answered at all."""
     url, console, picture = url_of(target), table.console(), StatusTable()
-    seen = False
+    seen, missed = False, 0
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
             try:
@@ -59,13 +61,17 @@ def follow(target: str, every_s: float, once: bool) -> int:
             except OSError as error:
                 text = f"nobody answers at {url}: {error}"
                 ended = RunFolder(Path(target)).read("exit.json")
+                if seen and ended is None and missed < PATIENCE:
+                    missed += 1
+                    time.sleep(every_s)
+                    continue
                 if ended is not None:
                     text = f"the run has ended: {ended['reason']}"
                 elif seen:
                     text = "the run does not answer any more"
                 console.print(text, markup=False, soft_wrap=True)
                 return 0 if seen or ended else 1
-            seen = True
+            seen, missed = True, 0
             if live is None:
                 console.print(picture.draw(status))
             else:

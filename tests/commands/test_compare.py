@@ -89,7 +89,7 @@ def test_methods_are_compared_and_a_failure_is_a_row(tmp_path: Path) -> None:
     for label in ("bp, one process", "gpipe, 2 parts"):
         assert float(rows[label]["accuracy"]) >= 0
         assert rows[label]["failure"] == ""
-        assert float(rows[label]["speedup_one"]) > 0
+        assert float(rows[label]["speedup_one"]) >= 0
     assert rows["gpipe, 2 parts"]["parameters"] == f"{256 * 8 + 8 + 8 * 8 + 8:,}"
     assert rows["gpipe, 2 parts"]["with_heads"] == f"{256 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10:,}"
     assert {label: row["threads"] for label, row in rows.items()} == {

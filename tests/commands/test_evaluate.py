@@ -44,7 +44,7 @@ def test_samples_leave_at_the_first_block_that_is_sure_and_the_table_says_so(ear
     middle = sure[len(sure) // 4 : -len(sure) // 4]
     gap = int(middle.diff().argmax())  # between two samples that no rounding brings together
     threshold = float(middle[gap : gap + 2].mean())
-    found = evaluate(early, threshold=threshold)
+    found = evaluate(early, threshold=threshold, batch_size=len(labels))
     depth, right = torch.full((len(labels),), -1), torch.zeros(len(labels), dtype=torch.bool)
     with torch.no_grad():
         for block, trainable in trainables.items():
@@ -93,7 +93,8 @@ def test_one_block_in_memory_at_a_time_gives_the_same(tmp_path: Path, method: st
     usual, small = evaluate(run, threshold=0.4), evaluate(run, threshold=0.4, low_memory=True)
     assert small.left == usual.left
     assert small.correct == usual.correct
-    assert evaluate(run, batch_size=500).accuracy == evaluate(run).accuracy
+    at_once = evaluate(run, batch_size=500)  # whose sums may differ in the last digit
+    assert at_once.accuracy == pytest.approx(evaluate(run).accuracy, abs=1 / 355)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_client_that_says_nothing_holds_up_nobody(served: Served) -> None:
 def test_a_client_that_reads_nothing_holds_up_nobody_and_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("scpl_dist.coordinator.http_server._Handler.timeout", 0.5)
+    monkeypatch.setattr("scpl_dist.coordinator.http_server._Handler.timeout", 5.0)
     served = Served(Run(), lambda status: status | {"version": "x" * 50_000_000})
     with served.connect() as deaf:
         deaf.sendall(b"GET /status HTTP/1.0\r\n\r\n")

@@ -14,6 +14,7 @@ from tests.support.coordinator import Run, at_step
 def test_the_page_shows_the_status_as_it_changes(tmp_path: Path) -> None:
     run = Run().start().play(until=at_step(4))
     lock = threading.Lock()
+    seen: list[str] = []
 
     def status() -> Status:
         """Each look sees the run a little later."""
@@ -22,7 +23,9 @@ def test_the_page_shows_the_status_as_it_changes(tmp_path: Path) -> None:
             for stage in run.stages if run.next_item is not None else ():
                 run.busy[stage] += 0.25
                 run.done(stage)
-            return snapshot(run.coordinator, run.now)
+            found = snapshot(run.coordinator, run.now)
+            seen.append(f"{found['step']} of {found['steps']}")
+            return found
 
     server = HttpServer(status, "127.0.0.1", 0)
     try:
@@ -31,8 +34,8 @@ def test_the_page_shows_the_status_as_it_changes(tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
     assert found.console == []
-    last = snapshot(run.coordinator, run.now)
-    assert found.figures()["step"] == f"{last['step']} of {last['steps']}"
+    assert found.figures()["step"] in seen[-2:]  # an answer may come when the page is taken down
+    assert found.figures()["step"] != seen[0]
     assert found.figures()["accuracy"] == "50.00 %"
     assert found.headings()[:2] == ["Stages", "Time of the stages"]
     assert "host1" in found.text

@@ -45,7 +45,8 @@ def shown(address: str, folder: Path, dark: bool = False, width: int = 1280) -> 
         missing("no browser is installed: apt-get install chromium")
         raise AssertionError
     picture = folder / "page.png"
-    with tempfile.TemporaryDirectory() as profile:
+    # Helpers of the browser that end a moment after it may still write there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         found = run(
             program,
             *(

@@ -175,7 +175,7 @@ class Running(Program):
         """Wait for the end; nothing may be left over."""
         code = self.wait(limit_s)
         seconds = time.monotonic() - self.started
-        until_nothing(self.processes, 5)
+        until_nothing(self.processes, 30)
         return Ended(self.run, code, self.output, seconds)
 
 

@@ -174,7 +174,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     code: int | None = None,
-    limit_s: float = 60,
+    limit_s: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end.
 

@@ -75,7 +75,7 @@ class Pair:
             self.processes.append(process)
 
     def result(self) -> Any:
-        return self.results.get(timeout=30)
+        return self.results.get(timeout=120)
 
 
 @pytest.fixture(params=["rpc", "gloo"])
@@ -83,7 +83,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     made = Pair(request.param, tmp_path)
     yield made
     for process in made.processes:
-        process.join(10)
+        process.join(60)
         if process.is_alive():
             process.kill()
             process.join()
@@ -135,9 +135,9 @@ def receive_many(transport: Transport, results: Any) -> None:
     transport_idle(transport)
 
 
-def transport_idle(transport: Transport) -> None:
+def transport_idle(transport: Transport, seconds: float = 1.0) -> None:
     """Take nothing for a while: wait for a stage that does not exist."""
-    threading.Timer(1.0, transport.abort, [Aborted("enough")]).start()
+    threading.Timer(seconds, transport.abort, [Aborted("enough")]).start()
     with pytest.raises((PeerLost, Aborted)):
         transport.receive(99)
 
@@ -167,12 +167,12 @@ def overfill(transport: Transport, results: Any) -> None:
 
 
 def test_a_full_lane_holds_the_sender_until_it_is_aborted(pair: Pair) -> None:
-    pair.run(overfill, take_nothing_until_told)
+    pair.run(overfill, take_nothing)
     assert pair.result() == "the test is over"
 
 
-def take_nothing_until_told(transport: Transport, results: Any) -> None:
-    transport_idle(transport)
+def take_nothing(transport: Transport, results: Any) -> None:
+    transport_idle(transport, 6.0)  # longer than the other one waits, even if that one begins seconds later
 
 
 def die(transport: Transport, results: Any) -> None:

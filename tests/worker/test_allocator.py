@@ -10,9 +10,10 @@ import pytest
 from tests.support.programs import run
 
 STEPS = """
-import resource, sys, threading, torch
+import ctypes, resource, sys, threading, torch
 from scpl_dist.worker.allocator import keep_freed_memory
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page is one fault, where the kernel gives them
 if sys.argv[1] == "keeping":
     assert keep_freed_memory()
 torch.set_num_threads(1)

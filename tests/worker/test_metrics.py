@@ -38,7 +38,8 @@ def test_metrics_do_not_depend_on_the_stages_and_are_those_of_scikit_learn() -> 
             "loss": float(functional.cross_entropy(scores, labels)),
             "top5": sklearn.top_k_accuracy_score(labels, scores, k=5),
             "macro_f1": sklearn.f1_score(labels, answers, average="macro"),
-        }
+        },
+        rel=1e-5,
     )
 
 

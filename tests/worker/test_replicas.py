@@ -105,7 +105,7 @@ def worker(rank: int, file: str, results: Any) -> None:
         [{"host": "here", "device": "cpu"}] * REPLICAS,
         timer,
         FileStore(file, REPLICAS),
-        60,
+        140,
     )
     assert replicas is not None
     begin, end = share(SIZE, REPLICAS, worker_id.replica)
@@ -139,7 +139,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[int, 
     for process in processes:
         process.start()
     try:
-        yield [results.get(timeout=60) for _ in range(2 * REPLICAS - 1)]
+        yield [results.get(timeout=150) for _ in range(2 * REPLICAS - 1)]
     finally:
         for process in processes:
             process.kill()
