@@ -308,7 +308,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.005, help="seconds that a block takes at least")
     options = parser.parse_args()
-    epochs = max(4, EPOCHS_PER_EVENT * options.events)
+    epochs = max(40, EPOCHS_PER_EVENT * options.events)
     with tempfile.TemporaryDirectory() as folder, ended(Path(folder)):
         calm, run, slow = Path(folder, "undisturbed"), Path(folder, "soak"), Path(folder, "slow")
         slow.mkdir()
@@ -321,7 +321,7 @@ def main() -> int:
         seconds = time.monotonic() - begin
         for helper in soak.helpers:  # one that was stopped, and given up, has yet to hear of it
             helper.send_signal(signal.SIGCONT)
-            helper.wait(30)
+            helper.wait(90)
         if undisturbed.wait() != 0:
             raise SystemExit((calm.parent / f"{calm.name}.log").read_text()[-3000:])
         met = Counter(

@@ -3,7 +3,8 @@
     seconds of a block = what it costs x how slow its worker is
 
 The cost of a block is the least that it has ever taken; a worker is as slow as its blocks take longer than that now. So
-a worker that is held back gets fewer blocks, and gets them back when it is not. A move costs a pause: it must bring
+a worker that is held back gets fewer blocks, and gets them back when it is not. Blocks that take next to nothing, as
+frozen ones do, say nothing of their worker. A move costs a pause: it must bring
 `GAIN`, and the time that is needed to earn it back must have passed before the next one. Load that comes and goes
 shall not move blocks for ever: the patience doubles with each move, until a cut has lasted.
 """
@@ -19,6 +20,7 @@ from scpl_dist.run import partition
 GAIN = 1.1  # throughput that another cut must promise, as a factor
 STEPS = 12  # that are looked at, and needed before anything is concluded
 PATIENCE_S = 2.0  # for which another cut must have been better; more, if blocks have moved a short while ago
+TELLING = 0.1  # of the slowest stage's seconds: who takes less does not show how slow its worker is
 LASTED = 10  # times the patience: a cut that has been kept for so long was worth the move
 _EARNED = 3.0  # times that a move must have brought what it cost before the next one
 
@@ -73,16 +75,15 @@ class Balance:
         ranges = partition.split(counts)
         if any(len(self._recent[block]) < STEPS for held in ranges for block in held):
             return None
-        present = {block: statistics.median(taken) for block, taken in self._recent.items()}
-        speeds = [
-            number * sum(self._least[block] for block in held) / sum(present[block] for block in held)
-            for held, number in zip(ranges, workers, strict=True)
-        ]
-        slowest = max(
-            sum(present[block] for block in held) / number
-            for held, number in zip(ranges, workers, strict=True)
-        )
+        present = {block: statistics.median(recent) for block, recent in self._recent.items()}
         costs = [self._least[block] for block in range(sum(counts))]
+        taken = [sum(present[block] for block in held) for held in ranges]
+        slowest = max(seconds / number for seconds, number in zip(taken, workers, strict=True))
+        speeds = [
+            number
+            * (sum(costs[block] for block in held) / seconds if seconds > TELLING * slowest * number else 1.0)
+            for held, seconds, number in zip(ranges, taken, workers, strict=True)
+        ]
         wanted = partition.balanced(costs, len(counts), speeds)
         cut = zip(partition.split(wanted), speeds, strict=True)
         promised = max(sum(costs[block] for block in held) / speed for held, speed in cut)

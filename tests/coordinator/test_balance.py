@@ -44,6 +44,16 @@ def test_nothing_moves_without_a_gain_or_without_knowing(balance: Balance) -> No
     assert better(balance, 900.0) is None
 
 
+def test_blocks_that_take_next_to_nothing_do_not_show_a_slow_worker() -> None:
+    """Those of the first stage are frozen, and three times nothing is nothing still."""
+    balance = Balance()
+    for factor in (1.0, 3.0):
+        for _ in range(STEPS):
+            balance.learn({0: 0.0002 * factor, 1: 0.0002 * factor, 2: 0.02, 3: 0.02})
+    assert balance.better([2, 2], [1, 1], 100.0) is None
+    assert balance.better([2, 2], [1, 1], 100.0 + PATIENCE_S) == [3, 1]
+
+
 def test_nothing_moves_at_the_end_of_a_run() -> None:
     balance = learnt(slow=3.0)
     assert better(balance, 100.0, left_s=0.5) is None

@@ -18,6 +18,8 @@ from tests.support.conduct import Running, conduct
 from tests.support.conduct import same as equal
 from tests.support.run_folder import accuracies, losses
 
+pytestmark = pytest.mark.timeout(600)
+
 LATER = "block=[{index = 1, freeze = true}, {index = [0, 2], freeze_after_epoch = 1}]"
 FIRST = "block=[{index = [0, 1], freeze = true}]"
 AHEAD = "block=[{index = [0, 1], freeze_after_epoch = 1}, {index = 3, freeze = true}]"

@@ -15,6 +15,8 @@ import pytest
 from scpl_dist.commands.history import History
 from tests.support.programs import ROOT, run
 
+pytestmark = pytest.mark.timeout(900)
+
 TYPED = """
 import scpl_dist
 
@@ -43,7 +45,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
     own |= {"JUPYTER_RUNTIME_DIR": str(folder / "home"), "MPLCONFIGDIR": str(folder / "home")}
     files = [folder / name for name in ("with_a_cell_more.ipynb", "executed.ipynb", "messages.json")]
     program = ROOT / "tests" / "support" / "notebooks.py"
-    run(sys.executable, program, *files, cwd=folder, env=own, code=0, limit_s=170)
+    run(sys.executable, program, *files, cwd=folder, env=own, code=0, limit_s=500)
     cells = nbformat.read(files[1], as_version=4).cells
     [training] = [place for place, cell in enumerate(cells) if "train(blocks, data" in cell.source]
     messages = [message for place, *message in json.loads(files[2].read_text()) if place == training]

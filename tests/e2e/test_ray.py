@@ -19,7 +19,7 @@ from tests.support import reference
 from tests.support.programs import Program, until_nothing
 from tests.support.run_folder import losses, rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NODE: dict[str, Any] = {"object_store_memory": 80 << 20, "include_dashboard": False}
 STEADY = [*FEW, "schedule.name=constant"]  # so that a run of another length begins alike
@@ -47,7 +47,7 @@ def raylet(node: Any) -> int:
 
 
 def train(run: Path, *settings: str, resume: str = "never") -> Program:
-    common = [*STEADY, "metrics.port=0", "control.insecure=true", *settings]
+    common = [*STEADY, "metrics.port=0", "runtime.replace_s=300", "control.insecure=true", *settings]
     overrides = [part for text in common for part in ("-o", text)]
     command = [
         sys.executable,
@@ -71,7 +71,7 @@ def test_a_run_survives_the_loss_of_a_node_and_a_stop_and_comes_to_the_same(
     with train(run, "run.epochs=10000", "checkpoint.every_steps=5", "runtime.max_restarts=1") as driver:
 
         def until(what: Any) -> None:
-            until_nothing(lambda: not (driver.ended or what()), limit_s=200)
+            until_nothing(lambda: not (driver.ended or what()), limit_s=400)
             assert not driver.ended, driver.output
 
         until(lambda: (run / "checkpoints" / "latest").exists() and rows(run, "train"))
@@ -84,11 +84,11 @@ def test_a_run_survives_the_loss_of_a_node_and_a_stop_and_comes_to_the_same(
         cluster.add_node(num_cpus=1, **NODE)
         until(lambda: len(rows(run, "start")) == 2 and rows(run, "train"))
         driver.signal(signal.SIGINT)
-        assert driver.wait(200) == 130, driver.output
+        assert driver.wait(400) == 130, driver.output
     assert json.loads((run / "exit.json").read_text())["code"] == 130
     assert rows(run, "start")[1]["step"] > 0
     epochs = max(step for step, _ in losses(run)) // 3 + 2  # of 3 steps each
     with train(run, f"run.epochs={epochs}", resume="auto") as driver:
-        assert driver.wait(200) == 0, driver.output
+        assert driver.wait(400) == 0, driver.output
     assert json.loads((run / "result.json").read_text())["epochs"] == epochs
     assert losses(run) == reference.train(load(None, [*STEADY, f"run.epochs={epochs}"])).losses

@@ -170,7 +170,7 @@ def test_a_lost_host_is_replaced_by_another_and_the_ranks_change(
 
     def torchrun(host: Host, *faults: Fault) -> Program:
         rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={stays.name}:29500", "--rdzv-id=run")
-        quick = "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3"
+        quick = "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=10"
         command = (*TORCHRUN, "--nnodes=2", *rendezvous, quick, f"--local-addr={host.name}")
         return host.start(*command, *WORKER, config, "--no-coordinator", env=encode(*faults))
 

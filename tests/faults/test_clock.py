@@ -31,8 +31,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 semaphore = ctypes.create_string_buffer(64)
 libc.sem_init(semaphore, 0, 0)
 begin = time.monotonic()
+until = Moment(int(time.time()) + 3600, 0)
 print("waiting", time.time(), flush=True)
-libc.sem_timedwait(semaphore, ctypes.byref(Moment(int(time.time()) + 3600, 0)))
+libc.sem_timedwait(semaphore, ctypes.byref(until))
 print("woken", time.time(), time.monotonic() - begin, ctypes.get_errno(), flush=True)
 """
 

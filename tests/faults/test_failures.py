@@ -70,8 +70,9 @@ def test_a_crowd_at_the_ports_changes_nothing(undisturbed: Ended, tmp_path: Path
             tmp_path / "run", "checkpoint.every_steps=4", "checkpoint.best=false", faults=(fault,)
         )
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3 * crowd), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with running, contextlib.ExitStack() as connections:
+        connections.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         stage = halted(running, "1", 1)
         ports = {
             end.laddr
@@ -116,7 +117,7 @@ def test_a_killed_torchrun_takes_everything_with_it(tmp_path: Path) -> None:
     command = (*torchrun, "-m", "scpl_dist", "worker", str(config))
     settings = ("run.epochs=500", f"control.port={free_port()}")
     with Running(tmp_path / "run", *settings, command=command) as running:
-        running.wait_for_rows("train", 5)
+        running.wait_for_rows("train", 5, limit_s=280)
         running.signal(signal.SIGKILL)
         ended = running.end()
     assert ended.exit_json["code"] == 1

@@ -70,7 +70,7 @@ def test_a_disk_that_does_not_answer_is_no_riddle(tmp_path: Path) -> None:
 
 def test_a_slow_stage_is_one_warning(tmp_path: Path) -> None:
     fault = Fault(action="delay", stage=1, phase="forward", seconds=0.25, times=0)
-    ended = conduct(tmp_path / "run", "run.epochs=5", "pipeline.partition=[1, 3]", faults=(fault,))
+    ended = conduct(tmp_path / "run", "run.epochs=8", "pipeline.partition=[1, 3]", faults=(fault,))
     assert ended.code == 0, ended.screen
     assert ended.screen.count("holds the others back") == 1
     (warning,) = ended.rows("warning")

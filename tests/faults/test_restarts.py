@@ -74,7 +74,7 @@ def test_a_failure_that_comes_again_and_again_is_not_repeated_for_ever(tmp_path:
 
 def test_a_stopped_run_goes_on_with_another_number_of_stages(undisturbed: Ended, tmp_path: Path) -> None:
     number = signal.SIGTERM
-    slow = Fault(action="delay", step=8, phase="evaluate", seconds=3)
+    slow = Fault(action="delay", step=8, phase="evaluate", seconds=8)
     with Running(tmp_path / "run", "checkpoint.every_steps=8", faults=(slow,)) as running:
         running.wait_for_rows("train", 4 * 8)
         running.role("1").send_signal(number)  # to a worker, by hand
@@ -88,7 +88,8 @@ def test_a_stopped_run_goes_on_with_another_number_of_stages(undisturbed: Ended,
 
 
 def test_a_stop_before_the_first_step_is_no_failure(tmp_path: Path) -> None:
-    with Running(tmp_path / "run") as running:
+    fault = Fault(action="hang", stage=1, phase="loading")
+    with Running(tmp_path / "run", faults=(fault,)) as running:
         until_nothing(lambda: not (tmp_path / "run" / "run.json").exists() and "no coordinator")
         running.signal(signal.SIGTERM)
         ended = running.end()

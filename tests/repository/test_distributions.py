@@ -19,9 +19,10 @@ ALONE = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}  # nothing of the checkout can
 
 
 def in_git() -> list[str]:
-    """Files of the repository, also new ones that are not ignored."""
-    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT, code=0).stdout
-    return [name for name in listed.splitlines() if (ROOT / name).is_file()]
+    """Files of the repository, also new ones of its folders that are not ignored; a log may lie beside the folders."""
+    known = run("git", "ls-files", cwd=ROOT, code=0).stdout.splitlines()
+    new = run("git", "ls-files", "--others", "--exclude-standard", cwd=ROOT, code=0).stdout.splitlines()
+    return [name for name in known + [name for name in new if "/" in name] if (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ file, with the paths of the image replaced by paths on this machine. The file sy
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -162,8 +163,11 @@ class Containers:
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """What an engine does at `docker stop`, or `docker kill`: a signal to the init process."""
-        [init] = psutil.Process(self.programs[name].pid).children()
-        init.send_signal(number)
+        with contextlib.suppress(
+            psutil.NoSuchProcess
+        ):  # as an engine, which does nothing to one that has ended
+            for init in psutil.Process(self.programs[name].pid).children():
+                init.send_signal(number)
 
     def wait(self, name: str, timeout_s: float) -> int:
         """The exit code of a service."""

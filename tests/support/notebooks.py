@@ -35,7 +35,7 @@ def main(notebook: Path, executed: Path, messages: Path) -> None:
     # With it, a kernel would leave what programs print to pytest.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     content = nbformat.read(notebook, as_version=4)
-    client = Recording(content, timeout=120, kernel_name="python3", allow_errors=True)
+    client = Recording(content, timeout=300, kernel_name="python3", allow_errors=True)
     client.execute()
     nbformat.write(content, executed)
     messages.write_text(json.dumps(client.messages, default=str))
