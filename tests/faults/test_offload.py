@@ -39,6 +39,12 @@ def test_a_run_goes_on_with_blocks_away_and_its_stages_share_those_of_a_lost_one
     assert len(fired(ended.run)) == 2
 
 
+def test_replicas_whose_blocks_are_away_come_to_the_same(tmp_path: Path) -> None:
+    plain = conduct(tmp_path / "plain", "pipeline.replicas=[1,2]")
+    assert plain.code == 0, plain.screen
+    same(conduct(tmp_path / "away", "pipeline.replicas=[1,2]", *AWAY), plain)
+
+
 def test_a_full_disk_for_blocks_that_are_away_is_named(tmp_path: Path) -> None:
     programs.need_root()
     disk = tmp_path / "disk"
