@@ -93,7 +93,10 @@ def test_texts_of_a_table_or_of_lines_and_long_ones_are_cut_with_one_warning(
     rows = table(done.stdout)
     assert [row["input"] for row in rows] == ["1", "2", "3", "4", "5"]
     alike(rows[2:3], rows[3:4])
-    assert done.stderr == "warning: 2 text(s) with more than 3 words were cut, as in training\n"
+    told = [
+        line for line in done.stderr.splitlines() if "predicted" not in line
+    ]  # how far it is, if that takes long
+    assert told == ["warning: 2 text(s) with more than 3 words were cut, as in training"]
     new = write_csv(tmp_path / "new.csv", [("common fine",), ("",)], header=("review",))
     alike(table(called("predict", texts, new).stdout), rows[:2])
 

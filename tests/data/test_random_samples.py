@@ -164,7 +164,8 @@ def test_a_reader_ends_with_the_loader_and_leaves_signals_to_the_worker() -> Non
     loader.put("item", parts=[(6, 9)])
     assert [len(next(loader.next()[1])[1]) for _ in range(2)] == [3, 3]
     loader.abort(Aborted("the test is over"))
-    assert not any(reader.is_running() for reader in readers)
+    _, left = psutil.wait_procs(readers, timeout=30)
+    assert not left
 
 
 def test_labels_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def play(trace: Trace, steps: range) -> None:
         trace.passed(True, 2)
     timer.enter(Phase.RECEIVE)
     timer.begin(EpochEnd(sequence=len(steps), epoch=0))
-    trace.close()
+    trace.close(60)
 
 
 def test_spans_follow_each_other_and_belong_to_the_item_that_was_waited_for(tmp_path: Path) -> None:
