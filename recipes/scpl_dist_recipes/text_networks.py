@@ -130,9 +130,8 @@ def _direction(layer: nn.LSTM, suffix: str, entering: Tensor, start: States) -> 
     column[0], column[1] = -_SATURATED, _SATURATED
     weights = [torch.cat([weight, column.reshape(-1, 1)], dim=1), *others]
     learns = torch.is_grad_enabled()
-    with (
-        torch.enable_grad()
-    ):  # without it some processors take a kernel that rounds otherwise, also when recomputing
+    # Without gradients some processors take a kernel that rounds otherwise, and what is computed again would differ.
+    with torch.enable_grad():
         outputs, _, cell = torch.lstm(entering, start, weights, True, 1, 0.0, False, False, True)
     return (outputs, cell) if learns else (outputs.detach(), cell.detach())
 

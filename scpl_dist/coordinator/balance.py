@@ -4,9 +4,9 @@
 
 The cost of a block is the least that it has ever taken; a worker is as slow as its blocks take longer than that now. So
 a worker that is held back gets fewer blocks, and gets them back when it is not. Blocks that take next to nothing, as
-frozen ones do, say nothing of their worker. A move costs a pause: it must bring
-`GAIN`, and the time that is needed to earn it back must have passed before the next one. Load that comes and goes
-shall not move blocks for ever: the patience doubles with each move, until a cut has lasted.
+frozen ones do, say nothing of their worker. A move costs a pause: it must bring `GAIN`, and the time that is needed to
+earn it back must have passed before the next one. Load that comes and goes shall not move blocks for ever: the patience
+doubles with each move, until a cut has lasted.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Balance:
         costs = [self._least[block] for block in range(sum(counts))]
         taken = [sum(present[block] for block in held) for held in ranges]
         slowest = max(seconds / number for seconds, number in zip(taken, workers, strict=True))
-        speeds = [
-            number
-            * (sum(costs[block] for block in held) / seconds if seconds > TELLING * slowest * number else 1.0)
+        pace = [
+            sum(costs[block] for block in held) / seconds if seconds > TELLING * slowest * number else 1.0
             for held, seconds, number in zip(ranges, taken, workers, strict=True)
         ]
+        speeds = [one * number for one, number in zip(pace, workers, strict=True)]
         wanted = partition.balanced(costs, len(counts), speeds)
         cut = zip(partition.split(wanted), speeds, strict=True)
         promised = max(sum(costs[block] for block in held) / speed for held, speed in cut)
