@@ -734,7 +734,7 @@ class Coordinator:
             return
         outcome = replace(outcome, survived=tuple(self.restarts.causes), final=self._final)
         self._do([Send(tuple(self.present), last)])
-        self._do([Finish(outcome)])
+        self._do([Finish(outcome, tuple(self.present) if isinstance(last, messages.Close) else ())])
         self.state = "over"
         self.outcome = outcome
 

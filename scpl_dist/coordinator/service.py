@@ -34,7 +34,7 @@ import zmq
 
 from scpl_dist.control import keys
 from scpl_dist.control.codec import ProtocolError, decode, encode
-from scpl_dist.control.messages import VERSION, Abort
+from scpl_dist.control.messages import VERSION, Abort, Alive
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events, loggers
 from scpl_dist.coordinator.event_log import Origin
@@ -78,6 +78,7 @@ class Service:
         self._restarted = Counter(restarted)
         self._may_restart = may_restart
         self._outcome: Outcome | None = None
+        self._closing: list[bytes] = []  # workers that were told of it, and leave on their own
         self._trap = Trap("coordinator", None, folder.path)
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
@@ -124,6 +125,7 @@ class Service:
             self._crashed(error)
         assert self._outcome is not None
         self._warn(self._loggers.close(self._outcome.code, self._outcome.result))
+        self._see_off()
         self._progress.close()
         self._gate.close()
         self._router.close(1000)  # at most so many milliseconds for what is still to be sent
@@ -153,6 +155,26 @@ class Service:
             if time.monotonic() >= touched:
                 self._publisher.submit(lock.touch, self._folder.path)
                 touched = time.monotonic() + lock.TOUCHED_EVERY_S
+
+    def _see_off(self) -> None:
+        """Wait until all who were told of a good end have left.
+
+        On a slow line, or one that was down, the word may still be on its way, and this process's end would undo it: a
+        worker that misses it has lost its coordinator, and fails.
+        """
+        probe = encode(Alive(clock=time.monotonic()))
+        deadline = time.monotonic() + self._config.runtime.timeout_s
+        pause = 0.005
+        while self._closing and self._found.empty() and time.monotonic() < deadline:
+            # With unread bytes in it a connection is broken by its end, not closed.
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._router.recv_multipart(zmq.NOBLOCK)
+            self._closing = [peer for peer in self._closing if self._sent(peer, probe)]
+            time.sleep(pause)
+            pause = min(2 * pause, TICK_S)
+        for member in [self._coordinator.present[peer] for peer in self._closing]:
+            self._warn([f"{member.name} on {member.hello.host} may not have heard that the run is over"])
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
@@ -226,8 +248,8 @@ class Service:
             case events.Discard(step, unique):
                 folder = checkpoints.folder_for(self._folder.path, step, unique)
                 self._publisher.submit(shutil.rmtree, folder, ignore_errors=True)
-            case events.Finish(outcome):
-                self._outcome = outcome
+            case events.Finish(outcome, closing):
+                self._outcome, self._closing = outcome, list(closing)
         return []
 
     def _rewind(self, step: int, epoch: int) -> list[events.Event]:

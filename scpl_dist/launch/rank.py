@@ -200,9 +200,9 @@ def _lead(config: Config, run_dir: Path | None, resume: str, world_size: int) ->
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)
         code = 1 if endpoint is None else _work(Worker(config, folder.path, endpoint, 0))[0]
-        coordinator.close()  # it ends now at the latest: this process cannot wait for others to come
+        coordinator.close()  # it waits for no more workers to come, but for those that are there to leave
         try:
-            code = process.wait(10) or code
+            code = process.wait(10 if code else config.runtime.timeout_s + 10) or code
         except psutil.TimeoutExpired:
             kill([process])
         if folder.read("exit.json") is None:
