@@ -1,12 +1,16 @@
 """Messages over torch's process groups: gloo on CPUs, NCCL between GPUs.
 
 Both complete a send only when its receive has been posted, and both can wait for ever. So the training thread never
-touches them: for each neighbour one thread sends and one receives, and receives are always posted ahead.
+touches them: for each neighbour and direction one thread begins what comes next, and another one waits for what was
+begun. Receives of headers are posted ahead, and no message waits for the one before, so distance costs nothing where
+enough of them are in flight.
 
-    training thread          sending thread            receiving thread          training thread of the neighbour
-    post -- Parcel -->       isend ... wait  ======>   irecv ... wait --> lane   receive()
-                                                                                    |
-    wait_for_room() <-- credit ---- receiving thread <==== sending thread <-- "taken"
+    training thread      sender's threads           receiver's threads       its training thread
+    post ---- parcel --> begin: header   =========> begin
+                                tensors  <=ready==== their receives
+                         end: waits      =========> end: waits --> lane ---> receive()
+                                                                                |
+    wait_for_room() <-- credit -- begin  <========= begin <----------------- "taken"
 
 Headers go over gloo always. With NCCL each direction between two neighbours has a communicator of its own: the
 operations of one communicator run one after the other, so a receive that waits would hold up a send.
@@ -16,8 +20,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -36,19 +41,21 @@ _LENGTH = 4
 # The control plane ends a wait (Transport.abort, then the process), not a time-out in here: an idle lane is no error.
 _FOREVER = timedelta(days=365)
 _TAKEN = b""  # header of the message that gives a credit back
-_FIRST_TAG = 2
+_NEVER_SENT, _FIRST_TAG = 2, 3
 # Header, tensors, and on a GPU the event after which they are there.
 _Parcel = tuple[bytes, list[Tensor], Any]
+_Begun = tuple[list[Any], list[Tensor]]  # sends, and the tensors that must live until they are over
+_Coming = tuple[list[Any], int, Envelope]  # receives, number of the message in its lane, the message
 
 
 @dataclass(kw_only=True, eq=False)
 class C10dTransport(Transport):
     backend: str  # "gloo" or "nccl"
     links: Sequence[tuple[int, int]]  # ranks of all workers that send each other something
-    _outboxes: dict[int, queue.SimpleQueue[_Parcel]] = field(default_factory=dict, init=False)
+    _ways: dict[int, _Ways] = field(default_factory=dict, init=False)  # by neighbour
 
     @property
-    def _wire_device(self) -> torch.device:
+    def wire_device(self) -> torch.device:
         return self.device if self.backend == "nccl" else torch.device("cpu")
 
     def connect(self, store: Store) -> None:
@@ -60,60 +67,143 @@ class C10dTransport(Transport):
                 for pair in ((one, other), (other, one)):
                     groups[pair] = dist.new_group(sorted(pair), backend="nccl")
         for peer in {rank for link in self.links if self.rank in link for rank in link} - {self.rank}:
-            self._outboxes[peer] = queue.SimpleQueue()
-            # They end with the process, as they may be waiting for a dead peer.
-            for work, pair in ((self._send_all, (self.rank, peer)), (self._receive_all, (peer, self.rank))):
-                arguments = (work, peer, groups.get(pair))
-                threading.Thread(target=self._serve, args=arguments, name=f"lane {pair}", daemon=True).start()
+            self._ways[peer] = _Ways(self, peer, groups.get((self.rank, peer)), groups.get((peer, self.rank)))
+
+    def abort(self, error: Exception) -> None:
+        super().abort(error)
+        for ways in [*self._ways.values()]:
+            ways.close()
+
+    def close(self) -> None:
+        """Leave, and end the waits of all threads in here.
+
+        To destroy a group does not end them. But gloo closes all connections of a group in which a wait was too long.
+        """
+        super().close()
+        for peer in [*self._ways][:1]:
+            with suppress(RuntimeError):
+                _wait([dist.irecv(torch.empty(1), peer, tag=_NEVER_SENT)], timedelta(milliseconds=1))
 
     def _send(self, target: int, message: Envelope) -> None:
         header, tensors = pack(message)
         on_gpu = self.device.type == "cuda"
         event = torch.cuda.current_stream(self.device).record_event() if on_gpu else None
-        self._outboxes[target].put((header, tensors, event))
+        self._ways[target].send(header, tensors, event)
+
+    def taken(self, target: int) -> None:
+        """The neighbour has taken a message. Called by a thread of its ways."""
+        self._credit(target)
+
+
+class _Ways:
+    """Both ways between this worker and a neighbour, and their four threads; see the module.
+
+    A thread ends when it hears None, and with the process, as it may be waiting for a dead neighbour.
+    """
+
+    def __init__(self, transport: C10dTransport, peer: int, there: Any, back: Any) -> None:
+        self._transport = transport
+        self._peer = peer
+        self._there, self._back = there, back  # groups of the tensors; None is the one of the headers
+        self._outbox: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
+        self._begun: queue.SimpleQueue[_Begun | None] = queue.SimpleQueue()
+        self._coming: queue.SimpleQueue[_Coming | None] = queue.SimpleQueue()
+        # As many as can be on their way: messages, and the word that one was taken for each of the other way.
+        self._frames = deque(self._posted_frame() for _ in range(2 * transport.max_in_flight + 1))
+        self._number = 0
+        for step in (self._begin_send, self._end_send, self._begin_receive, self._end_receive):
+            name = f"{step.__name__.strip('_')} {peer}"
+            threading.Thread(target=self._serve, args=(step,), name=name, daemon=True).start()
+
+    def send(self, header: bytes, tensors: list[Tensor], event: Any = None) -> None:
+        self._outbox.put((header, tensors, event))
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self._outbox.put(None)
 
     # Threads ----------------------------------------------------------------------------------------------------
+    # Each step is a call of its own, so that nothing keeps its tensors until the next one.
 
-    def _serve(self, work: Any, peer: int, group: Any) -> None:
+    def _serve(self, step: Callable[[], bool]) -> None:
         try:
-            with self._own_stream() if self.device.type == "cuda" else nullcontext():
-                work(peer, group)
-        except Exception as error:  # whatever it is, the training thread must not wait for this lane any more
+            with self._own_stream() if self._transport.device.type == "cuda" else nullcontext():
+                while step():
+                    pass
+        except Exception as error:  # whatever it is, the training thread must not wait for them any more
             lines = str(error).strip().splitlines()
-            self.abort(PeerLost(peer, f"{type(error).__name__}: {lines[0] if lines else ''}"))
+            reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            self._transport.abort(PeerLost(self._peer, reason))
+            self._coming.put(None)
 
     def _own_stream(self) -> Any:
-        torch.cuda.set_device(self.device)
-        return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        device = self._transport.device
+        torch.cuda.set_device(device)
+        return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
-    def _send_all(self, peer: int, group: Any) -> None:
-        while True:
-            header, tensors, event = self._outboxes[peer].get()
-            if event is not None:  # before the header: a receive that is posted keeps part of its GPU busy
-                event.synchronize()
-                tensors = [tensor.to(self._wire_device) for tensor in tensors]
-            frames = _frames(header)
-            works = [dist.isend(frame, peer, tag=tag) for tag, frame in enumerate(frames)]
-            for tag, tensor in enumerate(tensors, _FIRST_TAG):
-                works.append(dist.isend(tensor, peer, group=group, tag=tag))
-            for work in works:
-                _wait(work)
-            if event is not None:  # NCCL's wait is one of the stream; the tensors must live until it is over
-                torch.cuda.current_stream().synchronize()
+    def _begin_send(self) -> bool:
+        parcel = self._outbox.get()
+        if parcel is None:
+            self._begun.put(None)
+            return False
+        header, tensors, event = parcel
+        if event is not None:  # before the header: a receive that is posted keeps part of its GPU busy
+            event.synchronize()
+            tensors = [tensor.to(self._transport.wire_device) for tensor in tensors]
+        works = [dist.isend(frame, self._peer, tag=tag) for tag, frame in enumerate(_frames(header))]
+        for tag, tensor in enumerate(tensors, _FIRST_TAG):
+            works.append(dist.isend(tensor, self._peer, group=self._there, tag=tag))
+        self._begun.put((works, tensors))
+        return True
 
-    def _receive_all(self, peer: int, group: Any) -> None:
-        number = 0
-        while True:
-            header = _receive_header(peer)
-            if header == _TAKEN:
-                self._credit(peer)
-                continue
-            message, tensors = unpack(header, self._wire_device)
-            tagged = enumerate(tensors, _FIRST_TAG)
-            for work in [dist.irecv(tensor, peer, group=group, tag=tag) for tag, tensor in tagged]:
-                _wait(work)
-            self.arrive(peer, number, message, lambda: self._outboxes[peer].put((_TAKEN, [], None)))
-            number += 1
+    def _end_send(self) -> bool:
+        begun = self._begun.get()
+        if begun is None:
+            return False
+        works, tensors = begun
+        _wait(works)
+        if tensors and tensors[0].is_cuda:
+            torch.cuda.current_stream().synchronize()  # NCCL's wait is one of the stream
+        return True
+
+    def _begin_receive(self) -> bool:
+        header = self._header()
+        if header == _TAKEN:
+            self._transport.taken(self._peer)
+            return True
+        message, tensors = unpack(header, self._transport.wire_device)
+        works = [
+            dist.irecv(tensor, self._peer, group=self._back, tag=tag)
+            for tag, tensor in enumerate(tensors, _FIRST_TAG)
+        ]
+        self._coming.put((works, self._number, message))
+        self._number += 1
+        return True
+
+    def _end_receive(self) -> bool:
+        coming = self._coming.get()
+        if coming is None:
+            return False
+        works, number, message = coming
+        _wait(works)
+        self._transport.arrive(self._peer, number, message, lambda: self.send(_TAKEN, []))
+        return True
+
+    def _posted_frame(self) -> tuple[Any, Tensor]:
+        frame = torch.empty(_PREAMBLE, dtype=torch.uint8)
+        return dist.irecv(frame, self._peer, tag=0), frame
+
+    def _header(self) -> bytes:
+        work, first = self._frames.popleft()
+        _wait([work])
+        self._frames.append(self._posted_frame())
+        content = first.numpy().tobytes()
+        length, header = int.from_bytes(content[:_LENGTH], "big"), content[_LENGTH:]
+        if length > len(header):
+            rest = torch.empty(length - len(header), dtype=torch.uint8)
+            _wait([dist.irecv(rest, self._peer, tag=1)])
+            header += rest.numpy().tobytes()
+        return header[:length]
 
 
 def _frames(header: bytes) -> list[Tensor]:
@@ -124,17 +214,6 @@ def _frames(header: bytes) -> list[Tensor]:
     return [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts]
 
 
-def _receive_header(peer: int) -> bytes:
-    first = torch.empty(_PREAMBLE, dtype=torch.uint8)
-    _wait(dist.irecv(first, peer, tag=0))
-    content = first.numpy().tobytes()
-    length, header = int.from_bytes(content[:_LENGTH], "big"), content[_LENGTH:]
-    if length > len(header):
-        rest = torch.empty(length - len(header), dtype=torch.uint8)
-        _wait(dist.irecv(rest, peer, tag=1))
-        header += rest.numpy().tobytes()
-    return header[:length]
-
-
-def _wait(work: Any) -> None:
-    work.wait(_FOREVER)
+def _wait(works: Sequence[Any], limit: timedelta = _FOREVER) -> None:
+    for work in works:
+        work.wait(limit)

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch.multiprocessing as mp
 from torch._C._distributed_c10d import FileStore
 
 from scpl_dist.run.errors import Aborted, PeerLost, SetupError
-from scpl_dist.transport import Envelope, Store, Transport
+from scpl_dist.transport import Envelope, Store, Transport, rendezvous
 from scpl_dist.transport.c10d import C10dTransport
 from scpl_dist.transport.parcel import pack, unpack
 from scpl_dist.transport.quantization import dequantize, quantize
 from scpl_dist.transport.rpc import RpcTransport
 from scpl_dist.transport.select import choose
 from scpl_dist.transport.tensors import narrow, nbytes, widen
+from tests.support.programs import until_nothing
 
 CPU = torch.device("cpu")
 Body = Callable[[Transport, "mp.SimpleQueue[Any]"], None]
@@ -80,7 +82,12 @@ class Pair:
 
 @pytest.fixture(params=["rpc", "gloo"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(request.param, tmp_path)
+    with closed(Pair(request.param, tmp_path)) as made:
+        yield made
+
+
+@contextmanager
+def closed(made: Pair) -> Iterator[Pair]:
     yield made
     for process in made.processes:
         process.join(60)
@@ -192,6 +199,24 @@ def outlive(transport: Transport, results: Any) -> None:
 def test_a_dead_neighbour_is_named_and_not_waited_for(pair: Pair) -> None:
     pair.run(outlive, die)
     assert pair.result() == 1
+
+
+def leave(transport: Transport, results: Any) -> None:
+    other = 1 - transport.rank
+    for number in range(10):  # more than may be on its way
+        transport.wait_for_room(other)
+        transport.post(other, Envelope({"sequence": number}, 0, torch.ones(1000)))
+        transport.receive(other)
+    transport.close()
+    rendezvous.leave()
+    until_nothing(lambda: [one.name for one in threading.enumerate() if " " in one.name], limit_s=30)
+    results.put("nothing left")
+
+
+def test_a_worker_that_leaves_keeps_no_thread(tmp_path: Path) -> None:
+    with closed(Pair("gloo", tmp_path)) as pair:
+        pair.run(leave, leave)
+        assert [pair.result() for _ in range(2)] == 2 * ["nothing left"]
 
 
 def test_an_abort_ends_a_wait_from_another_thread() -> None:
