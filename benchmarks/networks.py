@@ -166,11 +166,19 @@ def uneven(classes: int, samples: int, seconds: float) -> list[Callable[[], nn.M
 
 
 def _data(shape: Sequence[int], size: int) -> Parts:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(size) % CLASSES
-    inputs = torch.randn(size, *shape, generator=generator)
+    return _labelled(torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)))
+
+
+def _labelled(inputs: Tensor) -> Parts:
+    labels = torch.arange(len(inputs)) % CLASSES
     few = TensorDataset(inputs[:CLASSES], labels[:CLASSES])
     return TensorDataset(inputs, labels), few, few
+
+
+def text_data(root: str, size: int, length: int, vocabulary: int) -> Parts:
+    """Random texts of `length` words each, none of them padding."""
+    generator = torch.Generator().manual_seed(0)
+    return _labelled(torch.randint(1, vocabulary, (size, length), generator=generator))
 
 
 def token_data(root: str, size: int) -> Parts:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.paper --only vgg8        # some ten minutes for each of vgg8, lstm, transformer
 
-The paper's networks with a fraction of their widths, each with 1, 2 and 4 stages and several batches, on the runtime
-that `scpl-dist` has for all methods. Naive model parallelism is back-propagation over the same stages, and "gpipe" the
-best of 2 and 4 micro-batches. One thread a worker; seconds are those of 10,000 samples, by the record of what the last
-stage finished. Busy shares are those of all stages: what is left is waiting, or no room at the next one. With more
-stages than cores the cores bound all methods alike: each share says how much of a core a stage had use for.
+The paper's networks with a fraction of their widths and random inputs, each with 1, 2 and 4 stages and several batches,
+on the runtime that `scpl-dist` has for all methods. Naive model parallelism is back-propagation over the same stages,
+and "gpipe" the best of 2 and 4 micro-batches. One thread a worker; seconds are those of 10,000 samples, by the record
+of what the last stage finished. Busy shares are those of all stages: what is left is waiting, or no room at the next
+one. With more stages than cores the cores bound all methods alike: each share says how much of a core a stage had use
+for.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ import scpl_dist
 from benchmarks import contenders, machine
 from benchmarks.contenders import NETWORKS
 
-TEXTS = {"data.name": "docstrings", "data.args": {"length": 30, "vocabulary": 4000}, "loss.projector": "i"}
+VOCABULARY = 4000
+TEXTS = {
+    "data.name": f"{NETWORKS}:text_data",
+    "data.args": {"length": 30, "vocabulary": VOCABULARY},
+    "loss.projector": "i",
+}
 MODELS: dict[str, dict[str, Any]] = {
     "vgg8": {"model.name": f"{NETWORKS}:vgg8_eighth", "data.name": f"{NETWORKS}:photo_data"},
-    "lstm": {"model.name": "lstm", "model.args": {"vocabulary": 4000, "width": 76}} | TEXTS,
-    "transformer": {"model.name": "transformer", "model.args": {"vocabulary": 4000, "width": 152, "heads": 4}}
+    "lstm": {"model.name": "lstm", "model.args": {"vocabulary": VOCABULARY, "width": 76}} | TEXTS,
+    "transformer": {
+        "model.name": "transformer",
+        "model.args": {"vocabulary": VOCABULARY, "width": 152, "heads": 4},
+    }
     | TEXTS,
 }
 BRIDGES = {
@@ -60,8 +69,8 @@ def measured(model: str, chosen: dict[str, Any], stages: int, batch: int) -> Mea
         "runtime.device": "cpu",
         "pipeline.stages": stages,
     }
-    if model == "vgg8":
-        values["data.args"] = {"size": batch * (contenders.WARM_UP + max(2, 512 // batch))}
+    steps = contenders.WARM_UP + max(4, 512 // batch)
+    values["data.args"] = values.get("data.args", {}) | {"size": batch * steps}
     if chosen["run.method"] == "al":
         values |= BRIDGES[model]
     if chosen["run.method"] != "scpl":
