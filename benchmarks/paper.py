@@ -91,12 +91,12 @@ def measured(model: str, chosen: dict[str, Any], stages: int, batch: int) -> Mea
 
 def seconds_a_step(run: Path) -> float:
     """While all stages train: what the last one has left when the first one is done, it has the cores for itself."""
-    rows = [row for row in MetricsLog(run / "metrics.jsonl").rows() if row["event"] == "train"]
-    first, last = (
-        [float(row["time"]) for row in rows if row["block"] == block]
-        for block in (0, max(row["block"] for row in rows))
-    )
-    times = [time for time in last[contenders.WARM_UP :] if time <= max(first)]
+    ends: dict[int, list[float]] = {}  # of steps, by block; of back-propagation there is the last one only
+    for row in MetricsLog(run / "metrics.jsonl").rows():
+        if row["event"] == "train":
+            ends.setdefault(row["block"], []).append(row["time"])
+    until = min(times[-1] for times in ends.values())
+    times = [time for time in ends[max(ends)][contenders.WARM_UP :] if time <= until]
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
