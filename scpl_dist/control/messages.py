@@ -6,6 +6,7 @@
     done, written, heartbeat         ---->        work (stage 0 only), alive
     failed, stop_requested           ---->        abort
     left                             ---->        close
+    closed                           ---->        (and the worker leaves)
     free                             <--->        regroup
 
 Each travels as a map with "type", and these classes are its exact shape: an unknown key or another type is no message.
@@ -29,7 +30,7 @@ from scpl_dist.control.items import Item
 from scpl_dist.run.failures import Cause
 from scpl_dist.run.phases import Phase
 
-PROTOCOL = 5  # version of the messages; both ends must have the same
+PROTOCOL = 6  # version of the messages; both ends must have the same
 VERSION = __version__  # all processes of a run must have the same
 
 
@@ -220,6 +221,12 @@ class Close(Message):
     type: Literal["close"] = "close"
 
 
+class Closed(Message):
+    """The last word of a worker: it has heard that it may leave."""
+
+    type: Literal["closed"] = "closed"
+
+
 FromWorker = (
     Hello
     | Described
@@ -231,6 +238,7 @@ FromWorker = (
     | Failed
     | StopRequested
     | Left
+    | Closed
     | Free
     | Drain
 )

@@ -138,4 +138,4 @@ class Rewind(Command):
 @dataclass(frozen=True, slots=True)
 class Finish(Command):
     outcome: Outcome
-    closing: tuple[bytes, ...] = ()  # who hears of it by "close", and then leaves
+    closing: tuple[bytes, ...] = ()  # who hears of it by "close", and answers

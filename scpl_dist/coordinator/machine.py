@@ -171,6 +171,8 @@ class Coordinator:
         if isinstance(message, messages.Drain):
             self._drain_asked(peer, message, now)
             return
+        if isinstance(message, messages.Closed):  # of a worker that was told to leave, while the run goes on
+            return
         member = self.present.get(peer)
         if member is None:
             if peer not in self.roster.refused:

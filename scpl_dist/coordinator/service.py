@@ -5,7 +5,7 @@
     clock, signals ---'     (under one lock)   '-- terminal; a second thread serves the metrics
 
 A thin shell: it turns bytes into events and commands into bytes and decides nothing. It starts fast because it
-imports no torch, and nothing here waits for a peer.
+imports no torch, and until the run is over nothing here waits for a peer.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from typing import Any
 import zmq
 
 from scpl_dist.control import keys
+from scpl_dist.control.channel import HEAL_S
 from scpl_dist.control.codec import ProtocolError, decode, encode
-from scpl_dist.control.messages import VERSION, Abort, Alive
+from scpl_dist.control.messages import VERSION, Abort, Close, Closed
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events, loggers
 from scpl_dist.coordinator.event_log import Origin
@@ -45,7 +46,7 @@ from scpl_dist.coordinator.machine import Coordinator
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
-from scpl_dist.run import open_files
+from scpl_dist.run import network, open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import MEANING, Cause, Outcome, failure
 from scpl_dist.run.faults import Trap
@@ -78,7 +79,7 @@ class Service:
         self._restarted = Counter(restarted)
         self._may_restart = may_restart
         self._outcome: Outcome | None = None
-        self._closing: list[bytes] = []  # workers that were told of it, and leave on their own
+        self._closing: set[bytes] = set()  # workers that were told of it, and have not answered
         self._trap = Trap("coordinator", None, folder.path)
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
@@ -99,13 +100,18 @@ class Service:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         control = config.control
         guards = keys.load_server(control.keys)
-        self._router, endpoint, self._gate = router(self._context, control.host, control.port, guards)
+        self._router, self._endpoint, self._gate = router(self._context, control.host, control.port, guards)
         folder.metrics.rewind(position["step"] if position else 0, position["epoch"] if position else 0)
         checkpoints.clear(folder.path, Path(restore) if restore else None)
         self._logs = {worker.file: folder.log_size(worker.file) for worker in config.layout.workers}
         self._progress = Progress(self._coordinator)
         self._loggers = loggers.Loggers(config, folder.path, position["step"] if position else 0)
-        run = {"generation": generation, "pid": os.getpid(), "control": endpoint, "metrics": self._http.url}
+        run = {
+            "generation": generation,
+            "pid": os.getpid(),
+            "control": self._endpoint,
+            "metrics": self._http.url,
+        }
         folder.write("run.json", run)
         if not restarted:
             self._progress.say(events.Say(f"run folder {folder.path}, metrics at {self._http.url}"))
@@ -125,20 +131,25 @@ class Service:
             self._crashed(error)
         assert self._outcome is not None
         self._warn(self._loggers.close(self._outcome.code, self._outcome.result))
-        self._see_off()
         self._progress.close()
+        self._folder.metrics.close()
+        code = self._conclude(self._outcome)
+        self._see_off()
         self._gate.close()
         self._router.close(1000)  # at most so many milliseconds for what is still to be sent
         self._context.term()
-        self._folder.metrics.close()
-        return self._conclude(self._outcome)
+        return code
 
-    def _loop(self) -> None:
+    def _poller(self) -> zmq.Poller:
         poller = zmq.Poller()
         for source in (self._router, *self._gate.sockets):
             poller.register(source, zmq.POLLIN)
         if self._launcher is not None:
             poller.register(self._launcher.descriptor, zmq.POLLIN)
+        return poller
+
+    def _loop(self) -> None:
+        poller = self._poller()
         tick = time.monotonic()
         touched = tick
         late = False
@@ -157,24 +168,36 @@ class Service:
                 touched = time.monotonic() + lock.TOUCHED_EVERY_S
 
     def _see_off(self) -> None:
-        """Wait until all who were told of a good end have left.
+        """Wait until all who were told of a good end have heard it.
 
         On a slow line, or one that was down, the word may still be on its way, and this process's end would undo it: a
-        worker that misses it has lost its coordinator, and fails.
+        worker that misses it has lost its coordinator, and fails. Within a host nothing is on its way for long.
         """
-        probe = encode(Alive(clock=time.monotonic()))
-        deadline = time.monotonic() + self._config.runtime.timeout_s
-        pause = 0.005
-        while self._closing and self._found.empty() and time.monotonic() < deadline:
-            # With unread bytes in it a connection is broken by its end, not closed.
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    self._router.recv_multipart(zmq.NOBLOCK)
-            self._closing = [peer for peer in self._closing if self._sent(peer, probe)]
-            time.sleep(pause)
-            pause = min(2 * pause, TICK_S)
+        local = network.is_loopback(network.split_endpoint(self._endpoint)[0])
+        now = time.monotonic()
+        deadline = now + (HEAL_S if local else self._config.runtime.timeout_s)
+        reached = dict.fromkeys(self._closing, now)
+        close = encode(Close())
+        poller = self._poller()
+        while reached and now < deadline:
+            for event in self._events(dict(poller.poll(int(TICK_S * 1000)))):
+                match event:
+                    case events.Received(peer, Closed()):
+                        reached.pop(peer, None)
+                        self._closing.discard(peer)
+                    case events.LauncherLost() if self._launcher is not None:
+                        poller.unregister(self._launcher.descriptor)
+                    case events.Signal():
+                        return
+            now = time.monotonic()
+            for peer in [*reached]:  # a connection that broke takes the word with it, and may come back
+                if self._sent(peer, close):
+                    reached[peer] = now
+                elif now - reached[peer] >= HEAL_S:
+                    del reached[peer]
         for member in [self._coordinator.present[peer] for peer in self._closing]:
-            self._warn([f"{member.name} on {member.hello.host} may not have heard that the run is over"])
+            text = f"{member.name} on {member.hello.host} may not have heard that the run is over"
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
@@ -249,7 +272,7 @@ class Service:
                 folder = checkpoints.folder_for(self._folder.path, step, unique)
                 self._publisher.submit(shutil.rmtree, folder, ignore_errors=True)
             case events.Finish(outcome, closing):
-                self._outcome, self._closing = outcome, list(closing)
+                self._outcome, self._closing = outcome, set(closing)
         return []
 
     def _rewind(self, step: int, epoch: int) -> list[events.Event]:

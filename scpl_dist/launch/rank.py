@@ -202,10 +202,11 @@ def _lead(config: Config, run_dir: Path | None, resume: str, world_size: int) ->
         code = 1 if endpoint is None else _work(Worker(config, folder.path, endpoint, 0))[0]
         coordinator.close()  # it waits for no more workers to come, but for those that are there to leave
         try:
-            code = process.wait(10 if code else config.runtime.timeout_s + 10) or code
+            code = process.wait(10 if code else config.runtime.timeout_s + 20) or code
         except psutil.TimeoutExpired:
             kill([process])
         if folder.read("exit.json") is None:
+            code = code or 1
             folder.fail(1, "the coordinator did not finish the run", Cause.COORDINATOR_LOST)
     reason = (folder.read("exit.json") or {}).get("reason", "")
     return code, f"the run ended: {reason}"

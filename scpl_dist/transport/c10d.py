@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -42,6 +43,7 @@ _LENGTH = 4
 _FOREVER = timedelta(days=365)
 _TAKEN = b""  # header of the message that gives a credit back
 _NEVER_SENT, _FIRST_TAG = 2, 3
+_ENDED_S = 1.0  # that threads may take to end, which have nothing to wait for any more
 # Header, tensors, and on a GPU the event after which they are there.
 _Parcel = tuple[bytes, list[Tensor], Any]
 _Begun = tuple[list[Any], list[Tensor]]  # sends, and the tensors that must live until they are over
@@ -75,14 +77,17 @@ class C10dTransport(Transport):
             ways.close()
 
     def close(self) -> None:
-        """Leave, and end the waits of all threads in here.
+        """Leave, and end the waits of all threads over gloo.
 
         To destroy a group does not end them. But gloo closes all connections of a group in which a wait was too long.
         """
         super().close()
-        for peer in [*self._ways][:1]:
-            with suppress(RuntimeError):
-                _wait([dist.irecv(torch.empty(1), peer, tag=_NEVER_SENT)], timedelta(milliseconds=1))
+        left, self._ways = self._ways, {}
+        for ways in left.values():
+            ways.hang_up()
+        deadline = time.monotonic() + _ENDED_S
+        for ways in left.values():
+            ways.join(deadline)
 
     def _send(self, target: int, message: Envelope) -> None:
         header, tensors = pack(message)
@@ -104,16 +109,19 @@ class _Ways:
     def __init__(self, transport: C10dTransport, peer: int, there: Any, back: Any) -> None:
         self._transport = transport
         self._peer = peer
-        self._there, self._back = there, back  # groups of the tensors; None is the one of the headers
+        self._headers = dist.group.WORLD  # the present one: who is late must not send into the next
+        self._there, self._back = there or self._headers, back or self._headers  # of the tensors
         self._outbox: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
         self._begun: queue.SimpleQueue[_Begun | None] = queue.SimpleQueue()
         self._coming: queue.SimpleQueue[_Coming | None] = queue.SimpleQueue()
         # As many as can be on their way: messages, and the word that one was taken for each of the other way.
         self._frames = deque(self._posted_frame() for _ in range(2 * transport.max_in_flight + 1))
         self._number = 0
+        self._threads = []
         for step in (self._begin_send, self._end_send, self._begin_receive, self._end_receive):
             name = f"{step.__name__.strip('_')} {peer}"
-            threading.Thread(target=self._serve, args=(step,), name=name, daemon=True).start()
+            self._threads.append(threading.Thread(target=self._serve, args=(step,), name=name, daemon=True))
+            self._threads[-1].start()
 
     def send(self, header: bytes, tensors: list[Tensor], event: Any = None) -> None:
         self._outbox.put((header, tensors, event))
@@ -121,6 +129,16 @@ class _Ways:
     def close(self) -> None:
         """Begin nothing any more."""
         self._outbox.put(None)
+
+    def hang_up(self) -> None:
+        """End what was begun."""
+        with suppress(RuntimeError, ValueError):
+            never = dist.irecv(torch.empty(1), self._peer, group=self._headers, tag=_NEVER_SENT)
+            _wait([never], timedelta(milliseconds=1))
+
+    def join(self, deadline: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     # Threads ----------------------------------------------------------------------------------------------------
     # Each step is a call of its own, so that nothing keeps its tensors until the next one.
@@ -134,6 +152,7 @@ class _Ways:
             lines = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
             self._transport.abort(PeerLost(self._peer, reason))
+            self._begun.put(None)
             self._coming.put(None)
 
     def _own_stream(self) -> Any:
@@ -150,7 +169,10 @@ class _Ways:
         if event is not None:  # before the header: a receive that is posted keeps part of its GPU busy
             event.synchronize()
             tensors = [tensor.to(self._transport.wire_device) for tensor in tensors]
-        works = [dist.isend(frame, self._peer, tag=tag) for tag, frame in enumerate(_frames(header))]
+        works = [
+            dist.isend(frame, self._peer, group=self._headers, tag=tag)
+            for tag, frame in enumerate(_frames(header))
+        ]
         for tag, tensor in enumerate(tensors, _FIRST_TAG):
             works.append(dist.isend(tensor, self._peer, group=self._there, tag=tag))
         self._begun.put((works, tensors))
@@ -191,7 +213,7 @@ class _Ways:
 
     def _posted_frame(self) -> tuple[Any, Tensor]:
         frame = torch.empty(_PREAMBLE, dtype=torch.uint8)
-        return dist.irecv(frame, self._peer, tag=0), frame
+        return dist.irecv(frame, self._peer, group=self._headers, tag=0), frame
 
     def _header(self) -> bytes:
         work, first = self._frames.popleft()
@@ -201,7 +223,7 @@ class _Ways:
         length, header = int.from_bytes(content[:_LENGTH], "big"), content[_LENGTH:]
         if length > len(header):
             rest = torch.empty(length - len(header), dtype=torch.uint8)
-            _wait([dist.irecv(rest, self._peer, tag=1)])
+            _wait([dist.irecv(rest, self._peer, group=self._headers, tag=1)])
             header += rest.numpy().tobytes()
         return header[:length]
 

@@ -262,6 +262,7 @@ class Worker:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
+            del transport  # and what of it is not let go by itself, below
         rendezvous.leave()
         if self._loader is not None:
             self._loader.abort(Regrouped())
@@ -549,7 +550,10 @@ class Worker:
                 self._abort(reason)
             case messages.Refuse(reason=reason):
                 self._abort(reason, Refused)
-            case messages.Start() | messages.Join() | messages.Go() | messages.Close():
+            case messages.Start() | messages.Join() | messages.Go():
+                self._messages.put(message)
+            case messages.Close():
+                self._channel.send(messages.Closed())
                 self._messages.put(message)
             case messages.Regroup(reason=reason):
                 self._interrupt(Regrouped(reason))

@@ -189,8 +189,8 @@ def play(coordinator: Coordinator, workers: list[Worker], items: list[dict[str, 
                 worker.say("written", sequence=item["sequence"], files=[part], seconds=0.5)
 
 
-def finish(coordinator: Coordinator, workers: list[Worker], leave: bool = True) -> None:
-    """Play until the stop item, then leave, or stay connected."""
+def finish(coordinator: Coordinator, workers: list[Worker], hear: bool = True) -> None:
+    """Play until the stop item, then hear that all is over, or not."""
     items: list[dict[str, Any]] = []
     while not items or items[-1]["kind"] != "stop":
         new = workers[0].expect("work")["items"]
@@ -200,8 +200,8 @@ def finish(coordinator: Coordinator, workers: list[Worker], leave: bool = True) 
         worker.say("left")
     for worker in workers:
         worker.expect("close")
-        if leave:
-            worker.socket.close(0)
+        if hear:
+            worker.say("closed")
 
 
 def get(url: str) -> tuple[int, str]:
@@ -243,26 +243,36 @@ def test_a_tiny_run_ends_with_a_result_rows_and_a_checkpoint(start: Any) -> None
     assert manifest["config"] == coordinator.config.digest()
 
 
-def test_the_end_waits_for_a_worker_to_hear_of_it(start: Any) -> None:
-    coordinator = start()
+def test_the_end_waits_for_a_distant_worker_to_hear_of_it(start: Any) -> None:
+    coordinator = start(control__host="0.0.0.0", control__insecure=True)
     workers = coordinator.started()
-    finish(coordinator, workers, leave=False)
-    workers[0].socket.close(0)
+    finish(coordinator, workers, hear=False)
+    workers[0].say("closed")
     with pytest.raises(subprocess.TimeoutExpired):  # the last word to the other one may still be on its way
         coordinator.process.wait(3)
-    workers[1].socket.close(0)
+    assert coordinator.exit_json()["code"] == 0
+    workers[1].expect("close")  # again, as the connection may have broken
+    workers[1].say("closed")
     code, _, err = coordinator.end()
     assert code == 0
     assert "may not have heard" not in err
 
 
 def test_a_worker_that_does_not_hear_of_the_end_is_named(start: Any) -> None:
-    coordinator = start(runtime__timeout_s=2.0)
-    finish(coordinator, coordinator.started(), leave=False)
+    coordinator = start()
+    finish(coordinator, coordinator.started(), hear=False)
     code, _, err = coordinator.end()
     assert code == 0
     for stage in (0, 1):
         assert f"stage {stage} on here may not have heard that the run is over" in err
+
+
+def test_a_second_signal_ends_the_wait_for_workers_that_do_not_hear_of_the_end(start: Any) -> None:
+    coordinator = start(control__host="0.0.0.0", control__insecure=True)
+    finish(coordinator, coordinator.started(), hear=False)
+    coordinator.process.stdin.write('{"event":"signal","number":2}\n')
+    coordinator.process.stdin.flush()
+    assert coordinator.end()[0] == 0
 
 
 def test_loggers_hear_of_a_run_and_one_that_fails_does_not_end_it(start: Any) -> None:
