@@ -262,7 +262,6 @@ class Worker:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
-            del transport  # and what of it is not let go by itself, below
         rendezvous.leave()
         if self._loader is not None:
             self._loader.abort(Regrouped())
