@@ -21,6 +21,8 @@ class Launcher:
             chunk = os.read(self.descriptor, 1 << 16)
         except BlockingIOError:
             return []
+        except ConnectionResetError:  # it ended with wishes that it had not read
+            return [LauncherLost()]
         if not chunk:
             return [LauncherLost()]
         *lines, self._rest = (self._rest + chunk).split(b"\n")
