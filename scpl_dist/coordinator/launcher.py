@@ -22,7 +22,7 @@ class Launcher:
         except BlockingIOError:
             return []
         except ConnectionResetError:  # it ended with wishes that it had not read
-            return [LauncherLost()]
+            chunk = b""
         if not chunk:
             return [LauncherLost()]
         *lines, self._rest = (self._rest + chunk).split(b"\n")

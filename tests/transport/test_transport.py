@@ -208,9 +208,8 @@ def leave(transport: Transport, results: Any) -> None:
             transport.wait_for_room(other)
             transport.post(other, Envelope({"sequence": number}, 0, torch.ones(1000)))
             transport.receive(other)
-        while (
-            transport.rank
-        ):  # until the room is gone: messages that nobody takes, and then nobody is there for
+        # Large ones that nobody takes: the other one leaves in the middle of them.
+        while transport.rank:
             transport.wait_for_room(other)
             transport.post(other, Envelope({}, 0, torch.ones(1 << 22)))
     transport.close()
