@@ -35,8 +35,15 @@ from scpl_dist.worker.updater import Updater
 
 NETWORKS = Path(__file__).with_name("networks.py")
 LIMIT_S = 600
+ONE_MESSAGE_S = 1e-3
+"""So far apart may be the times of rows that the coordinator makes of one message."""
 WARM_UP = 4
 """Steps that are not timed: first allocations, and the filling of the pipeline."""
+
+
+def lead(stages: int, max_in_flight: int = 2) -> int:
+    """Steps that the first stage may be ahead of the last one: those in flight, and the one that each computes."""
+    return (max_in_flight + 1) * (stages - 1)
 
 
 @dataclass(frozen=True)
@@ -88,18 +95,31 @@ def product(values: dict[str, Any], stages: int, method: str = "scpl", micro_bat
 def recorded(run: Path) -> Figures:
     """Of a run that has ended, by its rows."""
     rows = MetricsLog(run / "metrics.jsonl").rows()
-    last = max(row["block"] for row in rows if row["event"] == "train")
-    times = [row["time"] for row in rows if row["event"] == "train" and row["block"] == last]
     peak = max(one["peak_memory"] for row in rows if row["event"] == "usage" for one in row["workers"])
-    return Figures(Figures.of(times).seconds, peak / 2**20)
+    return Figures(seconds_a_step(run), peak / 2**20)
+
+
+def seconds_a_step(run: Path, warm_up: int = WARM_UP) -> float:
+    """While all stages train: what the last one has left when the first one is done, it has the cores for itself.
+
+    The first `warm_up` steps are not timed, nor are those at the end.
+    """
+    ends: dict[int, list[float]] = {}  # of steps, by block; of back-propagation there is the last one only
+    for row in MetricsLog(run / "metrics.jsonl").rows():
+        if row["event"] == "train":
+            ends.setdefault(row["block"], []).append(row["time"])
+    until = min(times[-1] for times in ends.values())
+    times = [time for time in ends[max(ends)][warm_up:] if time <= until + ONE_MESSAGE_S]
+    return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def waiting(stages: int, seconds: float, steps: int) -> Figures:
-    """A real run whose stages do nothing but wait for so long with each batch."""
-    values = settings("delays", "small_data", 16, steps, stages=stages, seconds=seconds)
-    values |= {"loss.name": f"{NETWORKS}:nothing", "loss.projector": "i"}
+    """A real run whose stages do nothing but wait for so long with each batch; of none, a plain loop of one block."""
+    blocks = max(stages, 1)
+    values = settings("delays", "small_data", 16, steps + lead(blocks), stages=blocks, seconds=seconds)
+    values |= {"loss.name": f"{NETWORKS}:nothing", "loss.projector": "i", "pipeline.stages": blocks}
     values["runtime.timeout_s"] = 300.0  # many processes import torch on few cores
-    return product(values, stages)
+    return product(values, stages) if stages else plain_scpl(values)
 
 
 def plain_scpl(values: dict[str, Any]) -> Figures:
@@ -189,6 +209,8 @@ class _WithPredictor(nn.Module):
     def __init__(self, plan: Plan, held: range, config: Config) -> None:
         super().__init__()
         trainables = plan.trainables(held)
+        # Each computes in the precision and with the kernels that it has in the product; its heads are left out.
+        self._parts = [trainable.forward for trainable in trainables.values()]
         self.blocks = nn.Sequential(*(trainable.block for trainable in trainables.values()))
         self.predictor: nn.Module | None = None
         if held[-1] == len(plan.parameters) - 1:
@@ -196,10 +218,11 @@ class _WithPredictor(nn.Module):
         self._narrow = config.runtime.precision == "bfloat16"
 
     def forward(self, x: Tensor) -> Tensor:
+        for part in self._parts:
+            x = part(x)
+        if self.predictor is None:
+            return x.contiguous()  # torch's pipelines send nothing else
         with torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
-            x = self.blocks(x)
-            if self.predictor is None:
-                return x.contiguous()  # torch's pipelines send nothing else
             scores: Tensor = self.predictor(feature(self.blocks[-1], x))
         return scores.float()
 

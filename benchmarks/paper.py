@@ -21,10 +21,7 @@ from typing import Any
 import scpl_dist
 from benchmarks import contenders, machine
 from benchmarks.contenders import NETWORKS
-from scpl_dist.storage.metrics_log import MetricsLog
 
-LEAD = 3
-"""Steps that a stage may be ahead of the next one: those in flight, and the one that is computed."""
 VOCABULARY = 4000
 TEXTS = {
     "data.name": f"{NETWORKS}:text_data",
@@ -72,7 +69,7 @@ def measured(model: str, chosen: dict[str, Any], stages: int, batch: int) -> Mea
         "runtime.device": "cpu",
         "pipeline.stages": stages,
     }
-    steps = contenders.WARM_UP + LEAD * (stages - 1) + max(6, 512 // batch)
+    steps = contenders.WARM_UP + contenders.lead(stages) + max(6, 512 // batch)
     values["data.args"] = values.get("data.args", {}) | {"size": batch * steps}
     if chosen["run.method"] == "al":
         values |= BRIDGES[model]
@@ -81,23 +78,12 @@ def measured(model: str, chosen: dict[str, Any], stages: int, batch: int) -> Mea
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         result = scpl_dist.train(settings=values | chosen, run_dir=run)
-        seconds = seconds_a_step(run) / batch * 10_000
+        seconds = contenders.seconds_a_step(run) / batch * 10_000
     shares = []
     for one in result["per_stage"]:
         parts = [one[f"{name}_seconds"] for name in ("busy", "waiting", "blocked")]
         shares.append(parts[0] / sum(parts))
     return Measured(seconds, sum(shares) / len(shares))
-
-
-def seconds_a_step(run: Path) -> float:
-    """While all stages train: what the last one has left when the first one is done, it has the cores for itself."""
-    ends: dict[int, list[float]] = {}  # of steps, by block; of back-propagation there is the last one only
-    for row in MetricsLog(run / "metrics.jsonl").rows():
-        if row["event"] == "train":
-            ends.setdefault(row["block"], []).append(row["time"])
-    until = min(times[-1] for times in ends.values())
-    times = [time for time in ends[max(ends)][contenders.WARM_UP :] if time <= until]
-    return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def main() -> None:

@@ -35,11 +35,18 @@ def ceiling() -> None:
 
 
 def delays(rounds: int) -> None:
-    """Print the share of the ideal throughput for stages that only wait."""
+    """Print the throughput of stages that only wait, against the wait alone; and that of a plain loop of one block."""
     for stages, seconds, steps, aim in DELAYS:
-        shares = [seconds / contenders.waiting(stages, seconds, steps).seconds for _ in range(rounds)]
-        text = f"of the ideal with {stages} stages of {1000 * seconds:.0f} ms"
-        print(f"  {statistics.median(shares):.3f}  (aim {aim})  {text}", flush=True)
+        taken: dict[int, list[float]] = {0: [], 1: [], stages: []}
+        for _ in range(rounds):
+            for count, found in taken.items():
+                found.append(contenders.waiting(count, seconds, steps).seconds)
+        loop, alone, together = (seconds / statistics.median(found) for found in taken.values())
+        print(
+            f"  {together:.3f}  (aim {aim})  of the ideal with {stages} stages of {1000 * seconds:.0f} ms; a plain "
+            f"loop of one such block reaches {loop:.3f}, one stage {alone:.3f}",
+            flush=True,
+        )
 
 
 def replicas(rounds: int) -> None:

@@ -6,10 +6,10 @@
 
 Hosts are network namespaces (root is needed), and a switch of this project's between them (`benchmarks.link`) passes
 frames on late: so many milliseconds one way, so many Mbit/s a host and direction. All have the same blocks, batch and
-Adam; torch's schedules take turns with 4, 8 and 16 micro-batches, and the best of them counts. Bytes are those of all
-interfaces: tensors, labels, control plane, rendezvous and headers. Samples are those per second
-in steady state. Busy: the share of the time in which a stage does not wait, of torch's its processor time; more hosts
-than cores share these.
+Adam; torch's schedules take turns with several numbers of micro-batches, and the best counts. Bytes are those of all
+interfaces: tensors, labels, control plane, rendezvous and headers. Samples are those per second while all hosts train.
+Busy: the share of the time in which a stage does not wait, of torch's its processor time; more hosts than cores share
+these.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from benchmarks import contenders
 from scpl_dist.run.config import load
-from scpl_dist.storage.metrics_log import MetricsLog
 from tests.support.hosts import Host, cluster, ip
 
 WIDTH = 1024
 BATCH = 128
 LAYERS = 4
-STEPS = 40
-WARM_UP = 10
-MICRO_BATCHES = (4, 8, 16)
+TIMED = 30  # steps, or four times those that may be on their way
+WARM_UP = 10  # steps, or those that may be on their way: they are sent before anybody waits for room
 CLASSES = 10
 
 
@@ -58,9 +57,9 @@ def blocks(classes: int, hosts: int) -> list[Callable[[], nn.Module]]:
     return [Block] * hosts
 
 
-def vectors(root: str) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
-    """Random vectors for `STEPS` steps, and next to nothing to evaluate."""
-    size = BATCH * STEPS
+def vectors(root: str, steps: int) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
+    """Random vectors for so many steps, and next to nothing to evaluate."""
+    size = BATCH * steps
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(1024, WIDTH, generator=generator).repeat(size // 1024 + 1, 1)[:size]
     labels = torch.arange(size) % CLASSES
@@ -70,7 +69,7 @@ def vectors(root: str) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
 
 @dataclass
 class Figures:
-    """Of one contender: MB a step over all links, samples a second in steady state, mean busy share of a host."""
+    """Of one contender: MB a step over all links, samples a second while all train, mean busy share of a host."""
 
     name: str
     megabytes: float
@@ -95,9 +94,10 @@ def peer(schedule: str, micro_batches: int) -> None:
     pipeline = schedules.get_schedule_class(schedule)(
         stage, micro_batches, loss_fn=nn.functional.cross_entropy
     )
-    inputs, labels = vectors("")[0].tensors
+    steps = WARM_UP + TIMED
+    inputs, labels = vectors("", steps)[0].tensors
     begin, used = 0.0, 0.0
-    for step in range(STEPS):
+    for step in range(steps):
         if step == WARM_UP:
             begin, used = time.perf_counter(), time.process_time()
         batch = slice(step * BATCH, (step + 1) * BATCH)
@@ -109,7 +109,7 @@ def peer(schedule: str, micro_batches: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
     taken = time.perf_counter() - begin
-    print(f"FIGURES {(STEPS - WARM_UP) * BATCH / taken} {(time.process_time() - used) / taken}", flush=True)
+    print(f"FIGURES {TIMED * BATCH / taken} {(time.process_time() - used) / taken}", flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -148,14 +148,18 @@ def measure(count: int, delay_ms: float, mbits: float, name: str) -> Figures:
     """A contender: "scpl TRANSPORT WIRE_DTYPE MAX_IN_FLIGHT", or "SCHEDULE MICRO_BATCHES" of torch's."""
     kind, *options = name.split()
     with cluster(count) as hosts, far(hosts, delay_ms, mbits), tempfile.TemporaryDirectory() as folder:
-        run = Path(folder, "run")
+        run, warm_up, steps = Path(folder, "run"), WARM_UP, WARM_UP + TIMED
         target: list[object] = ["benchmarks.wan", "--peer", kind, *options]
         if kind == "scpl":
             transport, wire, in_flight = options
+            lead = contenders.lead(count, int(in_flight))
+            warm_up = max(WARM_UP, lead)
+            steps = warm_up + max(TIMED, 4 * lead) + lead
             settings = {
                 "model.name": "benchmarks.wan:blocks",
                 "model.args": {"hosts": count},
                 "data.name": "benchmarks.wan:vectors",
+                "data.args": {"steps": steps},
                 "data.batch_size": BATCH,
                 "data.augmentation": "none",
                 "run.epochs": 1,
@@ -185,14 +189,12 @@ def measure(count: int, delay_ms: float, mbits: float, name: str) -> Figures:
         codes = [process.wait(900) for process in processes]
         if any(codes):
             raise SystemExit("\n".join(process.output for process in processes))
-        megabytes = travelled(hosts) / STEPS / 1e6
+        megabytes = travelled(hosts) / steps / 1e6
         if kind != "scpl":
             found = [process.output.split("FIGURES ")[1].split()[:2] for process in processes]
             busy = sum(float(used) for _, used in found) / count
             return Figures(name, megabytes, min(float(samples) for samples, _ in found), busy)
-        rows = MetricsLog(run / "metrics.jsonl").rows()
-        times = [row["time"] for row in rows if row["event"] == "train" and row["block"] == count - 1]
-        samples = (STEPS - 1 - WARM_UP) * BATCH / (times[-1] - times[WARM_UP])
+        samples = BATCH / contenders.seconds_a_step(run, warm_up)
         result = json.loads((run / "result.json").read_text())
         return Figures(name, megabytes, samples, statistics.mean(map(_busy, result["per_stage"])))
 
@@ -210,15 +212,14 @@ def main() -> None:
     parser.add_argument("--delays", default="0,10,50,200")
     parser.add_argument("--ours", default="scpl rpc float32 2,scpl gloo float32 2,scpl gloo float32 16")
     parser.add_argument("--theirs", default="GPipe,1F1B")
+    parser.add_argument("--micro-batches", default="1,2,4,8,16", help="that theirs are tried with")
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peer:
         peer(given.peer[0], int(given.peer[1]))
         return
     load_before = os.getloadavg()[0]
-    print(
-        f"{STEPS} steps of {BATCH} samples, {BATCH * WIDTH * 4 / 1e6:.2f} MB to send; load {load_before:.1f}"
-    )
+    print(f"steps of {BATCH} samples, {BATCH * WIDTH * 4 / 1e6:.2f} MB to send; load {load_before:.1f}")
     for count in map(int, given.hosts.split(",")):
         for mbits in map(float, given.rates.split(",")):
             print(
@@ -227,7 +228,12 @@ def main() -> None:
             for delay in map(float, given.delays.split(",")):
                 found = [measure(count, delay, mbits, name) for name in given.ours.split(",")]
                 for schedule in filter(None, given.theirs.split(",")):
-                    those = [measure(count, delay, mbits, f"{schedule} {parts}") for parts in MICRO_BATCHES]
+                    least = count if schedule == "1F1B" else 1
+                    those = [
+                        measure(count, delay, mbits, f"{schedule} {parts}")
+                        for parts in map(int, given.micro_batches.split(","))
+                        if parts >= least
+                    ]
                     found.append(max(those, key=lambda one: one.samples))
                 for one in found:
                     figures = f"{one.megabytes:.2f} | {one.samples:.0f} | {100 * one.busy:.0f} %"
