@@ -18,7 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ class Envelope:
     item: dict[str, Any]
     micro_batch: int = 0
     payload: Any = None  # pytree of tensors; None for a marker
+    weight: float | None = (
+        None  # share of the micro-batch in the item's loss, where that is not its share of samples
+    )
     wide: Wide = field(default_factory=list)  # what `narrow` made smaller for the way
 
 
@@ -93,7 +96,7 @@ class Transport(ABC):
         self.bytes_to[target] += size
         if self.on_passed is not None:
             self.on_passed(True, target)
-        self._send(target, Envelope(message.item, message.micro_batch, payload, wide))
+        self._send(target, replace(message, payload=payload, wide=wide))
 
     def wait_for_room(self, target: int) -> None:
         """Wait until fewer than ``max_in_flight`` messages to the neighbour are untaken."""
@@ -114,7 +117,7 @@ class Transport(ABC):
         self.bytes_received += nbytes(message.payload)
         if self.on_passed is not None:
             self.on_passed(False, source)
-        return Envelope(message.item, message.micro_batch, widen(message.payload, message.wide))
+        return replace(message, payload=widen(message.payload, message.wide), wide=[])
 
     def lent(self) -> list[Any]:
         """What a GPU was given to read since the last such call: hold it until the GPU has done all it was told so far.
@@ -148,6 +151,8 @@ class Transport(ABC):
             message.payload = to_device(message.payload, self.device)
             event = torch.cuda.current_stream(self.device).record_event()
         with self._changed:
+            if self._ended is not None:  # a receive that was ended leaves anything
+                return
             self._lanes.setdefault(source, {})[number] = (message, event, give_back)
             self._changed.notify_all()
 

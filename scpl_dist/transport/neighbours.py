@@ -16,6 +16,7 @@ With one worker a stage nothing is cut, joined or copied.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,7 +57,15 @@ class Neighbours:
         for rank in self._led:
             self.transport.post(rank, Envelope(marker))
 
-    def post(self, stage: int, item: dict[str, Any], micro_batch: int, size: int, payload: Any) -> None:
+    def post(
+        self,
+        stage: int,
+        item: dict[str, Any],
+        micro_batch: int,
+        size: int,
+        payload: Any,
+        weight: float | None = None,
+    ) -> None:
         """Send this worker's part of a micro-batch of `size` to a stage, sample first; see `Transport.post`."""
         routes = self._routes(self._worker_id.stage, stage, size)
         mine = [route for route in routes if route.sender == self._worker_id.rank]
@@ -65,21 +74,23 @@ class Neighbours:
             part = payload
             if len(mine) > 1:
                 part = _rows(payload, route.begin - start, route.end - start, end - start)
-            self.transport.post(route.receiver, Envelope(item, micro_batch, part))
+            self.transport.post(route.receiver, Envelope(item, micro_batch, part, weight))
 
     def receive(
         self, stage: int, item: dict[str, Any], micro_batch: int, size: int, first: Envelope | None = None
-    ) -> Any:
+    ) -> Envelope:
         """This worker's part of a micro-batch of `size`; `first` is the message with which `next` announced it."""
-        parts = []
+        parts: list[Envelope] = []
         for route in self._routes(stage, self._worker_id.stage, size):
             if route.receiver == self._worker_id.rank:
                 announced = first is not None and route.sender == self._lead
                 message = first if announced else self.transport.receive(route.sender)
                 assert message is not None
                 assert (message.item, message.micro_batch) == (item, micro_batch)
-                parts.append(message.payload)
-        return parts[0] if len(parts) == 1 else pytree.tree_map(_joined, parts[0], *parts[1:])
+                parts.append(message)
+        if len(parts) == 1:
+            return parts[0]
+        return replace(parts[0], payload=pytree.tree_map(_joined, *(part.payload for part in parts)))
 
 
 def _rows(payload: Any, begin: int, end: int, size: int) -> Any:
@@ -92,5 +103,5 @@ def _rows(payload: Any, begin: int, end: int, size: int) -> Any:
     return pytree.tree_map_only(Tensor, cut, payload)
 
 
-def _joined(first: Any, *others: Any) -> Any:
-    return torch.cat([first, *others]) if isinstance(first, Tensor) else first
+def _joined(*parts: Any) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]

@@ -1,6 +1,6 @@
 """A message as a header of plain values and the bytes of its tensors, without pickle.
 
-header   msgpack: item, micro-batch, and the pytree with [dtype, shape, strides] in the place of each tensor
+header   msgpack: item, micro-batch, weight, and the pytree with [dtype, shape, strides] in the place of each tensor
 tensors  each one dense block of bytes in the order of its memory, so strides survive the way
 """
 
@@ -20,15 +20,16 @@ from scpl_dist.transport.tensors import describe, imagine
 def pack(message: Envelope) -> tuple[bytes, list[Tensor]]:
     """Header and tensors of a message: one-dimensional, uint8, none of them empty; raises as `describe` does."""
     payload = pytree.tree_map_only(Tensor, _without_gaps, message.payload)
-    header: bytes = msgpack.packb([message.item, message.micro_batch, describe(payload), message.wide])
+    plain = [message.item, message.micro_batch, message.weight, describe(payload), message.wide]
+    header: bytes = msgpack.packb(plain)
     return header, _bytes(payload)
 
 
 def unpack(header: bytes, device: torch.device) -> tuple[Envelope, list[Tensor]]:
     """The message of a header, and the tensors into which its bytes have to be received."""
-    item, micro_batch, description, wide = msgpack.unpackb(header)
+    item, micro_batch, weight, description, wide = msgpack.unpackb(header)
     payload = imagine(description, device)
-    return Envelope(item, micro_batch, payload, wide), _bytes(payload)
+    return Envelope(item, micro_batch, payload, weight, wide), _bytes(payload)
 
 
 def _bytes(payload: Any) -> list[Tensor]:

@@ -270,7 +270,9 @@ class Executor:
 
     def _receive_forward(self, work: ItemInProgress, block: int, m: int) -> None:
         first, work.received = work.received, None
-        work.start(m, *self.neighbours.receive(self.spec.stage - 1, work.plain, m, work.sizes[m], first))
+        came = self.neighbours.receive(self.spec.stage - 1, work.plain, m, work.sizes[m], first)
+        carry, labels = came.payload
+        work.start(m, carry, labels, came.weight)
 
     def _forward(self, work: ItemInProgress, block: int, m: int) -> None:
         flow = work.flows[m]
@@ -308,8 +310,9 @@ class Executor:
 
     def _send_forward(self, work: ItemInProgress, block: int, m: int) -> None:
         flow = work.flows[m]
-        payload = (flow.carry, flow.labels, *([flow.weight] if self._by_tokens(work) else []))
-        self.neighbours.post(self.spec.stage + 1, work.plain, m, work.sizes[m], payload)
+        weight = flow.weight if self._by_tokens(work) else None
+        payload = (flow.carry, flow.labels)
+        self.neighbours.post(self.spec.stage + 1, work.plain, m, work.sizes[m], payload, weight)
 
     def _embed(self, work: ItemInProgress, block: int, m: int) -> None:
         flow = work.flows[m]
@@ -380,7 +383,7 @@ class Executor:
         self.neighbours.post(self.spec.stage - 1, work.plain, m, work.sizes[m], back)
 
     def _receive_backward(self, work: ItemInProgress, block: int, m: int) -> None:
-        back = self.neighbours.receive(self.spec.stage + 1, work.plain, m, work.sizes[m])
+        back = self.neighbours.receive(self.spec.stage + 1, work.plain, m, work.sizes[m]).payload
         if work.training:
             self._losses.note_mark(work.train.step, m, self.spec.blocks[-1], back)
         work.flows[m].back = back
@@ -408,7 +411,7 @@ class Executor:
         self.neighbours.post(self.spec.stage - 1, work.plain, 0, 1, work.squares)
 
     def _receive_norms(self, work: ItemInProgress, block: int, m: int) -> None:
-        work.squares = self.neighbours.receive(self.spec.stage + 1, work.plain, 0, 1)
+        work.squares = self.neighbours.receive(self.spec.stage + 1, work.plain, 0, 1).payload
 
     def _total(self, work: ItemInProgress, block: int, m: int) -> None:
         assert work.squares is not None
@@ -420,7 +423,7 @@ class Executor:
         self.neighbours.post(self.spec.stage + 1, work.plain, 0, 1, wide)
 
     def _receive_total(self, work: ItemInProgress, block: int, m: int) -> None:
-        work.norm = self.neighbours.receive(self.spec.stage - 1, work.plain, 0, 1)[0].float()
+        work.norm = self.neighbours.receive(self.spec.stage - 1, work.plain, 0, 1).payload[0].float()
 
     def _predict(self, work: ItemInProgress, block: int, m: int) -> None:
         flow = work.flows[m]

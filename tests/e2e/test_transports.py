@@ -25,8 +25,14 @@ def run(folder: Path, *settings: str) -> tuple[Losses, dict[str, Any]]:
     return losses(folder), json.loads((folder / "result.json").read_text())
 
 
+TEXTS = ["task.name=lm", "data.name=text_lm", "data.args={length=16, limit=12000}", "data.batch_size=48"]
+TEXTS += ["model.name=gpt", "model.args={width=16, layers=4, heads=2}", "pipeline.micro_batches=3"]
+
+
 @pytest.mark.parametrize(
-    "settings", [[], ["run.method=gpipe", "pipeline.micro_batches=3"]], ids=["scpl", "gpipe"]
+    "settings",
+    [[], ["run.method=gpipe", "pipeline.micro_batches=3"], TEXTS],
+    ids=["scpl", "gpipe", "micro-batches of tokens"],
 )
 def test_gloo_equals_a_plain_loop(settings: list[str], tmp_path: Path) -> None:
     found, _ = run(tmp_path / "run", "pipeline.transport=gloo", *settings)

@@ -28,6 +28,7 @@ from scpl_dist.run.errors import Aborted
 from scpl_dist.run.layout import Layout
 from scpl_dist.transport import Envelope, Store, Transport
 from scpl_dist.transport.neighbours import Neighbours
+from scpl_dist.transport.tensors import describe
 from scpl_dist.worker.executor import Executor, feed
 from scpl_dist.worker.timer import PhaseTimer
 from scpl_dist.worker.updater import Updater
@@ -53,6 +54,7 @@ class LocalTransport(Transport):
         pass
 
     def _send(self, target: int, message: Envelope) -> None:
+        describe(message.payload)  # raises if it could not travel
         self.peers[target].arrive(self.rank, self.posted[target], message, lambda: self._credit(target))
         self.posted[target] += 1
 

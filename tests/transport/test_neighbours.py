@@ -65,7 +65,7 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
         for rank in layout.ranks(stage):
             for m, size in enumerate(sizes):
                 own = part(rows(size, views), size, views, replicas[stage], layout.workers[rank].replica)
-                links[rank].post(stage + 1, ITEM, m, size, own)
+                links[rank].post(stage + 1, ITEM, m, size, own, 0.5 * m)
             links[rank].pass_on(marker)
         for rank in layout.ranks(stage + 1):
             first: Envelope | None = links[rank].next()
@@ -75,7 +75,9 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
                 wanted = part(
                     rows(size, views), size, views, replicas[stage + 1], layout.workers[rank].replica
                 )
-                assert equal(links[rank].receive(stage, ITEM, m, size, first if m == 0 else None), wanted)
+                found = links[rank].receive(stage, ITEM, m, size, first if m == 0 else None)
+                assert equal(found.payload, wanted)
+                assert found.weight == 0.5 * m
             assert links[rank].next().item == marker
     for m, size in enumerate(sizes):  # and back
         for rank in layout.ranks(2):
@@ -83,7 +85,7 @@ def test_every_worker_gets_its_rows_whatever_the_numbers(
             links[rank].post(1, ITEM, m, size, own)
         for rank in layout.ranks(1):
             wanted = part(rows(size, views), size, views, replicas[1], layout.workers[rank].replica)
-            assert equal(links[rank].receive(2, ITEM, m, size), wanted)
+            assert equal(links[rank].receive(2, ITEM, m, size).payload, wanted)
     assert not any(link.transport.queued() for link in links), "a message was not received"
 
 
@@ -91,4 +93,4 @@ def test_one_worker_a_stage_gets_the_very_tensors() -> None:
     first, second = neighbours(Layout([1, 1]))
     sent: Tensor = torch.ones(3, 2)
     first.post(1, ITEM, 0, 3, (sent, sent))
-    assert second.receive(0, ITEM, 0, 3)[0] is sent
+    assert second.receive(0, ITEM, 0, 3).payload[0] is sent
