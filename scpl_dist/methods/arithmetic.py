@@ -56,6 +56,11 @@ def check(config: Config, example: Any, local: bool) -> None:
             f"{config.run.method!r} other blocks compute between a block's forward and backward pass, which would "
             'write over what it keeps in a CUDA graph; use "default"'
         )
+    if runtime.compile in _GRAPHS and runtime.offload != "off":
+        raise ValueError(
+            f'runtime.compile = {runtime.compiled}: runtime.offload = "{runtime.offload}" brings a block back to '
+            'another place in memory each time, and a CUDA graph is for one place; use "default"'
+        )
     some_on_cpu = not on_gpu(config) or "cpu" in runtime.devices
     if runtime.offload == "cpu" and some_on_cpu:
         raise ValueError(

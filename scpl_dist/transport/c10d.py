@@ -33,14 +33,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scpl_dist.run.errors import PeerLost
-from scpl_dist.transport import Envelope, Store, Transport
+from scpl_dist.transport import Envelope, Store, Transport, rendezvous
 from scpl_dist.transport.parcel import pack, unpack
+from scpl_dist.transport.tensors import out_of_memory
 
 # Bytes of the first frame: length of the header, and the header if it fits, as it nearly always does.
 _PREAMBLE = 256
 _LENGTH = 4
-# The control plane ends a wait (Transport.abort, then the process), not a time-out in here: an idle lane is no error.
-_FOREVER = timedelta(days=365)
 _TAKEN = b""  # header of the message that gives a credit back
 _NEVER_SENT, _FIRST_TAG = 2, 3
 _ENDED_S = 1.0  # that threads may take to end, which have nothing to wait for any more
@@ -67,7 +66,7 @@ class C10dTransport(Transport):
         if self.backend == "nccl":
             for one, other in self.links:  # all processes make all groups, in the same order
                 for pair in ((one, other), (other, one)):
-                    groups[pair] = dist.new_group(sorted(pair), backend="nccl")
+                    groups[pair] = rendezvous.nccl_group(sorted(pair))
         for peer in {rank for link in self.links if self.rank in link for rank in link} - {self.rank}:
             self._ways[peer] = _Ways(self, peer, groups.get((self.rank, peer)), groups.get((peer, self.rank)))
 
@@ -77,11 +76,12 @@ class C10dTransport(Transport):
             ways.close()
 
     def close(self) -> None:
-        """Leave, and end the waits of all threads over gloo.
+        """Leave, and end the waits of all threads.
 
         To destroy a group does not end them. But gloo closes all connections of a group in which a wait was too long.
         """
         super().close()
+        rendezvous.hang_up()
         left, self._ways = self._ways, {}
         for ways in left.values():
             ways.hang_up()
@@ -151,7 +151,7 @@ class _Ways:
         except Exception as error:  # whatever it is, the training thread must not wait for them any more
             lines = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-            self._transport.abort(PeerLost(self._peer, reason))
+            self._transport.abort(error if out_of_memory(error) else PeerLost(self._peer, reason))
             self._begun.put(None)
             self._coming.put(None)
 
@@ -185,7 +185,7 @@ class _Ways:
         works, tensors = begun
         _wait(works)
         if tensors and tensors[0].is_cuda:
-            torch.cuda.current_stream().synchronize()  # NCCL's wait is one of the stream
+            torch.cuda.current_stream().synchronize()
         return True
 
     def _begin_receive(self) -> bool:
@@ -236,6 +236,6 @@ def _frames(header: bytes) -> list[Tensor]:
     return [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts]
 
 
-def _wait(works: Sequence[Any], limit: timedelta = _FOREVER) -> None:
+def _wait(works: Sequence[Any], limit: timedelta = rendezvous.FOREVER) -> None:
     for work in works:
         work.wait(limit)

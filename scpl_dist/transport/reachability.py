@@ -17,6 +17,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 _TOKEN_BYTES = 16
 
 
@@ -31,7 +33,7 @@ class Unreached(Exception):
 class ReachabilityCheck:
     """This worker's door: at ``address`` of ``interface``, for the worker ``name`` on ``device``."""
 
-    def __init__(self, address: str, interface: str, name: str, device: str) -> None:
+    def __init__(self, address: str, interface: str, name: str, device: torch.device) -> None:
         self.interface = interface
         self._token = secrets.token_hex(_TOKEN_BYTES // 2)
         self._door = socket.create_server((address, 0), backlog=128)
@@ -41,7 +43,8 @@ class ReachabilityCheck:
             "address": address,
             "port": self._door.getsockname()[1],
             "token": self._token,
-            "device": device,
+            "device": str(device),
+            "gpu": str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "",
         }
         threading.Thread(target=self._answer, name="door", daemon=True).start()
 

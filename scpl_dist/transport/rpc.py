@@ -65,8 +65,12 @@ def _deliver(generation: str, source: int, number: int, message: Envelope) -> Fu
     if _transport is None or _transport.generation != generation:
         raise RuntimeError(f"a message of generation {generation} reached a process of another generation")
     answer: Future[None] = Future()
-    with _transport.filling(source):
-        _transport.arrive(source, number, message, lambda: answer.set_result(None))
+    try:
+        with _transport.filling(source):
+            _transport.arrive(source, number, message, lambda: answer.set_result(None))
+    except Exception as error:  # else only the sender would hear of it
+        _transport.abort(error)
+        raise
     return answer
 
 

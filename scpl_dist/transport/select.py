@@ -16,16 +16,25 @@ def choose(wanted: str, endpoints: Sequence[Mapping[str, Any]]) -> str:
     """Its name: "auto" takes nccl if every worker has a GPU of its own, which "nccl" demands, and rpc otherwise."""
     if wanted not in ("auto", "nccl"):
         return wanted
-    places = [(endpoint["host"], endpoint["device"]) for endpoint in endpoints]
-    if any(not device.startswith("cuda") for _, device in places):
+    if not all(endpoint["device"].startswith("cuda") for endpoint in endpoints):
         problem = "not every worker is on a GPU"
-    elif len(set(places)) < len(places):
+    elif not apart(endpoints):
         problem = "some workers share a GPU, which NCCL does not support"
     else:
         return "nccl"
     if wanted == "nccl":
         raise SetupError(f'pipeline.transport = "nccl": {problem}; use "auto", "rpc" or "gloo"')
     return "rpc"
+
+
+def apart(endpoints: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each worker has a GPU of its own.
+
+    Its number does not tell: each process may be shown another part of the GPUs, and a container has a host's name of
+    its own.
+    """
+    gpus = [endpoint["gpu"] for endpoint in endpoints if endpoint["gpu"]]
+    return len(set(gpus)) == len(endpoints)
 
 
 def connectable(

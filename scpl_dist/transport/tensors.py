@@ -108,3 +108,10 @@ def widen(payload: Any, wide: Wide) -> Any:
 
 def to_device(payload: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), payload)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error is that, of a GPU or of this process; on the CPU torch has no class of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -91,7 +91,7 @@ class Offload:
         changed = block in self._changed
         if changed:
             self._changed.remove(block)
-            self.stored[block] = list(_memory(self.updaters[block]))
+            self.stored[block] = list(_memory(self.updaters[block], self._device))
         used = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
         del self._here[block]
         self._away[block] = self._thread.submit(self._write, block, changed, used)
@@ -140,9 +140,13 @@ class Offload:
                 parts.append(self._bytes(storage))
             self._place.read(block, parts)
         if self._stream is not None:
-            # What the training thread drops is not this stream's before the device is done with it.
+            # What the training thread drops is not this stream's before the device is done with it. The rest is given
+            # back by `_write`, after that: to record it would keep its memory from the block that is read next.
+            parameters = self.updaters[block].trainable.parameters()
+            dropped = {one.grad.data_ptr() for one in parameters if one.grad is not None}
             for part in parts:
-                part.record_stream(used)
+                if part.data_ptr() in dropped:
+                    part.record_stream(used)
             self._stream.synchronize()
 
     def _beside(self) -> Any:
@@ -152,11 +156,15 @@ class Offload:
         return torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)
 
 
-def _memory(updater: Updater) -> Iterator[tuple[UntypedStorage, int]]:
-    """Each piece of memory that a block's tensors lie in, once, and its bytes."""
+def _memory(updater: Updater, device: torch.device) -> Iterator[tuple[UntypedStorage, int]]:
+    """Each piece of the device's memory that a block's tensors lie in, once, and its bytes."""
     found: dict[int, UntypedStorage] = {}
     for tensor in updater.tensors():
         storage = tensor.untyped_storage()
+        if (
+            storage.device.type != device.type
+        ):  # as the number of steps, which most optimizers keep on the host
+            continue
         if storage.resizable() and storage.nbytes():  # memory that is not torch's own stays, such as numpy's
             found[storage.data_ptr()] = storage
     return ((storage, storage.nbytes()) for storage in found.values())

@@ -27,10 +27,9 @@ from scpl_dist.methods import batchnorm
 from scpl_dist.run.errors import PeerLost
 from scpl_dist.run.layout import Layout, WorkerId, share
 from scpl_dist.run.phases import Phase
-from scpl_dist.transport import Store
+from scpl_dist.transport import Store, rendezvous, select
 from scpl_dist.worker.timer import PhaseTimer
 
-_FOREVER = timedelta(days=365)  # a slow replica is no error; the control plane ends the process and so a wait
 _LARGE = 1 << 16  # numbers in a gradient above which a message of its own costs less than a copy
 
 
@@ -59,8 +58,8 @@ class Replicas:
     ) -> Replicas | None:
         """The group of this worker's stage; None if it has no other worker.
 
-        Every worker of the run has to call this, after its transport is connected. Endpoints are those of all workers,
-        with "host" and "device"; ``timeout_s`` limits the meeting of all.
+        Every worker of the run has to call this, after its transport is connected. Endpoints are those of all workers;
+        ``timeout_s`` limits the meeting of all.
         """
         if layout.world == layout.stages:
             return None
@@ -72,9 +71,10 @@ class Replicas:
         for stage in range(layout.stages):
             ranks = layout.ranks(stage)
             if len(ranks) > 1:
-                places = {(endpoints[rank]["host"], endpoints[rank]["device"]) for rank in ranks}
-                apart = len(places) == len(ranks) and all(device.startswith("cuda") for _, device in places)
-                group = dist.new_group(ranks, backend="nccl" if apart else "gloo", timeout=_FOREVER)
+                if select.apart([endpoints[rank] for rank in ranks]):
+                    group = rendezvous.nccl_group(ranks)
+                else:
+                    group = dist.new_group(ranks, backend="gloo", timeout=rendezvous.FOREVER)
                 own = group if stage == worker_id.stage else own
         return None if own is None else cls(own, layout, worker_id, timer)
 
@@ -101,7 +101,8 @@ class Replicas:
         batchnorm.share(module, lambda own: _Gather.apply(own, self, [1] * self._replicas, True))
 
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def waiting(self) -> Iterator[None]:
+        """What is done in here waits for the others; raises PeerLost if one of them is gone."""
         before = self._timer.phase
         self._timer.enter(Phase.SYNC)
         try:
@@ -116,18 +117,18 @@ class Replicas:
         padded[: len(own)] = own
         padded = padded.cpu() if self._by_cpu else padded
         parts = [torch.empty_like(padded) for _ in counts]
-        with self._waiting():
+        with self.waiting():
             dist.all_gather(parts, padded, group=self._group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(own.device)
 
     def add_up(self, *tensors: Tensor) -> Callable[[], None]:
         """Begin to add up tensors over the replicas, in place; what is returned waits for the sums."""
         travelling = [tensor.cpu() if self._by_cpu else tensor for tensor in tensors]
-        with self._waiting():
+        with self.waiting():
             works = [dist.all_reduce(tensor, group=self._group, async_op=True) for tensor in travelling]
 
         def wait() -> None:
-            with self._waiting():
+            with self.waiting():
                 for work in works:
                     work.wait()
             for tensor, arrived in zip(tensors, travelling, strict=True):
@@ -144,6 +145,7 @@ class Sum:
     """
 
     def __init__(self, replicas: Replicas, parameters: list[nn.Parameter]) -> None:
+        self._replicas = replicas
         self._parameters = parameters
         self._gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
         large = [one for one in self._gradients if one.numel() >= _LARGE and one.is_contiguous()]
@@ -162,9 +164,10 @@ class Sum:
         exists, *parts = torch.split(self._together, sizes)
         for one, part in zip(self._small, parts, strict=True):
             one.copy_(part.view_as(one))
-        found = zip(self._parameters, self._gradients, exists.tolist(), strict=True)
-        for parameter, gradient, somewhere in found:
-            parameter.grad = gradient if somewhere else None
+        with self._replicas.waiting():  # over NCCL only the GPU has waited until here
+            somewhere = exists.tolist()
+        for parameter, gradient, somebody in zip(self._parameters, self._gradients, somewhere, strict=True):
+            parameter.grad = gradient if somebody else None
 
 
 class _Gather(torch.autograd.Function):

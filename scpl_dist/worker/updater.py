@@ -175,7 +175,11 @@ class Updater:
             one = self._parameters[name]
             one.grad = torch.empty_like(one).copy_(gradient)
         if self._settings.ema:
-            self._average = {name: one.clone() for name, one in state.get("average", {}).items()}
+            averages = state.get("average", {})  # perhaps of a copy on the host
+            self._average = {
+                name: torch.empty_like(self._parameters[name].detach()).copy_(one)
+                for name, one in averages.items()
+            }
         if self.scaler is not None and "scaler" in state:  # not if the precision was another one until here
             self.scaler.load_state_dict(state["scaler"])
 

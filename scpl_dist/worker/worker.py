@@ -154,7 +154,7 @@ class Worker:
     def _door(self) -> ReachabilityCheck:
         """Where the others of the next group ring, and the socket of the store that this worker may have to serve."""
         self._store_listener = socket.create_server((self._address, 0), backlog=128)
-        return ReachabilityCheck(self._address, self._interface, self.name, str(self.device))
+        return ReachabilityCheck(self._address, self._interface, self.name, self.device)
 
     @property
     def _endpoint(self) -> dict[str, Any]:
@@ -649,6 +649,7 @@ class Worker:
             for part in (self._executor, self._transport, self._loader):
                 if part is not None:
                     part.abort(error)
+        rendezvous.hang_up()  # the training thread may wait for a GPU, which waits for another one
         arguments = (str(error), self._group)
         threading.Thread(target=self._end_if_stuck, args=arguments, name="regroup", daemon=True).start()
 
@@ -674,8 +675,7 @@ class Worker:
 
 def _cause(error: Exception) -> tuple[Cause, str]:
     text = f"{type(error).__name__}: {error}"
-    allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # of torch, on the CPU
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or allocation:
+    if tensors.out_of_memory(error):
         peak = peak_memory() >> 20
         return Cause.OUT_OF_MEMORY, f"out of memory, the peak so far was {peak} MiB: {text}"
     match error:

@@ -6,12 +6,13 @@ import socket
 import threading
 
 import pytest
+import torch
 
 from scpl_dist.transport.reachability import ReachabilityCheck, Unreached
 
 
 def made(name: str) -> ReachabilityCheck:
-    return ReachabilityCheck("127.0.0.1", "lo", name, "cpu")
+    return ReachabilityCheck("127.0.0.1", "lo", name, torch.device("cpu"))
 
 
 def test_workers_that_are_there_meet() -> None:

@@ -201,6 +201,40 @@ def test_a_dead_neighbour_is_named_and_not_waited_for(pair: Pair) -> None:
     assert pair.result() == 1
 
 
+def send_when_asked(transport: Transport, results: Any) -> None:
+    transport.receive(1)
+    transport.post(1, Envelope({}, 0, torch.ones(1000)))
+    with suppress(PeerLost, Aborted):
+        transport.receive(1)
+
+
+def have_no_memory(transport: Transport, results: Any) -> None:
+    def fail(*given: Any) -> None:
+        raise torch.OutOfMemoryError("not a byte is left")
+
+    transport.arrive = fail  # type: ignore[method-assign, assignment]
+    transport.post(0, Envelope({}))
+    try:
+        transport.receive(0)
+    except torch.OutOfMemoryError as error:
+        results.put(str(error))
+
+
+def test_who_has_no_memory_for_a_message_does_not_take_its_sender_for_dead(pair: Pair) -> None:
+    pair.run(send_when_asked, have_no_memory)
+    assert pair.result() == "not a byte is left"
+
+
+def test_what_comes_after_the_end_is_not_taken() -> None:
+    transport = alone(1, 2)
+    transport.abort(Aborted("stop"))
+    transport.arrive(
+        0, 0, Envelope({}, 0, torch.empty(3)), lambda: None
+    )  # what a receive that was ended has left
+    with pytest.raises(Aborted, match="stop"):
+        transport.receive(0)
+
+
 def leave(transport: Transport, results: Any) -> None:
     other = 1 - transport.rank
     with suppress(PeerLost):  # the other one may leave first
@@ -267,11 +301,12 @@ def strided() -> list[torch.Tensor]:
 @pytest.mark.parametrize("number", range(len(strided())))
 def test_a_parcel_keeps_values_dtype_and_strides_of_dense_tensors(number: int) -> None:
     tensor = strided()[number]
-    header, sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}))
+    header, sent = pack(Envelope({"kind": "train"}, 3, {"a": [tensor, None], "b": (tensor,)}, 1 / 3))
     message, arrived = unpack(header, CPU)
     for target, source in zip(arrived, sent, strict=True):
         target.copy_(source)
-    assert (message.item, message.micro_batch, message.payload["a"][1]) == ({"kind": "train"}, 3, None)
+    assert (message.item, message.micro_batch, message.weight) == ({"kind": "train"}, 3, 1 / 3)
+    assert message.payload["a"][1] is None
     for copy in (message.payload["a"][0], message.payload["b"][0]):
         assert copy.dtype == tensor.dtype
         assert torch.equal(copy, tensor)
@@ -289,7 +324,7 @@ def test_codes_travel_with_their_scales_behind_the_tree_and_become_what_they_wer
     halves, nothing = torch.randn(4, 60, 64, dtype=torch.bfloat16), torch.empty(0, 3)
     payload = ({"a": images, "b": torch.arange(4)}, [halves, nothing, torch.ones(1, dtype=torch.float64)])
     sent, wide = narrow(payload, torch.int8)
-    header, source = pack(Envelope({}, 0, sent, wide))
+    header, source = pack(Envelope({}, 0, sent, wide=wide))
     message, arrived = unpack(header, CPU)
     for target, one in zip(arrived, source, strict=True):
         target.copy_(one)
@@ -339,20 +374,20 @@ def test_integers_travel_in_the_smallest_type_and_lose_nothing(values: list[int]
 @pytest.mark.parametrize(
     ("wanted", "places", "chosen"),
     [
-        ("auto", [("a", "cpu"), ("b", "cpu")], "rpc"),
-        ("auto", [("a", "cuda:0"), ("b", "cpu")], "rpc"),
-        ("auto", [("a", "cuda:0"), ("a", "cuda:0")], "rpc"),
-        ("auto", [("a", "cuda:0"), ("b", "cuda:0")], "nccl"),
-        ("gloo", [("a", "cuda:0"), ("b", "cuda:0")], "gloo"),
-        ("rpc", [("a", "cuda:0"), ("b", "cuda:0")], "rpc"),
-        ("nccl", [("a", "cpu"), ("b", "cuda:0")], "not every worker is on a GPU"),
-        ("nccl", [("a", "cuda:0"), ("a", "cuda:0")], "some workers share a GPU"),
+        ("auto", [("cpu", ""), ("cpu", "")], "rpc"),
+        ("auto", [("cuda:0", "x"), ("cpu", "")], "rpc"),
+        ("auto", [("cuda:0", "x"), ("cuda:0", "x")], "rpc"),  # of two containers, perhaps
+        ("auto", [("cuda:0", "x"), ("cuda:0", "y")], "nccl"),  # each is shown one of a host's
+        ("gloo", [("cuda:0", "x"), ("cuda:1", "y")], "gloo"),
+        ("rpc", [("cuda:0", "x"), ("cuda:1", "y")], "rpc"),
+        ("nccl", [("cpu", ""), ("cuda:0", "x")], "not every worker is on a GPU"),
+        ("nccl", [("cuda:0", "x"), ("cuda:0", "x")], "some workers share a GPU"),
     ],
 )
 def test_all_stages_choose_the_same_transport(
     wanted: str, places: list[tuple[str, str]], chosen: str
 ) -> None:
-    endpoints = [{"host": host, "device": device} for host, device in places]
+    endpoints = [{"device": device, "gpu": gpu} for device, gpu in places]
     if " " in chosen:
         with pytest.raises(SetupError, match=chosen):
             choose(wanted, endpoints)

@@ -216,7 +216,7 @@ def test_what_a_gpu_was_given_to_read_lives_until_it_has_done_the_item(
     lane = RpcTransport(rank=1, world=2, max_in_flight=2, device=gpu, generation="1", devices=[gpu] * 2)
     payload = torch.ones(3).bfloat16()
     alive = weakref.ref(payload)
-    lane.arrive(0, 0, Envelope({}, 0, payload, [(0, "float32")]), lambda: None)
+    lane.arrive(0, 0, Envelope({}, 0, payload, wide=[(0, "float32")]), lambda: None)
     del payload
     received = lane.receive(0).payload
     assert torch.equal(received, torch.ones(3))

@@ -142,6 +142,19 @@ def test_a_block_that_passes_a_weight_on_passes_on_a_copy() -> None:
     offload.close()
 
 
+def test_what_the_device_does_not_hold_stays_where_it_is() -> None:
+    linear = nn.Linear(3, 3)
+    updater = Updater(TrainableBlock(linear, {}), load())
+    # As that of a GPU's block, which is on the host.
+    updater.optimizers[0].state[linear.weight]["step"] = torch.ones((), device="meta")
+    offload = Offload(Disk(Path(tempfile.gettempdir())), CPU)
+    offload.add(0, updater)
+    offload.put(0, wait=True)
+    offload.have(0)
+    assert linear.weight.untyped_storage().nbytes() == 36
+    offload.close()
+
+
 def test_what_goes_wrong_on_the_disk_is_heard_of_when_the_block_is_needed(tmp_path: Path) -> None:
     offload = Offload(Disk(tmp_path / "gone"), CPU)
     offload.add(0, Updater(TrainableBlock(nn.Linear(3, 3), {}), load()))
@@ -168,6 +181,7 @@ def test_a_file_has_no_name_that_could_be_left_over(tmp_path: Path) -> None:
         (["runtime.offload_folder=/tmp"], 'only "disk" has a folder; leave it out'),
         (["runtime.offload=disk", "runtime.offload_folder=/not/there"], "make it, on each host"),
         (["runtime.offload=disk", "pipeline.partition=measured"], "give block counts"),
+        (["runtime.offload=disk", "runtime.compile=reduce-overhead"], 'use "default"'),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_process_starts(settings: list[str], fix: str) -> None:

@@ -102,7 +102,7 @@ def worker(rank: int, file: str, results: Any) -> None:
     replicas = Replicas.join(
         layout,
         worker_id,
-        [{"host": "here", "device": "cpu"}] * REPLICAS,
+        [{"device": "cpu", "gpu": ""}] * REPLICAS,
         timer,
         FileStore(file, REPLICAS),
         140,

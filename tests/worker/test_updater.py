@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,10 @@ def test_the_moving_average_is_that_of_torch_and_answers_while_the_weights_learn
         state = torch.load(tmp_path / "state.pt", weights_only=True)
         updater = Updater(Paths(), config)
         updater.load_state_dict(state)
+    elsewhere = Updater(Paths().to("meta"), config)
+    with warnings.catch_warnings(action="ignore"):  # there are no values there
+        elsewhere.load_state_dict(state)  # a copy on the host, for a block on a device
+    assert {one.device.type for one in elsewhere.tensors()} == {"meta"}
     answering = Paths()
     restore_answering(answering, state | {"optimizers": []})
     assert all(map(torch.equal, answering.parameters(), average.module.parameters()))
