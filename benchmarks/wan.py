@@ -6,7 +6,7 @@
 
 Hosts are network namespaces (root is needed), and a switch of this project's between them (`benchmarks.link`) passes
 frames on late: so many milliseconds one way, so many Mbit/s a host and direction. All have the same blocks, batch and
-Adam; torch's schedules take turns with several numbers of micro-batches, and the best counts. Bytes are those of all
+Adam; torch's schedules take turns with several numbers of micro-batches. Bytes are those of all
 interfaces: tensors, labels, control plane, rendezvous and headers. Samples are those per second while all hosts train.
 Busy: the share of the time in which a stage does not wait, of torch's its processor time; more hosts than cores share
 these.
@@ -71,7 +71,6 @@ def vectors(root: str, steps: int) -> tuple[TensorDataset, TensorDataset, Tensor
 class Figures:
     """Of one contender: MB a step over all links, samples a second while all train, mean busy share of a host."""
 
-    name: str
     megabytes: float
     samples: float
     busy: float
@@ -193,10 +192,10 @@ def measure(count: int, delay_ms: float, mbits: float, name: str) -> Figures:
         if kind != "scpl":
             found = [process.output.split("FIGURES ")[1].split()[:2] for process in processes]
             busy = sum(float(used) for _, used in found) / count
-            return Figures(name, megabytes, min(float(samples) for samples, _ in found), busy)
+            return Figures(megabytes, min(float(samples) for samples, _ in found), busy)
         samples = BATCH / contenders.seconds_a_step(run, warm_up)
         result = json.loads((run / "result.json").read_text())
-        return Figures(name, megabytes, samples, statistics.mean(map(_busy, result["per_stage"])))
+        return Figures(megabytes, samples, statistics.mean(map(_busy, result["per_stage"])))
 
 
 def _busy(stage: dict[str, float]) -> float:
@@ -221,23 +220,21 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     print(f"steps of {BATCH} samples, {BATCH * WIDTH * 4 / 1e6:.2f} MB to send; load {load_before:.1f}")
     for count in map(int, given.hosts.split(",")):
+        theirs = [
+            f"{schedule} {parts}"
+            for schedule in filter(None, given.theirs.split(","))
+            for parts in map(int, given.micro_batches.split(","))
+            if schedule != "1F1B" or parts >= count  # which it needs
+        ]
         for mbits in map(float, given.rates.split(",")):
             print(
                 f"\n{count} hosts, {mbits:g} Mbit/s\n| delay | | MB a step | samples/s | busy |\n|---|---|---|---|---|"
             )
             for delay in map(float, given.delays.split(",")):
-                found = [measure(count, delay, mbits, name) for name in given.ours.split(",")]
-                for schedule in filter(None, given.theirs.split(",")):
-                    least = count if schedule == "1F1B" else 1
-                    those = [
-                        measure(count, delay, mbits, f"{schedule} {parts}")
-                        for parts in map(int, given.micro_batches.split(","))
-                        if parts >= least
-                    ]
-                    found.append(max(those, key=lambda one: one.samples))
-                for one in found:
+                for name in [*given.ours.split(","), *theirs]:
+                    one = measure(count, delay, mbits, name)
                     figures = f"{one.megabytes:.2f} | {one.samples:.0f} | {100 * one.busy:.0f} %"
-                    print(f"| {delay:g} ms | {one.name} | {figures} |", flush=True)
+                    print(f"| {delay:g} ms | {name} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":
