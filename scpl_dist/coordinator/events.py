@@ -22,7 +22,8 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    peer: bytes  # a message could not be handed to it: its connection is gone
+    peer: bytes  # its connection is gone
+    message: Message  # that it will never hear
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,10 +134,8 @@ class Coordinator:
                 self._ticked(now)
             case events.Exited(rank, code, pid):
                 self._exited(rank, code, pid, now)
-            case events.Unreachable(peer):
-                member = self.present.get(peer)
-                if member is not None and not member.left:
-                    self._suspects.add(member, now, "unreachable", "its connection is gone")
+            case events.Unreachable(peer, message):
+                self._missed(peer, message, now)
             case events.Signal(source, number):
                 self._signal(source, number, now)
             case events.LauncherLost():
@@ -239,6 +237,16 @@ class Coordinator:
             case messages.Left():
                 member.left = True
                 self._close_if_all_left(now)
+
+    def _missed(self, peer: bytes, message: Message, now: float) -> None:
+        """A message could not be handed to a worker; unless that was a sign of life, it cannot go on without it."""
+        member = self.present.get(peer)
+        if member is None:
+            return
+        if not isinstance(message, messages.Alive):
+            self._suspects.add(member, now, "missed", "a message to it was lost with its connection")
+        elif not member.left:
+            self._suspects.add(member, now, "unreachable", "its connection is gone")
 
     def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
         member = Member(peer, hello, heard=now, changed=now, endpoint=hello.endpoint)
@@ -610,6 +618,8 @@ class Coordinator:
             self._meet_after_cut("drain", now)
 
     def _feed(self) -> None:
+        if self._suspects.missed:  # what came after it would show a gap in the items
+            return
         if self.flow is not None and self.state == "running":
             self._do(self.flow.feed(rest=self._stops.any))
 

@@ -249,7 +249,7 @@ class Service:
         match command:
             case events.Send(peers, message):
                 frame = encode(message)
-                return [events.Unreachable(peer) for peer in peers if not self._sent(peer, frame)]
+                return [events.Unreachable(peer, message) for peer in peers if not self._sent(peer, frame)]
             case events.Record(row):
                 flow = self._coordinator.flow
                 self._loggers.row(row, flow.sequence if flow is not None else None)

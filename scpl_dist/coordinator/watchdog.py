@@ -113,12 +113,17 @@ class Suspects:
     _complained: set[bytes] = field(default_factory=set)
 
     def add(self, member: Member, now: float, kind: str, text: str) -> None:
-        """Suspect a worker because it "exited", was "accused" by another, or is "unreachable"."""
+        """Suspect a worker because it "exited", "missed" a message, was "accused" by another, or is "unreachable"."""
         self._found.setdefault((member.peer, kind), (now, text))
 
     @property
     def any(self) -> bool:
         return bool(self._found)
+
+    @property
+    def missed(self) -> bool:
+        """Whether somebody has missed a message."""
+        return any(kind == "missed" for _, kind in self._found)
 
     def accuse(self, member: Member, accused: Member, report: Failed, now: float) -> None:
         """A worker reported that it lost another one; itself, if it lost one of its replicas without knowing which."""
@@ -126,7 +131,7 @@ class Suspects:
         self.add(accused, now, "accused", f"{member.name} lost it: {report.message}")
 
     def clear(self, member: Member) -> None:
-        """A message came from the worker: its connection is there after all."""
+        """A message came from the worker: its connection is there after all. What it has missed does not come again."""
         self._found.pop((member.peer, "unreachable"), None)
 
     def forget(self, member: Member) -> None:

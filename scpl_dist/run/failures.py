@@ -65,8 +65,7 @@ MEANING: dict[str, Meaning] = {
     Cause.NETWORK: Meaning("scpl-dist doctor CONFIG on each host shows its interfaces and what it can reach"),
     Cause.PEER_LOST: Meaning(_DEAD),
     Cause.PROTOCOL: Meaning(
-        "resume the run; if its connections are sound, this is a bug of scpl_dist: please report it",
-        final="it would happen again",
+        "resume the run; if its connections are sound, this is a bug of scpl_dist: please report it"
     ),
     Cause.MISSING: Meaning(
         "start all workers, and check that they reach the coordinator's address", stacks=True

@@ -19,6 +19,7 @@ from scpl_dist.control.messages import (
     Left,
     Ready,
     Refuse,
+    Regroup,
     Start,
     Stats,
     StopRequested,
@@ -442,7 +443,7 @@ def test_workers_that_left_a_coordinator_that_was_stopped_are_not_to_blame() -> 
     run = Run().start()
     run.pass_time(1, beating=run.stages)
     run.now += 30  # with a time-out of 10 s
-    run.event(Unreachable(b"peer0"))
+    run.event(Unreachable(b"peer0", Alive()))
     run.pass_time(2)
     assert (run.failure.cause, run.failure.stage) == ("coordinator_lost", None)
     assert "did not run for 30.0 s" in run.failure.message
@@ -500,7 +501,7 @@ def test_the_stage_that_died_first_is_the_culprit(events: list[tuple[str, int, i
         if kind == "lost":
             run.tell(stage, Failed(cause=Cause.PEER_LOST, message="eof", peer=value))
         elif kind == "gone":
-            run.event(Unreachable(b"peer%d" % stage))
+            run.event(Unreachable(b"peer%d" % stage, Alive()))
         else:
             run.event(Exited(stage, value))
     run.pass_time(2)
@@ -539,11 +540,34 @@ def test_a_kill_brings_the_verdict_about_whoever_was_suspected_first() -> None:
 
 def test_a_connection_that_heals_is_no_death() -> None:
     run = Run().start()
-    run.event(Unreachable(b"peer1"))
+    run.event(Unreachable(b"peer1", Alive()))
     run.now += 1
     run.beat(1)
     run.pass_time(3, beating=run.stages)
     assert run.outcome is None
+
+
+def test_a_worker_that_missed_a_message_is_lost_though_its_connection_heals() -> None:
+    run = Run().start()
+    sent = len(run.items())
+    run.event(Unreachable(b"peer0", Work(items=[])))
+    run.beat(0)
+    run.done(0)
+    assert len(run.items()) == sent  # no more work: stage 0 would take it for the next one
+    run.pass_time(2, beating=run.stages)
+    assert (run.failure.cause, run.failure.stage) == ("unreachable", 0)
+    assert "a message to it was lost with its connection" in run.failure.message
+
+
+def test_who_has_left_and_misses_a_sign_of_life_is_no_loss_but_one_that_misses_more_is() -> None:
+    run = Run().start().play()
+    run.tell(0, Left())
+    run.event(Unreachable(b"peer0", Alive()))
+    run.pass_time(2, beating=run.stages)
+    assert run.outcome is None
+    run.event(Unreachable(b"peer0", Regroup(reason="loss")))
+    run.pass_time(2, beating=run.stages)
+    assert (run.failure.cause, run.failure.stage) == ("unreachable", 0)
 
 
 def test_a_worker_that_ends_before_its_hello_is_named_by_rank() -> None:

@@ -227,6 +227,38 @@ def test_whoever_seems_dead_while_the_others_meet_is_looked_at_first() -> None:
     assert fleet.outcome.survived == ("died",)
 
 
+@pytest.mark.parametrize(
+    "kind", [messages.Start, messages.Join, messages.Go, messages.Work, messages.Regroup]
+)
+def test_whoever_missed_a_message_when_its_connection_broke_is_replaced_soon(
+    kind: type[messages.Message],
+) -> None:
+    fleet = fleet_of()
+    before: tuple[str, ...] = ()
+    if kind is messages.Regroup:
+        fleet.until_step(4).kill(fleet.at(1))
+        before = ("died",)
+    elif kind is messages.Work:
+        fleet.until_step(4)
+    victim = fleet.workers[0]
+    victim.misses = kind
+    fleet.until(lambda found: victim.misses is None)
+    missed = fleet.now
+    fleet.until(lambda found: not victim.alive)  # though it says that it lives
+    assert fleet.now - missed < GRACE_S + 2
+    check_same(fleet)
+    assert fleet.outcome is not None
+    assert fleet.outcome.survived == (*before, "unreachable")
+
+
+def test_items_that_are_lost_on_the_way_unnoticed_are_a_loss_that_a_run_survives() -> None:
+    fleet = fleet_of().until_step(4)
+    fleet.at(0).done += 1  # it handles what comes as if nothing were missing
+    check_same(fleet)
+    assert fleet.outcome is not None
+    assert fleet.outcome.survived == ("protocol",)
+
+
 # Hellos -------------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +298,7 @@ def test_a_worker_of_another_kind_is_refused_and_the_run_is_unharmed(
 
 def test_a_spare_worker_that_dies_or_is_told_to_stop_harms_nobody() -> None:
     ends: list[Callable[[Fleet, Simulated], None]] = [
-        lambda fleet, spare: fleet.event(events.Unreachable(spare.peer)),
+        lambda fleet, spare: fleet.event(events.Unreachable(spare.peer, messages.Alive())),
         lambda fleet, spare: fleet.raises(spare),
         lambda fleet, spare: fleet.asks_to_stop(spare),
     ]

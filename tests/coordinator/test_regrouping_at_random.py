@@ -11,6 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from scpl_dist.control import messages
 from scpl_dist.coordinator.events import Signal
 from scpl_dist.run.failures import Cause
 from tests.support.coordinator import small
@@ -87,6 +88,13 @@ def come_as_another(fleet: Fleet, pick: random.Random) -> None:
         fleet.join(pick.choice([None, 1]), **pick.choice([{"torch": "1.0"}, {"config": "x"}, {"code": "y"}]))
 
 
+def miss(fleet: Fleet, pick: random.Random) -> None:
+    worker = somebody(fleet, pick)
+    if worker is not None:
+        kinds = (messages.Start, messages.Join, messages.Go, messages.Work, messages.Regroup)
+        worker.misses = pick.choice(kinds)
+
+
 def wait(fleet: Fleet, pick: random.Random) -> None:
     fleet.wait(pick.choice([0.25, 2.0, 6.0]))
 
@@ -105,6 +113,7 @@ ACTIONS: list[Callable[[Fleet, random.Random], None]] = [
     drain,
     come,
     come_as_another,
+    miss,
     wait,
     signal,
 ]

@@ -43,6 +43,7 @@ class Simulated:
         self.outbox: deque[Message] = deque()
         self.alive = True
         self.hung = False  # it does nothing any more, and its connection stays
+        self.misses: type[Message] | None = None  # as its connection is gone when this comes
         self.heard: list[Message] = []
         self.place: WorkerId | None = None
         self.group = -1
@@ -233,7 +234,7 @@ class Fleet:
         assert self.outcome is None, "nothing is commanded after the end"
         match command:
             case events.Send(peers, message):
-                return [events.Unreachable(peer) for peer in peers if not self._sent(peer, message)]
+                return [events.Unreachable(peer, message) for peer in peers if not self._sent(peer, message)]
             case events.Record(row):
                 self.rows.append(row)
             case events.Say(text):
@@ -259,6 +260,9 @@ class Fleet:
         if worker is None:
             self.answers.append(message)
             return True
+        if worker.misses is type(message):
+            worker.misses = None
+            return False
         told = [one for one in worker.heard if isinstance(one, LAST)]
         assert not told or isinstance(message, messages.Refuse), f"{message} to a worker that is gone"
         worker.heard.append(message)
