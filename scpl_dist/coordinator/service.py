@@ -15,7 +15,6 @@ import errno
 import math
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ import traceback
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -57,6 +56,7 @@ from scpl_dist.storage.run_folder import RunFolder
 
 TICK_S = 0.25
 LATE_S = 0.5  # behind its time, a tick waits for one more
+CLEAR_S = 3.0  # so long room is made on a full disk before the end of the run is written
 BURST = 100  # messages that are handled between two looks at the clock: a flood must not hide a timeout
 
 
@@ -269,8 +269,9 @@ class Service:
                     self._publisher.submit(self._publish, command)
                 return problems
             case events.Discard(step, unique):
-                folder = checkpoints.folder_for(self._folder.path, step, unique)
-                self._publisher.submit(shutil.rmtree, folder, ignore_errors=True)
+                self._publisher.submit(
+                    checkpoints.remove, [checkpoints.folder_for(self._folder.path, step, unique)]
+                )
             case events.Finish(outcome, closing):
                 self._outcome, self._closing = outcome, set(closing)
         return []
@@ -278,8 +279,12 @@ class Service:
     def _rewind(self, step: int, epoch: int) -> list[events.Event]:
         problems = self._written(lambda: self._folder.metrics.rewind(step, epoch))
         if not problems:
-            self._publisher.submit(checkpoints.clear_unfinished, self._folder.path)
+            self._clear()
         return problems
+
+    def _clear(self) -> Future[None]:
+        """Remove the checkpoints that are unfinished now, after what is being published: that is none of them then."""
+        return self._publisher.submit(checkpoints.remove, checkpoints.unfinished(self._folder.path))
 
     def _written(self, write: Callable[[], object]) -> list[events.Event]:
         """Write to ``metrics.jsonl``; the event of it, if that failed."""
@@ -351,7 +356,7 @@ class Service:
             # Whoever died before it could report may have left its reason in the log.
             found = replace(found, traceback=self._folder.last_words(name, self._logs.get(name, 0)))
         if found.cause is Cause.DISK:  # what fills it is of no use any more
-            checkpoints.clear_unfinished(self._folder.path)
+            wait([self._clear()], CLEAR_S)
         _try("exit.json", lambda: self._folder.finish(replace(outcome, failure=found)))
         events_log = "".join(f"{line}\n" for line in self._coordinator.log.lines())
         _try("log/events.jsonl", lambda: write_text(self._folder.log / "events.jsonl", events_log))

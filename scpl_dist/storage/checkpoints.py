@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,13 @@ def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     """Make the parts in a folder a checkpoint: manifest, rename, ``best``, ``latest``, then drop old ones.
 
     The best one and the `keep` newest that are "due" stay: that were written because it was time, not only because
-    their epoch was the best. Returns the final folder.
+    their epoch was the best. Returns the final folder; `CheckpointError` if a part is not there as a whole.
     """
     parent = folder.parent
     final = folder_of(parent.parent, manifest["step"])
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    for entry in manifest["files"]:  # whatever took a part away, `latest` must not name the rest
+        compare(folder / entry["name"], entry, hashing=False)
     if final.exists():  # the same step again: the older one goes only after the newer one is there
         _set_aside(final, "old.tmp")
     os.rename(folder, final)
@@ -60,8 +62,7 @@ def commit(folder: Path, manifest: dict[str, Any], keep: int) -> Path:
     kept = {final, *due[-keep:], *named(parent.parent, "best")}
     for checkpoint in set(found) - kept:
         _set_aside(checkpoint, "old.tmp")
-    for old in parent.glob("step-*.old.tmp"):  # somebody may be reading it: then it is removed later
-        shutil.rmtree(old, ignore_errors=True)
+    remove(parent.glob("step-*.old.tmp"))  # somebody may be reading it: then it is removed later
     return final
 
 
@@ -103,16 +104,20 @@ def clear(run_dir: Path, chosen: Path | None) -> None:
 
     They are damaged, or belong to steps that are trained again; left in place they would push out good ones.
     """
-    clear_unfinished(run_dir)
+    remove(unfinished(run_dir))
     for checkpoint in steps(run_dir):
         if chosen is not None and _step_of(checkpoint) > _step_of(chosen):
             _set_aside(checkpoint, "aside")
 
 
-def clear_unfinished(run_dir: Path) -> None:
-    """Remove what has been written of checkpoints that will never be complete."""
-    for leftover in (run_dir / "checkpoints").glob("step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def unfinished(run_dir: Path) -> list[Path]:
+    """What has been written of checkpoints that are not complete now."""
+    return [*(run_dir / "checkpoints").glob("step-*.tmp")]
+
+
+def remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find(run_dir: Path, name: str | None = None) -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scpl_dist.run.config import Config, load
-from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for, steps, verify
+from scpl_dist.storage.checkpoints import CheckpointError, commit, folder_for, manifest_of, steps, verify
 from scpl_dist.storage.resume import begin, choose
 
 
@@ -50,6 +51,18 @@ DAMAGES: dict[str, Any] = {
         '{"files": [1], "position": {}}'
     ),
 }
+
+
+@pytest.mark.parametrize("damage", ["a cut file", "a missing file"])
+def test_what_is_not_there_as_a_whole_is_not_committed(tmp_path: Path, damage: str) -> None:
+    good = write(tmp_path, 1)
+    again = folder_for(tmp_path, 1, "again")
+    shutil.copytree(good, again)
+    DAMAGES[damage](again)
+    with pytest.raises(CheckpointError, match=r"block-001\.pt"):
+        commit(again, manifest_of(good), keep=1)
+    assert steps(tmp_path) == [good]
+    verify(good)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
