@@ -88,6 +88,7 @@ class Loggers:
         self._followers = [_Follower(name, settings, run_dir, step) for name in config.log.to]
         self._evaluated: dict[str, float] = {}  # of an evaluation in progress
         self._rated = -1  # last step whose learning rate is logged: every block's row has it
+        self._deadline = 0.0
 
     def row(self, row: dict[str, Any], sequence: ItemSequence | None) -> None:
         if not self._followers or sequence is None:
@@ -116,13 +117,16 @@ class Loggers:
                 yield follower.problem
                 follower.problem = ""
 
-    def close(self, code: int, result: dict[str, Any] | None) -> Iterator[str]:
-        """Let all finish, as far as they do in time; what went wrong."""
-        deadline = time.monotonic() + (FAILED_END_S if code == 1 else END_S)
+    def end(self, code: int, result: dict[str, Any] | None) -> None:
+        """Let all finish; returns at once."""
+        self._deadline = time.monotonic() + (FAILED_END_S if code == 1 else END_S)
         for follower in self._followers:
             follower.end(code, result or {})
+
+    def close(self) -> Iterator[str]:
+        """Wait until all have finished, as far as they do in time since `end`; what went wrong."""
         for follower in self._followers:
-            follower.join(max(0.0, deadline - time.monotonic()))
+            follower.join(max(0.0, self._deadline - time.monotonic()))
             if follower.is_alive():
                 yield f"log.to = {follower.to!r}: did not end in time; its last numbers may be missing"
             if follower.dropped:

@@ -34,7 +34,7 @@ import zmq
 from scpl_dist.control import keys
 from scpl_dist.control.channel import HEAL_S
 from scpl_dist.control.codec import ProtocolError, decode, encode
-from scpl_dist.control.messages import VERSION, Abort, Close, Closed
+from scpl_dist.control.messages import VERSION, Abort, Close, Closed, Hello
 from scpl_dist.control.sockets import router
 from scpl_dist.coordinator import events, loggers
 from scpl_dist.coordinator.event_log import Origin
@@ -42,6 +42,7 @@ from scpl_dist.coordinator.http_server import listening
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.launcher import Launcher
 from scpl_dist.coordinator.machine import Coordinator
+from scpl_dist.coordinator.members import Member
 from scpl_dist.coordinator.progress import Progress, failure_text, summary
 from scpl_dist.coordinator.status import Status, snapshot
 from scpl_dist.run import config as configuration
@@ -56,6 +57,7 @@ from scpl_dist.storage.run_folder import RunFolder
 
 TICK_S = 0.25
 LATE_S = 0.5  # behind its time, a tick waits for one more
+BACK_S = 2 * HEAL_S  # after so long without a connection, no worker comes back, be it under another name
 CLEAR_S = 3.0  # so long room is made on a full disk before the end of the run is written
 BURST = 100  # messages that are handled between two looks at the clock: a flood must not hide a timeout
 
@@ -79,7 +81,7 @@ class Service:
         self._restarted = Counter(restarted)
         self._may_restart = may_restart
         self._outcome: Outcome | None = None
-        self._closing: set[bytes] = set()  # workers that were told of it, and have not answered
+        self._closing: tuple[bytes, ...] = ()  # workers that were told of it, and will answer
         self._trap = Trap("coordinator", None, folder.path)
         self._launcher = Launcher(0) if launched else None
         self._publisher = ThreadPoolExecutor(1)  # a slow disk must not silence the coordinator
@@ -130,11 +132,13 @@ class Service:
         except Exception as error:  # a mistake in here must end the run, and be readable afterwards
             self._crashed(error)
         assert self._outcome is not None
-        self._warn(self._loggers.close(self._outcome.code, self._outcome.result))
+        self._loggers.end(self._outcome.code, self._outcome.result)
         self._progress.close()
         self._folder.metrics.close()
         code = self._conclude(self._outcome)
         self._see_off()
+        self._warn(self._loggers.close())  # after all who would take its silence for its loss have gone
+        self._folder.metrics.close()
         self._gate.close()
         self._router.close(1000)  # at most so many milliseconds for what is still to be sent
         self._context.term()
@@ -157,6 +161,8 @@ class Service:
             ready = dict(poller.poll(max(0, math.ceil((tick - time.monotonic()) * 1000))))
             for event in self._events(ready):
                 self._handle(event)
+                if self._outcome is not None:  # what comes now is an answer to it
+                    return
             if time.monotonic() >= tick:
                 # Held up, and others with it on this machine: what they have to say comes before any limit, once.
                 late = not late and time.monotonic() >= tick + LATE_S
@@ -172,30 +178,36 @@ class Service:
 
         On a slow line, or one that was down, the word may still be on its way, and this process's end would undo it: a
         worker that misses it has lost its coordinator, and fails. Within a host nothing is on its way for long.
+        Whoever comes now is told, too: one that has come too late, or back under another name.
         """
         local = network.is_loopback(network.split_endpoint(self._endpoint)[0])
         now = time.monotonic()
         deadline = now + (HEAL_S if local else self._config.runtime.timeout_s)
-        reached = dict.fromkeys(self._closing, now)
+        known = dict(self._coordinator.present)
+        reached = dict.fromkeys(self._closing, now)  # who has not answered, and when the word went out last
         close = encode(Close())
         poller = self._poller()
-        while reached and now < deadline:
+        while now < deadline and any(now - last < BACK_S for last in reached.values()):
             for event in self._events(dict(poller.poll(int(TICK_S * 1000)))):
                 match event:
                     case events.Received(peer, Closed()):
                         reached.pop(peer, None)
-                        self._closing.discard(peer)
+                    case events.Received(peer, Hello() as hello):
+                        process = (hello.host, hello.pid)  # which has given its old connection up, or is new
+                        for one in [*reached]:
+                            if (known[one].hello.host, known[one].hello.pid) == process:
+                                del reached[one]
+                        known[peer] = Member(peer, hello, now, now)
+                        reached[peer] = now
                     case events.LauncherLost() if self._launcher is not None:
                         poller.unregister(self._launcher.descriptor)
                     case events.Signal():
                         return
             now = time.monotonic()
-            for peer in [*reached]:  # a connection that broke takes the word with it, and may come back
+            for peer in reached:  # a connection that broke takes the word with it, and may come back
                 if self._sent(peer, close):
                     reached[peer] = now
-                elif now - reached[peer] >= HEAL_S:
-                    del reached[peer]
-        for member in [self._coordinator.present[peer] for peer in self._closing]:
+        for member in [known[peer] for peer in reached]:
             text = f"{member.name} on {member.hello.host} may not have heard that the run is over"
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -273,7 +285,7 @@ class Service:
                     checkpoints.remove, [checkpoints.folder_for(self._folder.path, step, unique)]
                 )
             case events.Finish(outcome, closing):
-                self._outcome, self._closing = outcome, set(closing)
+                self._outcome, self._closing = outcome, closing
         return []
 
     def _rewind(self, step: int, epoch: int) -> list[events.Event]:

@@ -52,7 +52,8 @@ def follow(to: str, folder: Path, steps: range, code: int = 0) -> list[str]:
         found.row(trained(step, 1), SEQUENCE)
         if step % STEPS == STEPS - 1:
             found.row(evaluated(step // STEPS), SEQUENCE)
-    return list(found.close(code, RESULT if code == 0 else None))
+    found.end(code, RESULT if code == 0 else None)
+    return list(found.close())
 
 
 EXPECTED = {
@@ -165,7 +166,8 @@ def test_an_evaluation_is_logged_when_it_is_whole(tmp_path: Path) -> None:
         (1, "validation"),
     ):  # and a stop, after which 1 is repeated
         found.row(evaluated(epoch) | {"split": split}, SEQUENCE)
-    assert list(found.close(143, None)) == []
+    found.end(143, None)
+    assert list(found.close()) == []
     heard = [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
     assert heard[1:-1] == [[3, {"eval/validation/accuracy": 0.5, "eval/test/accuracy": 0.5}]]
 
@@ -203,7 +205,8 @@ def test_a_logger_that_hangs_costs_neither_time_nor_memory(
     try:
         for step in range(100):
             found.row(trained(step, 0), SEQUENCE)
-        late, dropped = found.close(0, RESULT)
+        found.end(0, RESULT)
+        late, dropped = found.close()
     finally:
         own_loggers.GATE.set()
     assert "did not end in time" in late

@@ -267,6 +267,40 @@ def test_a_worker_that_does_not_hear_of_the_end_is_named(start: Any) -> None:
         assert f"stage {stage} on here may not have heard that the run is over" in err
 
 
+@pytest.mark.parametrize("back", [True, False])
+def test_who_comes_when_all_is_over_hears_of_it_and_so_does_who_comes_back_under_another_name(
+    start: Any, back: bool
+) -> None:
+    coordinator = start(launcher=False, control__host="0.0.0.0", control__insecure=True)
+    workers = coordinator.started()
+    finish(coordinator, workers, hear=False)
+    newcomer = Worker(coordinator.socket(), 1, coordinator.config)
+    if back:
+        workers.pop().socket.close()
+        newcomer.hello()
+    else:
+        newcomer.hello(rank=None, pid=2000)
+    for worker in (newcomer, *workers):
+        worker.expect("close")
+        worker.say("closed")
+    code, _, err = coordinator.end()
+    assert code == 0
+    assert "may not have heard" not in err
+
+
+def test_a_slow_logger_does_not_keep_the_end_from_who_missed_it(start: Any) -> None:
+    coordinator = start(log__to=[f"{own_loggers.__name__}:Waiting"])
+    workers = coordinator.started()
+    finish(coordinator, workers, hear=False)
+    for worker in workers:
+        worker.expect("close")  # again: the connection may have broken with the first one in it
+        worker.say("closed")
+    (coordinator.folder / "enough").touch()
+    code, _, err = coordinator.end()
+    assert code == 0
+    assert "did not end in time" not in err
+
+
 def test_a_second_signal_ends_the_wait_for_workers_that_do_not_hear_of_the_end(start: Any) -> None:
     coordinator = start(control__host="0.0.0.0", control__insecure=True)
     finish(coordinator, coordinator.started(), hear=False)
