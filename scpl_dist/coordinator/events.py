@@ -41,7 +41,7 @@ class Signal:
 class Exited:
     rank: int  # of a worker, whose end the launcher saw
     code: int  # a negative one is the signal that killed it
-    pid: int | None = None
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Coordinator:
                 if self._talks(member, message.group):
                     self._suspects.accuse(member, accused, message, now)
             case messages.Failed():
-                self._fail(blame(member, message.cause, message.message, report=message), member, now)
+                self._fail(blame(member, message.cause, message.message, report=message), member)
             case messages.StopRequested(signal=number):
                 self._stop_requested(member, number, now)
             case messages.Heartbeat(group=group):
@@ -284,7 +284,7 @@ class Coordinator:
             taken = self.roster.place_taken(candidate.hello.rank, self.members)
         return taken or self.roster.no_room(self.restarts.left if self.state != "gathering" else 0)
 
-    def _exited(self, rank: int, code: int, pid: int | None, now: float) -> None:
+    def _exited(self, rank: int, code: int, pid: int, now: float) -> None:
         member = self.roster.started(rank, pid)
         how = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
         stopped = -code in (signals.SIGTERM, signals.SIGINT)
@@ -296,7 +296,7 @@ class Coordinator:
                 return
             self.roster.ended_early(rank, how, now)
             if code < 0:
-                self._fail(self.roster.never_came(math.inf), None, now)
+                self._fail(self.roster.never_came(math.inf))
             return
         if self.state == "running" and (member.left or (code == 0 and "stop" in member.kinds)):
             member.left = True
@@ -310,7 +310,7 @@ class Coordinator:
             return
         self._suspects.add(member, now, "exited", how)
         if code < 0 and not stopped:  # a killed process can send no report any more
-            self._fail(self._suspects.verdict(math.inf, self.present), None, now)
+            self._fail(self._suspects.verdict(math.inf, self.present))
 
     # Workers that come and go -----------------------------------------------------------------------------------
 
@@ -389,12 +389,11 @@ class Coordinator:
             what, self._cutting = self._cutting, ""
             self._regroup(what, now)
 
-    def _fail(self, found: Failure | None, member: Member | None = None, now: float | None = None) -> None:
+    def _fail(self, found: Failure | None, member: Member | None = None) -> None:
         """A failure, which the run survives if a new start of what was lost may help."""
         if found is None or self.outcome is not None:
             return
         self.nonfinite_losses += found.cause is Cause.NONFINITE
-        now = self._clocked if now is None else now
         if member is None and found.pid is not None:
             member = self.roster.culprit(found)
         if self._is_spare(member) or (
@@ -406,7 +405,7 @@ class Coordinator:
         counted = len(self.restarts.causes)
         reason = self._not_survived(found, member)
         if reason is None:
-            self._survive(found, member, now, replaced=len(self.restarts.causes) > counted)
+            self._survive(found, member, self._clocked, replaced=len(self.restarts.causes) > counted)
             return
         self._final = reason if self.origin.replaceable else ""  # whoever starts all again knows better
         meaning = MEANING[found.cause]
@@ -506,7 +505,7 @@ class Coordinator:
 
     def _form(self, now: float) -> None:
         """Form the next group, if all that shall be part of it are there, or are not waited for any more."""
-        if self.state not in ("gathering", "loading", "regrouping") or self.outcome is not None:
+        if self.state not in ("gathering", "loading", "regrouping"):
             return
         for member in [one for one in self.present.values() if one.leaving and one.free]:
             self._do([Send((member.peer,), messages.Close())])
@@ -668,7 +667,7 @@ class Coordinator:
             self._do(self._usage.rows(self.ordered(), now, self.flow.seconds(now)))
             if self.config.trace.every:
                 self._do(self._clocks.rows(self._last))
-        self._fail(self._verdict(now) or self.roster.never_came(now) or self._overdue(now), None, now)
+        self._fail(self._verdict(now) or self.roster.never_came(now) or self._overdue(now))
         self._form(now)
         self._meet_if_cut(now)  # the cut may have been there already, when it was ordered
         self._move_if_it_pays(now)
@@ -686,15 +685,13 @@ class Coordinator:
 
     def _overdue(self, now: float) -> Failure | None:
         there = {rank: member for rank, member in self.members.items() if member.peer in self.present}
+        unpublished = None if self.flow is None else self.flow.checkpoints.unpublished(self.config, now)
         if self.flow is None or self.state != "running":
             found = watchdog.late(there, self.config, self.state, now - self._since, now)
             if found is not None and found.cause is Cause.MISSING and self.state == "gathering":
                 return self._lost or found
-            if found is None and self.flow is not None:
-                found = self.flow.checkpoints.unpublished(self.config, now)
-            return found
-        found = self.flow.checkpoints.unpublished(self.config, now)
-        found = found or self.flow.checkpoints.late(self.members, self.config, now)
+            return found or unpublished
+        found = unpublished or self.flow.checkpoints.late(self.members, self.config, now)
         return found or watchdog.overdue(there, self.flow.window.open, self.config, now)
 
     def _turn_away(self, now: float) -> None:

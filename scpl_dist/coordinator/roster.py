@@ -74,10 +74,10 @@ class Roster:
 
     # Who is there -----------------------------------------------------------------------------------------------
 
-    def started(self, rank: int, pid: int | None) -> Member | None:
-        """The worker that was started for a rank, as this process if it is known."""
-        found = (member for member in self.present.values() if member.hello.rank == rank)
-        return next((member for member in found if pid in (None, member.hello.pid)), None)
+    def started(self, rank: int, pid: int) -> Member | None:
+        """The worker that was started for a rank, as this process."""
+        members = self.present.values()
+        return next((one for one in members if _process(one.hello) == (rank, pid)), None)
 
     def culprit(self, found: Failure) -> Member | None:
         """The worker at the place of a failure; process ids are those of a host."""
@@ -103,8 +103,8 @@ class Roster:
         self.present.pop(member.peer, None)
         self._gone.add(_process(member.hello))
 
-    def is_gone(self, rank: int, pid: int | None) -> bool:
-        return pid is not None and (rank, pid) in self._gone
+    def is_gone(self, rank: int, pid: int) -> bool:
+        return (rank, pid) in self._gone
 
     def ended_early(self, rank: int, how: str, now: float) -> None:
         """The worker of a rank ended before its hello."""

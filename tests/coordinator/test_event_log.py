@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scpl_dist.coordinator.event_log import KEPT
-from scpl_dist.coordinator.events import Commit, Exited, NotWritten, Tick
+from scpl_dist.coordinator.events import Commit, NotWritten, Tick
 from scpl_dist.run.faults import Fault
 from tests.support.conduct import conduct
 from tests.support.coordinator import Run, small
@@ -34,7 +34,7 @@ def test_a_run_that_went_on_from_a_checkpoint_is_replayed(tmp_path: Path) -> Non
     first = Run(small(checkpoint__every_steps=1)).start().play(until=lambda item: item.sequence == 12)
     position = first.only(Commit)[-1].position
     run = Run(first.config, resume=position, restore="checkpoints/step-3", folder="runs/x", window=3).start()
-    run.event(Exited(1, -9))
+    run.exited(1, -9)
     run.pass_time(2)
     assert run.failure.cause == "died"
     assert replay(written(run, tmp_path)).outcome == run.outcome

@@ -29,7 +29,6 @@ from scpl_dist.control.messages import (
 from scpl_dist.coordinator.events import (
     Commit,
     Committed,
-    Exited,
     Garbage,
     LauncherLost,
     NotWritten,
@@ -453,14 +452,14 @@ def test_a_death_long_after_a_pause_has_nothing_to_do_with_it() -> None:
     run = Run().start()
     run.now += 30
     run.pass_time(5, beating=run.stages)
-    run.event(Exited(1, -signal.SIGKILL))
+    run.exited(1, -signal.SIGKILL)
     assert (run.failure.cause, run.failure.stage) == ("died", 1)
 
 
 def test_the_first_primary_cause_wins_over_deaths() -> None:
     run = Run().start()
     run.tell(0, Failed(cause=Cause.PEER_LOST, message="eof", peer=1))
-    run.event(Exited(1, 1))
+    run.exited(1, 1)
     run.now += 1.0
     trace = 'File "model.py", line 3'
     report = Failed(cause=Cause.RAISED, message="ValueError: no", traceback=trace, phase=Phase.LOSS, step=4)
@@ -503,7 +502,7 @@ def test_the_stage_that_died_first_is_the_culprit(events: list[tuple[str, int, i
         elif kind == "gone":
             run.event(Unreachable(b"peer%d" % stage, Alive()))
         else:
-            run.event(Exited(stage, value))
+            run.exited(stage, value)
     run.pass_time(2)
     assert run.failure.stage == 2
     assert run.end.code == 1
@@ -512,12 +511,12 @@ def test_the_stage_that_died_first_is_the_culprit(events: list[tuple[str, int, i
 def test_a_kill_is_conclusive_and_an_exit_code_is_not() -> None:
     for code in (signal.SIGKILL, signal.SIGSEGV):
         run = Run().start()
-        run.event(Exited(1, -code))
+        run.exited(1, -code)
         assert (run.failure.cause, run.failure.stage) == ("died", 1)
         assert f"killed by {code.name}" in run.failure.message
     for status in (1, -signal.SIGTERM, -signal.SIGINT):
         run = Run().start()
-        run.event(Exited(1, status))
+        run.exited(1, status)
         assert run.outcome is None, "its report may be on the way"
         run.tell(1, Failed(cause=Cause.RAISED, message="ValueError: no"))
         assert (run.failure.cause, run.failure.stage) == ("raised", 1)
@@ -534,7 +533,7 @@ def test_who_misses_a_rank_that_is_not_there_is_the_one_that_is_wrong() -> None:
 def test_a_kill_brings_the_verdict_about_whoever_was_suspected_first() -> None:
     run = Run().start()
     run.tell(0, Failed(cause=Cause.PEER_LOST, message="eof", peer=1))
-    run.event(Exited(0, -signal.SIGKILL))
+    run.exited(0, -signal.SIGKILL)
     assert (run.failure.cause, run.failure.stage) == ("unreachable", 1)
 
 
@@ -573,7 +572,7 @@ def test_who_has_left_and_misses_a_sign_of_life_is_no_loss_but_one_that_misses_m
 def test_a_worker_that_ends_before_its_hello_is_named_by_rank() -> None:
     run = Run()
     run.hello(0)
-    run.event(Exited(2, 1))
+    run.exited(2, 1)
     run.pass_time(2, beating=[0])
     assert run.failure.rank == 2
     assert "exit code 1" in run.failure.message
@@ -582,7 +581,7 @@ def test_a_worker_that_ends_before_its_hello_is_named_by_rank() -> None:
 def test_workers_that_exit_after_their_work_are_no_failure() -> None:
     run = Run().start().play().publish()
     for rank in run.stages:
-        run.event(Exited(rank, 0))  # their "left" was lost, say
+        run.exited(rank, 0)  # their "left" was lost, say
     assert run.end.code == 0
 
 
@@ -635,7 +634,7 @@ def test_before_the_first_step_a_signal_to_all_stops_and_a_signal_to_some_may_fo
         run.hello(stage)
         run.tell(stage, StopRequested(signal=15))
     run.now += 2
-    run.event(Exited(2, 1))
+    run.exited(2, 1)
     run.pass_time(2, beating=[0, 1])
     assert run.failure.rank == 2
 
@@ -652,9 +651,9 @@ def test_a_stop_that_was_asked_for_while_the_stages_get_ready_is_not_forgotten()
 def test_before_the_first_step_a_signal_that_follows_a_death_is_not_the_reason() -> None:
     run = Run()
     run.hello(1)
-    run.event(Exited(1, -9))
+    run.exited(1, -9)
     for rank in (0, 2):  # still loading, so they die of the signal with which the launcher ends them
-        run.event(Exited(rank, -15))
+        run.exited(rank, -15)
     run.pass_time(2, beating=[])
     assert (run.failure.cause, run.failure.stage) == ("died", 1)
 

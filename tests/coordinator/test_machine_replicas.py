@@ -6,7 +6,7 @@ import pytest
 
 from scpl_dist.control.items import Checkpoint, Evaluate, Item
 from scpl_dist.control.messages import Failed, Heartbeat, Left, Refuse, Start, Stats, Work
-from scpl_dist.coordinator.events import Commit, Exited, Tick
+from scpl_dist.coordinator.events import Commit, Tick
 from scpl_dist.coordinator.item_sequence import ItemSequence
 from scpl_dist.coordinator.metrics import RunCollector
 from scpl_dist.coordinator.status import snapshot
@@ -110,7 +110,7 @@ def test_a_worker_has_one_place() -> None:
 def test_the_dead_replica_is_to_blame_and_not_the_one_that_missed_it() -> None:
     run = Run().start()
     run.tell(2, Failed(cause=Cause.PEER_LOST, message="connection to a replica broke", peer=4))
-    run.event(Exited(4, -9))
+    run.exited(4, -9)
     run.now += 2
     run.tell(0, Heartbeat(phase=Phase.FORWARD))
     run.event(Tick())

@@ -52,7 +52,7 @@ def test_a_worker_is_known_by_rank_and_process_and_a_culprit_by_host_and_process
     roster.admit(here)
     roster.admit(there)
     assert roster.started(1, 7) is there
-    assert roster.started(0, None) is here
+    assert roster.started(0, 7) is here
     assert roster.started(2, 7) is None
     assert roster.culprit(blame(there, Cause.DIED, "gone")) is there
 

@@ -30,6 +30,7 @@ from scpl_dist.coordinator.events import (
     Commit,
     Committed,
     Event,
+    Exited,
     Finish,
     Received,
     Record,
@@ -100,7 +101,7 @@ class Run:
         rank = rank if rank >= 0 else 90 + stage  # of a worker that should not be there
         fields: dict[str, Any] = {"protocol": PROTOCOL, "version": VERSION, "torch": "2.14.1"}
         fields |= {"config": self.config.digest(), "device": "cpu"}
-        fields |= {"rank": rank, "host": f"host{rank}", "pid": 100 + rank}
+        fields |= {"rank": rank, "host": f"host{rank}", "pid": pid_of(rank)}
         fields |= {"endpoint": {"rank": rank}}
         found = self.event(Received(peer or peer_of(stage, replica), Hello(**fields | changes)))
         if (stage, replica) == (0, 0) and described:
@@ -168,6 +169,10 @@ class Run:
         return self
 
     # What else happens ------------------------------------------------------------------------------------------
+
+    def exited(self, rank: int, code: int) -> list[Command]:
+        """The launcher saw the end of the worker that it started for a rank."""
+        return self.event(Exited(rank, code, pid_of(rank)))
 
     def publish(self) -> Run:
         for commit in self.only(Commit):
@@ -240,6 +245,10 @@ class Run:
 
 def peer_of(stage: int, replica: int = 0) -> bytes:
     return b"peer%d.%d" % (stage, replica) if replica else b"peer%d" % stage
+
+
+def pid_of(rank: int) -> int:
+    return 100 + rank
 
 
 def at_step(step: int) -> Callable[[Item], bool]:
