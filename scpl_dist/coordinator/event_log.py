@@ -32,6 +32,7 @@ class Origin:
     restore: str = ""  # folder of that checkpoint, for the workers
     folder: str = ""  # run folder, for workers that do not know it
     replaceable: bool = True  # whether a worker may come in place of a lost one
+    led: bool = False  # whether the launcher is the worker of rank 0
     restarted: tuple[str, ...] = ()  # causes of the failures that the run has survived before
 
 

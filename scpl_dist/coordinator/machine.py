@@ -59,6 +59,7 @@ from scpl_dist.storage.checkpoints import folder_of
 
 ALIVE_EVERY_S = 1.0
 REFUSALS = 20  # that are reported; more are only counted, so that a stranger cannot fill the disk
+LEADER = "stage of the launcher"  # as the source of a signal
 
 
 class Coordinator:
@@ -136,10 +137,12 @@ class Coordinator:
                 self._exited(rank, code, pid, now)
             case events.Unreachable(peer, message):
                 self._missed(peer, message, now)
+            case events.Signal("launcher", number) if self.origin.led:
+                self._leader_ends(number, now)
             case events.Signal(source, number):
                 self._signal(source, number, now)
-            case events.LauncherLost():
-                self._fail(self._lost or failure(Cause.LAUNCHER_LOST, "the launcher is gone"))
+            case events.LauncherLost():  # the end, also of a run that was about to survive something else
+                self._failed(self._lost or failure(Cause.LAUNCHER_LOST, "the launcher is gone"))
             case events.Garbage():
                 self.rejected["garbage"] += 1
             case TurnedAway(reason, report):
@@ -315,6 +318,9 @@ class Coordinator:
     # Workers that come and go -----------------------------------------------------------------------------------
 
     def _stop_requested(self, member: Member, number: int, now: float) -> None:
+        if self.origin.led and member.hello.rank == 0:
+            self._leader_ends(number, now)
+            return
         if self._is_spare(member):
             self._do([Send((member.peer,), messages.Close())])
             self._drop(member)
@@ -328,6 +334,16 @@ class Coordinator:
             self._drain(member, f"{member.name} on {member.hello.host} got {signal_name(number)}", now)
         else:
             self._signal(member.name, number, now)
+
+    def _leader_ends(self, number: int, now: float) -> None:
+        """The worker that has started all of this shall end, and nobody can go on without its process.
+
+        If another one is lost, that is why: torchrun ends the others of a host.
+        """
+        if self._lost is not None:
+            self._failed(self._lost)
+        else:
+            self._signal(LEADER, number, now)
 
     def _may_leave(self, member: Member) -> bool:
         started = self.flow is not None and not self._stops.any
@@ -408,14 +424,14 @@ class Coordinator:
             self._survive(found, member, self._clocked, replaced=len(self.restarts.causes) > counted)
             return
         self._final = reason if self.origin.replaceable else ""  # whoever starts all again knows better
-        meaning = MEANING[found.cause]
-        last = messages.Abort(reason=found.message[:1000], stacks=meaning.stacks)
-        self._over(Outcome(meaning.code, found.cause, found), last)
+        self._failed(found)
 
     def _not_survived(self, found: Failure, member: Member | None) -> str | None:
         """Why the run is over after a failure; None if it goes on, which is then counted."""
         culprit = member is not None or found.cause is Cause.DEADLOCK or found.rank in self.roster.absent
         if not culprit or found.cause in (Cause.LAUNCHER_LOST, Cause.COORDINATOR_LOST):
+            return ""
+        if self._stops.asked(LEADER):  # it ends, whatever came first
             return ""
         if self._stops.any and not (member and self._stops.came_of(member.name, self._clocked)):
             return ""
@@ -737,6 +753,11 @@ class Coordinator:
         )
         text = f"stopped by {self._stops.name} {when}"
         self._over(Outcome(128 + self._stops.number, text), messages.Abort(reason=text))
+
+    def _failed(self, found: Failure) -> None:
+        meaning = MEANING[found.cause]
+        last = messages.Abort(reason=found.message[:1000], stacks=meaning.stacks)
+        self._over(Outcome(meaning.code, found.cause, found), last)
 
     def _over(self, outcome: Outcome, last: messages.Abort | messages.Close) -> None:
         if self.outcome is not None:

@@ -619,6 +619,64 @@ def test_the_loss_of_the_launcher_while_the_others_meet_ends_the_run() -> None:
     assert outcome.failure.cause is Cause.DIED  # which was first
 
 
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_signal_to_the_worker_that_leads_stops_the_run_and_a_drain_lets_the_others_go_on(
+    drained: bool,
+) -> None:
+    fleet = Fleet(small(**MADE | ELASTIC), led=True).until_step(2)
+    leader = fleet.at(0)
+    if drained:
+        assert fleet.drain(0) == messages.Alive()
+        fleet.until_state("running", group=1)
+        assert isinstance(leader.heard[-1], messages.Close)
+        fleet.event(events.Signal("launcher", 15))
+    else:
+        fleet.hear(leader, messages.StopRequested(signal=15))
+    assert fleet.finish().code == 143
+    assert dict(fleet.coordinator.regroups) == ({"drain": 1} if drained else {})
+
+
+@pytest.mark.parametrize("order", ["dead, lost, asked", "dead, suspected, asked", "asked, dead"])
+@pytest.mark.parametrize("drained", [False, True])
+def test_the_worker_that_leads_is_told_to_end_as_another_one_of_its_host_has_died(
+    order: str, drained: bool
+) -> None:
+    fleet = Fleet(small(**MADE | ELASTIC), led=True).until_step(2)
+    leader, dies = fleet.at(0), fleet.at(1)
+    dies.launched = False  # nobody sees how it ends
+    if drained:
+        fleet.drain(0)
+        fleet.until_state("running", group=1)
+    for what in order.split(", "):
+        if what == "dead":
+            fleet.kill(dies)
+        elif what == "lost":
+            fleet.until(lambda found: found.coordinator._lost is not None)
+        elif what == "suspected":
+            fleet.until(lambda found: found.coordinator._suspects.any)
+        elif drained:
+            fleet.event(events.Signal("launcher", 15))
+        else:
+            fleet.hear(leader, messages.StopRequested(signal=15))
+    if order == "dead, lost, asked":
+        assert fleet.outcome is not None  # at once: torchrun waits for it
+    outcome = fleet.finish()
+    assert (outcome.code, outcome.reason, outcome.final) == (1, "unreachable", "")  # so all start again
+
+
+def test_the_loss_of_the_launcher_is_survived_by_no_deadlock_before_it() -> None:
+    fleet = fleet_of(**ELASTIC).until_step(4)
+    for worker in fleet.workers:
+        worker.running = False  # they only wait
+    while fleet.coordinator.state == "running":
+        fleet.wait()
+    assert fleet.coordinator._lost is not None
+    assert fleet.coordinator._lost.cause is Cause.DEADLOCK
+    fleet.event(events.LauncherLost())
+    assert fleet.outcome is not None
+    assert (fleet.outcome.code, fleet.outcome.reason) == (1, "deadlock")
+
+
 # Late news ----------------------------------------------------------------------------------------------------------
 
 

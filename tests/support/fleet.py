@@ -145,12 +145,14 @@ class Simulated:
 class Fleet:
     """A coordinator, its workers, a launcher that replaces them, and a disk; `seed` is the order of what happens."""
 
-    def __init__(self, config: Config, seed: int = 0, sizes: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, config: Config, seed: int = 0, sizes: dict[str, int] | None = None, **options: Any
+    ) -> None:
         self.config = config
         self.sizes = sizes or SIZES
         self.random = random.Random(seed)
         self.now = 1000.0
-        self.coordinator = Coordinator(config, Origin("g1", window=WINDOW))
+        self.coordinator = Coordinator(config, Origin("g1", window=WINDOW, **options))
         self.workers: list[Simulated] = []
         self.items: dict[int, dict[int, Item]] = {}  # that stage 0 has, by group and sequence
         self.rows: list[dict[str, Any]] = []  # of metrics.jsonl
