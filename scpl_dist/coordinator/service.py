@@ -75,6 +75,7 @@ class Service:
         launched: bool,
         may_restart: bool,
         replaceable: bool = True,
+        led: bool = False,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -95,6 +96,7 @@ class Service:
             folder=place,
             restarted=tuple(restarted),
             replaceable=replaceable,
+            led=led,
         )
         self._coordinator = Coordinator(config, origin)
         self._lock = threading.Lock()
@@ -203,6 +205,8 @@ class Service:
                         poller.unregister(self._launcher.descriptor)
                     case events.Signal():
                         return
+            if self._launcher is not None and reached:
+                self._launcher.working()
             now = time.monotonic()
             for peer in reached:  # a connection that broke takes the word with it, and may come back
                 if self._sent(peer, close):
@@ -213,6 +217,8 @@ class Service:
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
+        if self._launcher is not None and self._coordinator.present:
+            self._launcher.working()
         for event in self._written(self._folder.metrics.flush):
             self._handle(event)
         self._progress.update(self._coordinator.clock(time.monotonic()))
@@ -417,28 +423,37 @@ def serve(
     launched: bool = False,
     may_restart: bool = False,
     replaceable: bool = True,
+    led: bool = False,
 ) -> int:
     """Be the coordinator of the run in a folder, whose ``config.toml`` is the configuration; returns the exit code.
 
     `generation` is a unique name of this start, `restore` the verified checkpoint that it goes on from, if any, and
     `restarted` what ended each earlier one. If it is `launched`, a launcher is at the other end of standard input,
-    which `may_restart` the run after a failure. Workers are `replaceable` where somebody starts others.
+    which `may_restart` the run after a failure, and is itself the worker of rank 0 if all is `led` by that. Workers are
+    `replaceable` where somebody starts others.
     """
     try:
         config = configuration.load(Path(run_dir, "config.toml"))
         folder = RunFolder.open_for_writing(Path(run_dir))
-        service = Service(config, folder, generation, restore, restarted, launched, may_restart, replaceable)
+        service = Service(
+            config, folder, generation, restore, restarted, launched, may_restart, replaceable, led
+        )
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        cause = Cause.CONFIG
-        if isinstance(error, checkpoints.CheckpointError):
-            cause = Cause.CHECKPOINT
-        elif isinstance(error, OSError):
-            cause = _cause(error)
-        code = MEANING[cause].code
-        with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
-            RunFolder(Path(run_dir)).fail(code, str(error), cause)
-        return code
+        return not_begun(Path(run_dir), error)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, service.on_signal)
     return service.run()
+
+
+def not_begun(run_dir: Path, error: Exception) -> int:
+    """Say why a start cannot begin, and write it into its folder; returns the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    cause = Cause.CONFIG
+    if isinstance(error, checkpoints.CheckpointError):
+        cause = Cause.CHECKPOINT
+    elif isinstance(error, OSError):
+        cause = _cause(error)
+    code = MEANING[cause].code
+    with contextlib.suppress(ValueError, OSError):  # the folder may be the problem, as the message says
+        RunFolder(run_dir).fail(code, str(error), cause)
+    return code

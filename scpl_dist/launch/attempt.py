@@ -6,7 +6,8 @@
       '-- worker 1 ...    each dies with this process
 
 The attempt is the watchdog outside of all others: when the coordinator has ended, for whatever reason, the workers
-get a moment to end too and are killed then, and the other way round.
+get a moment to end too and are killed then, and the other way round. Others may have joined the run: while the
+coordinator says that it has some, it is not alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 import psutil
 
 from scpl_dist.coordinator.restarts import End
-from scpl_dist.launch.coordinator_process import CoordinatorProcess
+from scpl_dist.launch.coordinator_process import CoordinatorProcess, conclude
 from scpl_dist.launch.process import Order, ended, kill, start
 from scpl_dist.run.config import Config
 from scpl_dist.run.failures import Cause, meaning
@@ -60,7 +61,7 @@ class Attempt:
         self._workers: dict[
             int, tuple[int, psutil.Process]
         ] = {}  # that have not ended, by pid: with their ranks
-        self._alone: float | None = None  # since when there are none
+        self._alone = 0.0  # seconds for which there have been none, and the coordinator has told of no others
         self._looked = time.monotonic()
         self._unresponsive = 0.0  # seconds for which the coordinator has been seen to be stopped
 
@@ -114,26 +115,28 @@ class Attempt:
             if code is not None:
                 del self._workers[pid]
                 self._coordinator.tell({"event": "exited", "rank": rank, "code": code, "pid": pid})
-        if self._code is None and self._told == 0:
-            for wish in self._coordinator.wishes():
-                self._replace(wish["rank"], wish["pid"])
-        self._notice_emptiness()
+        now = time.monotonic()
+        # More, if this process was stopped itself, perhaps with the others.
+        passed = min(now - self._looked, _LOOK_S)
+        self._looked = now
+        heard = self._coordinator.heard()
+        for said in heard:
+            if said["event"] == "replace" and self._code is None and self._told == 0:
+                self._replace(said["rank"], said["pid"])
+        self._notice_emptiness(passed, others=bool(heard))
         if self._code is None:
-            self._look_at_coordinator()
+            self._look_at_coordinator(passed)
         running = self._code is None or bool(self._workers)
         return running and time.monotonic() < self._deadline
 
-    def _notice_emptiness(self) -> None:
+    def _notice_emptiness(self, passed: float, others: bool) -> None:
         """Without workers nothing is left to do but to conclude, unless others are waited for."""
-        if self._workers or self._endpoint is None:
-            self._alone = None
-            return
-        self._alone = self._alone or time.monotonic()
+        self._alone = 0.0 if self._workers or others or self._endpoint is None else self._alone + passed
         patience = self._config.runtime.replace_s if self._config.runtime.max_restarts else 0.0
-        if self._code is None and time.monotonic() - self._alone >= _GRACE_S + patience:
+        if self._code is None and self._alone >= _GRACE_S + patience:
             self._end_within(0)
 
-    def _look_at_coordinator(self) -> None:
+    def _look_at_coordinator(self, passed: float) -> None:
         self._code = ended(self._coordinator.process)
         if self._code == 0:
             self._end_within(_GRACE_S)
@@ -142,11 +145,6 @@ class Attempt:
                 self._dump_stacks()
             # After a kill, the workers would need a moment to notice, and nobody is there to hear from them.
             self._end_within(_FAILED_GRACE_S if self._code > 0 else 0)
-        now = time.monotonic()
-        passed = min(
-            now - self._looked, _LOOK_S
-        )  # more, if this process was stopped itself, perhaps with the others
-        self._looked = now
         self._unresponsive = self._unresponsive + passed if self._code is None and self._is_stopped() else 0.0
         if self._unresponsive >= self._config.runtime.timeout_s:
             self._end_within(0)
@@ -167,9 +165,10 @@ class Attempt:
 
     def _conclude(self) -> End:
         """How it ended; writes exit.json, and says it, where the coordinator could not."""
+        loss = self._loss()
         step = self._folder.metrics.last_step(bool(self._config.block))
         found = self._folder.read("exit.json")
-        if found is not None and self._code is not None:
+        if found is not None:  # it may have ended the run, and not have come to its own end
             return End.of(found, step)
         # A coordinator that was killed has left what it survived in its rows alone.
         rows = [row for row in self._folder.metrics.rows() if row["event"] == "restart"]
@@ -182,23 +181,20 @@ class Attempt:
             text = reason
         elif self._told > 1:
             code = 128 + self._signals[-1]
-            reason = f"stopped at once by a second signal; {self._loss()}"
+            reason = f"stopped at once by a second signal; {loss}"
             text = ""
         else:
             cause = Cause.CONFIG if self._code == 2 else Cause.COORDINATOR_LOST
             code = meaning(cause).code
-            reason = self._loss()
+            reason = loss
             text = f"\nThe run failed.\n  log:        {self._folder.log}\n  cause:      {reason}"
-        try:
-            self._folder.fail(code, reason, cause)
-        except OSError as error:
-            print(f"warning: exit.json could not be written: {error}", file=sys.stderr)
+        conclude(self._folder, code, reason, cause)
         if text:
             print(text, file=sys.stderr)
         return End(code, cause or "", reason, None, step, survived)
 
     def _loss(self) -> str:
-        """What became of a coordinator that has not said it; afterwards it is gone."""
+        """What became of the coordinator, if it has not said it; afterwards it is gone."""
         process, code = self._coordinator.process, self._code
         if code is None:
             what = "is stopped (by SIGSTOP or a debugger)" if self._is_stopped() else "did not finish the run"

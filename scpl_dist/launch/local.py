@@ -26,11 +26,12 @@ import psutil
 
 from scpl_dist.coordinator.restarts import End, Restarts
 from scpl_dist.launch.attempt import Attempt
+from scpl_dist.launch.coordinator_process import conclude
 from scpl_dist.launch.process import call, spawn, tell
 from scpl_dist.run import open_files
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import PreflightError
-from scpl_dist.run.failures import Cause
+from scpl_dist.run.failures import MEANING, Cause
 from scpl_dist.run.network import VARIABLES, loopback
 from scpl_dist.storage.checkpoints import CheckpointError, steps
 from scpl_dist.storage.resume import begin
@@ -127,20 +128,32 @@ def _launch(config: Config, folder: RunFolder, resume: str, restore: str, signal
         try:
             restore = begin(folder.path, resume, config).restore
         except CheckpointError as error:
-            folder.fail(1, str(error), Cause.CHECKPOINT)
+            conclude(folder, 1, str(error), Cause.CHECKPOINT)
             print(f"scpl-dist: not started again: {error}", file=sys.stderr, flush=True)
             return 1
-        note_restart(end, restarts, folder, restore)
+        refusal = note_restart(end, restarts, folder, restore)
+        if refusal is not None:
+            print(f"scpl-dist: {refusal}", file=sys.stderr, flush=True)
+            return end.code
 
 
-def note_restart(end: End, restarts: Restarts, folder: RunFolder, restore: str) -> None:
-    """Say it on the screen and in ``metrics.jsonl``, which nobody else writes at this moment."""
+def note_restart(end: End, restarts: Restarts, folder: RunFolder, restore: str) -> str | None:
+    """Say it in ``metrics.jsonl``, which nobody else writes at this moment, and on the screen.
+
+    Where that cannot be written, a start is of no use: then the answer is why, with the cause of the end.
+    """
     number = len(restarts.causes)
+    row = {"event": "restart", "number": number, "cause": end.cause, "reason": end.reason, "stage": end.stage}
+    try:
+        folder.metrics.append(row | {"step": end.step, "time": time.time()})
+    except OSError as error:
+        text = f"{folder.metrics.path} cannot be written ({error.strerror}): {MEANING[Cause.DISK].advice}"
+        return f"not started again: {text}\n  cause:      {end.reason}"
+    finally:
+        folder.metrics.close()
     where = "the last good checkpoint" if restore else "the beginning, as there is no checkpoint yet"
     print(f"restart {number} of {restarts.limit} from {where}: {end.reason}", file=sys.stderr, flush=True)
-    row = {"event": "restart", "number": number, "cause": end.cause, "reason": end.reason, "stage": end.stage}
-    folder.metrics.append(row | {"step": end.step, "time": time.time()})
-    folder.metrics.close()
+    return None
 
 
 def train_apart(

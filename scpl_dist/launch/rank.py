@@ -1,7 +1,7 @@
 """The worker of one rank, under any launcher.
 
-Under torchrun rank 0 also starts the coordinator, as a child, and ends after it; the local launcher and a cluster
-with a coordinator of its own start workers only.
+Under torchrun rank 0 also starts the coordinator, as a child, and ends after it, also when its worker has been drained;
+the local launcher and a cluster with a coordinator of its own start workers only.
 
     torchrun --max-restarts N       a coordinator of its own         rank 0 has started the coordinator
     a worker dies on this host      all of this host come anew,      all end, and the next coordinator goes on
@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -25,8 +26,9 @@ from typing import Any
 import psutil
 import torch
 
+from scpl_dist.control.channel import STOPS
 from scpl_dist.coordinator.restarts import End, Restarts
-from scpl_dist.launch.coordinator_process import CoordinatorProcess
+from scpl_dist.launch.coordinator_process import CoordinatorProcess, conclude
 from scpl_dist.launch.local import note_restart
 from scpl_dist.launch.preflight import preflight
 from scpl_dist.launch.process import ended, kill, spawn
@@ -191,25 +193,32 @@ def _lead(config: Config, run_dir: Path | None, resume: str, world_size: int) ->
     with folder.taken(config, labels, seen):
         if _torchrun("MAX_RESTARTS"):
             write_text(folder.path / MARK, _this_torchrun())
-        if end is not None:
-            note_restart(end, restarts, folder, restore)
+        refusal = None if end is None else note_restart(end, restarts, folder, restore)
+        if refusal is not None:
+            return 1, refusal
         # When a worker of this host fails torchrun ends all that are here, and this process, too.
         elsewhere = network.workers_here(world_size) < world_size
         replaceable = elsewhere and _torchrun("MAX_RESTARTS") > 0
-        coordinator = CoordinatorProcess(folder, spawn, restore, restarts.causes, replaceable=replaceable)
+        coordinator = CoordinatorProcess(
+            folder, spawn, restore, restarts.causes, replaceable=replaceable, led=True
+        )
         process = coordinator.process
         endpoint = coordinator.endpoint(lambda: ended(process) is None)
         code = 1 if endpoint is None else _work(Worker(config, folder.path, endpoint, 0))[0]
-        coordinator.close()  # it waits for no more workers to come, but for those that are there to leave
-        try:
-            code = process.wait(10 if code else config.runtime.timeout_s + 20) or code
-        except psutil.TimeoutExpired:
+        if code:
+            coordinator.close()  # it waits for no more workers to come, but for those that are there to leave
+        else:  # drained, perhaps, while the others go on
+            for number in STOPS:
+                signal.signal(
+                    number, lambda number, frame: coordinator.tell({"event": "signal", "number": number})
+                )
+        if coordinator.wait(10 if code else config.runtime.timeout_s + 20) is None:
             kill([process])
-        if folder.read("exit.json") is None:
-            code = code or 1
-            folder.fail(1, "the coordinator did not finish the run", Cause.COORDINATOR_LOST)
-    reason = (folder.read("exit.json") or {}).get("reason", "")
-    return code, f"the run ended: {reason}"
+        found = folder.read("exit.json")
+        if found is None:
+            found = {"code": 1, "reason": "the coordinator did not finish the run"}
+            conclude(folder, 1, found["reason"], Cause.COORDINATOR_LOST)
+    return found["code"] or code, f"the run ended: {found['reason']}"
 
 
 def _ranks(config: Config) -> tuple[int, int]:

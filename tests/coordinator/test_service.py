@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from scpl_dist.run.faults import VARIABLE, Fault
 from scpl_dist.storage.checkpoints import folder_for
 from scpl_dist.storage.resume import begin
 from tests.support import own_loggers
+from tests.support.programs import until_nothing
 
 LIMIT_S = 20.0
 SIZES = {"train": 40, "validation": 10, "test": 10}
@@ -79,7 +81,14 @@ sys.exit(serve(**json.loads(sys.argv[1])))
 class Coordinator:
     """The process under test."""
 
-    def __init__(self, folder: Path, restore: str = "", launcher: bool = True, **values: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        restore: str = "",
+        launcher: bool = True,
+        stdin: int = subprocess.PIPE,
+        **values: Any,
+    ) -> None:
         settings = {"control.port": 0, "metrics.port": 0, "run.epochs": 1, "data.batch_size": 20}
         named = {key.replace("__", "."): value for key, value in values.items()}
         self.config = configuration.load(values=settings | named)
@@ -89,7 +98,7 @@ class Coordinator:
         arguments = {"run_dir": str(folder), "generation": "g1", "restore": restore, "launched": launcher}
         command = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.context: zmq.Context[Any] = zmq.Context()
         self.sockets: list[zmq.Socket[bytes]] = []
@@ -307,6 +316,24 @@ def test_a_second_signal_ends_the_wait_for_workers_that_do_not_hear_of_the_end(s
     coordinator.process.stdin.write('{"event":"signal","number":2}\n')
     coordinator.process.stdin.flush()
     assert coordinator.end()[0] == 0
+
+
+def test_a_launcher_without_workers_hears_that_the_end_waits_for_one(start: Any) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            coordinator = start(stdin=theirs.fileno(), control__host="0.0.0.0", control__insecure=True)
+            workers = coordinator.started()
+        finish(coordinator, workers, hear=False)
+        until_nothing(lambda: "" if (coordinator.folder / "exit.json").exists() else "exit.json")
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # what it has said before
+            ours.recv(1 << 20)
+        ours.settimeout(LIMIT_S)
+        assert json.loads(ours.recv(1 << 20).splitlines()[0]) == {"event": "working"}
+        for worker in workers:
+            worker.say("closed")
+        assert coordinator.end()[0] == 0
 
 
 def test_loggers_hear_of_a_run_and_one_that_fails_does_not_end_it(start: Any) -> None:

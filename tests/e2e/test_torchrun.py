@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from scpl_dist.commands.drain import drain
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
 from tests.support import reference
@@ -131,6 +135,47 @@ def test_workers_wait_for_a_coordinator_that_is_started_again(
             ends(worker)
     assert groups(run) == [0, 0, 0]
     same(run, expected)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_worker_of_the_rank_that_has_the_coordinator_is_drained_and_its_process_stays(
+    stopped: bool, tmp_path: Path, expected: reference.Reference
+) -> None:
+    run = tmp_path / "run"
+    config = write(
+        tmp_path / "config.toml",
+        pipeline__stages=2,
+        pipeline__elastic=[1, 2],
+        control__port=free_port(),
+    )
+    slow = encode(Fault(action="delay", stage=1, phase="forward", seconds=0.3, times=0))
+    torchrun = (*TORCHRUN, "--standalone", "--nproc-per-node=2")
+    with Program(*torchrun, *WORKER, config, "--run-dir", run, env=slow) as workers:
+
+        def until_group(number: int) -> None:
+            until_nothing(lambda: not (workers.ended or number in groups(run)))
+            assert not workers.ended, workers.output
+
+        until_group(0)
+        first = psutil.Process(json.loads((run / "run.json").read_text())["pid"]).parent()
+        assert first is not None
+        drain(run, stage=0, replica=0)
+        until_group(1)
+        assert first.is_running()
+        while stopped and not (run / "exit.json").exists():
+            first.send_signal(
+                signal.SIGTERM
+            )  # as it is about to leave the others, it may not hear the first one
+            time.sleep(0.5)
+        code = workers.wait()
+    assert groups(run) == [0, 1]
+    exit_json = json.loads((run / "exit.json").read_text())
+    if stopped:
+        assert (exit_json["code"], code) == (143, 1), workers.output  # torchrun knows no other code
+        assert (run / "checkpoints" / "latest").exists()
+    else:
+        assert (exit_json["code"], code) == (0, 0), workers.output
+        same(run, expected)
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -161,19 +162,24 @@ def test_a_checkpoint_with_nan_which_an_earlier_version_wrote_is_named_with_the_
     assert not ended.rows("restart")
 
 
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
+    """A limit on the size of files acts like a disk that fills up: some parts fit, the larger ones do not."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+
+
 def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished.run, run)
     shutil.rmtree(run / "checkpoints" / "step-20")
     (run / "checkpoints" / "latest").write_text("step-16\n")
-    # A limit on the size of files acts like a disk that fills up: some parts fit, the larger ones do not.
-    limit = (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    try:
+    with limited(1 << 20):
         running = Running(run, *SETTINGS, options=("--resume", "auto"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
     with running:
         ended = running.end()
     assert ended.code == 1, ended.screen
@@ -187,6 +193,23 @@ def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(finished: Ended, tmp_p
         20,
     )
     assert called("checkpoint", "verify", run).stdout.splitlines()[-1] == "step-16: ok, 4 files"
+
+
+def test_a_restart_that_cannot_be_written_down_is_none_and_the_cause_is_said_last(tmp_path: Path) -> None:
+    settings = ("run.epochs=1000", "checkpoint.every_steps=0", "checkpoint.best=false", "pipeline.stages=1")
+    with limited(1 << 16):  # metrics.jsonl reaches it first
+        running = Running(tmp_path / "run", *settings, "runtime.max_restarts=1")
+    with running:
+        ended = running.end()
+    assert ended.code == 1, ended.screen
+    assert "Traceback" not in ended.screen
+    last = ended.screen.rstrip().splitlines()[-2:]
+    assert last[0].startswith(
+        f"scpl-dist: not started again: {ended.run}/metrics.jsonl cannot be written (File too"
+    )
+    assert "free some space" in last[0]
+    assert last[1].startswith("  cause:      metrics.jsonl could not be written: ")
+    assert ended.exit_json["cause"] == "disk"
 
 
 @pytest.mark.parametrize("size", ["300k", "8k"], ids=["at the first checkpoint", "at the start"])

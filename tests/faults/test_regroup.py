@@ -100,6 +100,23 @@ def test_without_replacements_the_others_share_the_blocks_and_newcomers_get_thei
     assert len(ended.rows("restart")) == 1
 
 
+def test_a_run_goes_on_when_all_workers_that_its_launcher_has_started_are_drained(tmp_path: Path) -> None:
+    settings = ("run.epochs=100000", "pipeline.stages=1", "pipeline.elastic=[1,2]", "checkpoint.best=false")
+    with Running(tmp_path / "run", *settings) as running:
+        groups(running, 1)
+        with Program(sys.executable, "-m", "scpl_dist", "join", running.run) as joined:
+            groups(running, 2)
+            running.role("0").terminate()
+            groups(running, 3)
+            time.sleep(12)  # with runtime.max_restarts = 0, a launcher without workers ends a run after 10 s
+            assert not running.ended, running.output
+            running.signal(signal.SIGTERM)
+            ended = running.end()
+            assert joined.wait(60) == 0, joined.output
+    assert (ended.code, ended.exit_json["code"]) == (143, 143), ended.screen
+    assert [row["stages"] for row in ended.rows("start")] == [1, 2, 1]
+
+
 def test_a_worker_of_another_version_is_refused_and_the_run_goes_on(
     undisturbed: Ended, tmp_path: Path
 ) -> None:
