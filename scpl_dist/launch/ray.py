@@ -23,13 +23,14 @@ from typing import Any
 import psutil
 
 from scpl_dist.coordinator.restarts import End, Restarts
+from scpl_dist.launch.coordinator_process import conclude
 from scpl_dist.launch.process import Order, call, ended, kill, spawn
 from scpl_dist.run.config import Config
 from scpl_dist.run.errors import PreflightError
 from scpl_dist.run.failures import Cause, meaning
 from scpl_dist.run.layout import WorkerId
 from scpl_dist.run.network import is_loopback
-from scpl_dist.storage.checkpoints import steps
+from scpl_dist.storage.checkpoints import CheckpointError, steps
 from scpl_dist.storage.resume import begin
 from scpl_dist.storage.run_folder import RunFolder
 
@@ -200,7 +201,7 @@ class Cluster:
             print(f"restart {number} of {restarts.limit}: {end.reason}", file=sys.stderr, flush=True)
 
     def _attempt(self, folder: RunFolder, resume: str) -> End:
-        before = folder.read("run.json")
+        before, ended_before = folder.read("run.json"), _written(folder)
         host, port = self._coordinator.address()
         config = self._controlled(host, port).model_dump(mode="json")
         arguments = {"config": config, "run_dir": str(folder.path), "resume": resume}
@@ -224,7 +225,7 @@ class Cluster:
             time.sleep(_LOOK_S)
         self._end_workers(_FAILED_GRACE_S if code == 1 else _GRACE_S)
         _repeat(log, said)
-        return self._end(folder, code, before)
+        return self._end(folder, code, ended_before)
 
     def _start(self, worker: WorkerId, folder: RunFolder, endpoint: str, host: str) -> None:
         world = self._config.layout.world
@@ -259,20 +260,22 @@ class Cluster:
         for placed in left:
             placed.send(signal.SIGKILL)
 
-    def _end(self, folder: RunFolder, code: int, before: Any) -> End:
-        """How it ended; writes exit.json where the coordinator could not."""
+    def _end(self, folder: RunFolder, code: int, before: tuple[int, int] | None) -> End:
+        """How it ended, by the exit.json that was not there `before`; writes one where the coordinator could not."""
         step = folder.metrics.last_step(bool(self._config.block))
         found = folder.read("exit.json")
-        if code >= 0 and code != LOST and found is not None and folder.read("run.json") != before:
+        if found is not None and _written(folder) != before:
             return End.of(found, step)
         if code == 2:  # it has said why, and has changed nothing
             return End(2, Cause.CONFIG, "see what it said above", None, step)
         if len(self._signals) > 1:
             number = self._signals[-1]
-            folder.fail(128 + number, "stopped at once by a second signal")
+            conclude(folder, 128 + number, "stopped at once by a second signal")
             return End(128 + number, "", "stopped at once by a second signal", None, step)
         reason = "the coordinator was lost with its node" if code == LOST else "the coordinator was killed"
-        folder.fail(meaning(Cause.COORDINATOR_LOST).code, reason, Cause.COORDINATOR_LOST)
+        if 0 <= code < LOST:
+            reason = f"the coordinator exited with code {code}; see what it said above"
+        conclude(folder, meaning(Cause.COORDINATOR_LOST).code, reason, Cause.COORDINATOR_LOST)
         return End(1, Cause.COORDINATOR_LOST, reason, None, step)
 
 
@@ -285,6 +288,17 @@ def _needs(config: Config, there: dict[str, float]) -> dict[str, Any]:
             text = f"the run wants {wanted} {name}s and the Ray cluster has {there.get(name, 0):g}: it waits for more"
             print(f"warning: {text}", file=sys.stderr, flush=True)
     return {"num_cpus": threads, "num_gpus": gpus}
+
+
+def _written(folder: RunFolder) -> tuple[int, int] | None:
+    """Tells an exit.json from the one before it, which may say the same; None if there is none."""
+    try:
+        # NFS asks its server when a file is opened, and may not when it is only looked at.
+        with (folder.path / "exit.json").open() as file:
+            found = os.fstat(file.fileno())
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _repeat(log: Path, said: int) -> int:
@@ -300,7 +314,7 @@ def _repeat(log: Path, said: int) -> int:
 
 
 def coordinate(config: dict[str, Any], run_dir: str, resume: str) -> int:
-    """Be the coordinator; what cannot be used is said, and exit code 2."""
+    """Be the coordinator; what the user has to correct is said, and exit code 2."""
     from scpl_dist.coordinator import service
 
     try:
@@ -308,3 +322,5 @@ def coordinate(config: dict[str, Any], run_dir: str, resume: str) -> int:
     except ValueError as error:
         print(f"scpl-dist: {error}", file=sys.stderr)
         return 2
+    except (CheckpointError, OSError) as error:
+        return service.not_begun(Path(run_dir), error)
