@@ -34,8 +34,8 @@ class Loader(Generic[Item]):
     """The items of the coordinator, whatever they are, each with its batches.
 
     `workers` threads prepare them; with 0 they are prepared when they are asked for. Of each micro-batch this worker
-    takes the share of its number among the `replicas` of its stage. `weights` are those of `sampling.weights_of`. A GPU
-    reads `pinned` batches by itself, while the training thread goes on.
+    takes its `share`. `weights` are those of `sampling.weights_of`. A GPU reads `pinned` batches by itself, while the
+    training thread goes on.
     """
 
     def __init__(
@@ -43,14 +43,13 @@ class Loader(Generic[Item]):
         source: DataSource,
         seed: int,
         workers: int,
-        replica: int = 0,
-        replicas: int = 1,
         weights: Tensor | None = None,
         pinned: bool = False,
     ) -> None:
         self._source = source
         self._seed = seed
-        self._replica, self._replicas = replica, replicas
+        # Number of replicas of its stage, and which of them it is, in the group that the next items are for.
+        self.share = (1, 0)
         if source.draws and not FORKS:
             workers = 0
         self._readers = Readers(source.batch, workers) if source.draws and workers else None
@@ -101,7 +100,7 @@ class Loader(Generic[Item]):
 
     def _batch(self, split: Split, epoch: int, part: tuple[int, int], shuffled: bool) -> Batch:
         begin, end = part
-        start, stop = (begin + edge for edge in share(end - begin, self._replicas, self._replica))
+        start, stop = (begin + edge for edge in share(end - begin, *self.share))
         indices = torch.arange(start, stop)
         if shuffled:
             indices = self._order(epoch)[start:stop]

@@ -296,7 +296,7 @@ class Worker:
         """
         self.timer.enter(Phase.DATA)
         source = self._load()
-        self._loader = self._loader_of(source, worker)
+        self._loader = self._loader_of(source)
         if worker.first:
             self._channel.send(self._described(source))
 
@@ -314,13 +314,10 @@ class Worker:
             )
         return self._source
 
-    def _loader_of(self, source: DataSource, worker: WorkerId) -> Loader[Item]:
-        part = (worker.replica, worker.replicas)
+    def _loader_of(self, source: DataSource) -> Loader[Item]:
         weights = weights_of(self.config, source)
         pinned = self.device.type == "cuda"
-        return Loader(
-            source, self.config.run.seed, self.config.data.workers, *part, weights=weights, pinned=pinned
-        )
+        return Loader(source, self.config.run.seed, self.config.data.workers, weights=weights, pinned=pinned)
 
     def _join(self, start: messages.Start) -> Executor:
         """The stage, its weights restored, and connected to the other workers."""
@@ -344,9 +341,10 @@ class Worker:
         source = self._load() if me.stage == 0 else None
         if source is not None and me.first and start.group == 0:
             keep(run_dir, start.data, source)
-        if source is not None and self._loader is None:
-            self._loader = self._loader_of(source, me)
-        elif source is None and self._loader is not None:
+        if source is not None:
+            self._loader = self._loader or self._loader_of(source)
+            self._loader.share = (me.replicas, me.replica)  # it may be older than this group
+        elif self._loader is not None:
             self._loader.abort(Regrouped())
             self._loader = None
         plan, spec = self._build(start, source)
@@ -372,6 +370,7 @@ class Worker:
             report=self._report,
             run_dir=run_dir,
             loader=self._loader,
+            share=(me.replicas, me.replica),
             writer=self._writer if me.first else None,
             replicas=replicas,
             offload=self._offload,

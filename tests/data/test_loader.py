@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from scpl_dist.control.items import Item
 from scpl_dist.data.loader import Loader
 from scpl_dist.data.source import DataSource
+from scpl_dist.methods.schedule import StageSpec
+from scpl_dist.run.config import load
 from scpl_dist.run.errors import Aborted
+from scpl_dist.worker.executor import Executor
+from tests.support.in_threads import Run
 
 
 class Gated(DataSource):
@@ -92,3 +97,18 @@ def test_every_tensor_of_a_pinned_batch_is_where_a_gpu_may_read_it(
     assert inputs["x"].eq(1).all()
     assert labels.tolist() == [4, 5]
     loader.abort(Aborted("the test is over"))
+
+
+class Halved(Run):
+    """A run whose loader has the share of one of two replicas, and whose stage knows of none."""
+
+    def _executor(self, spec: StageSpec, loader: Loader[Item] | None) -> Executor:
+        if loader is not None:
+            loader.share = (2, 1)
+        return super()._executor(spec, loader)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "strong"])
+def test_no_sample_is_left_out_unseen(augmentation: str) -> None:
+    with pytest.raises(AssertionError, match="samples would be left out"):
+        Halved(load(None, ["pipeline.stages=1", f"data.augmentation={augmentation}"]))

@@ -119,7 +119,8 @@ def test_replicas_share_what_is_drawn() -> None:
     weights = weights_of(config, source)
     parts = []
     for replica in range(2):
-        loader: Loader[str] = Loader(source, 0, 0, replica, 2, weights=weights)
+        loader: Loader[str] = Loader(source, 0, 0, weights=weights)
+        loader.share = (2, replica)
         loader.put("item", "train", 1, [(30, 51)], shuffled=True)
         parts.append(next(loader.next()[1])[0])
     assert weights is not None

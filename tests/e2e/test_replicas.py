@@ -17,7 +17,7 @@ from scpl_dist.run.faults import Fault
 from tests.e2e.test_exactness import plain
 from tests.support import reference
 from tests.support.command import called
-from tests.support.conduct import IMPATIENT, SMALL, Ended, Running, conduct
+from tests.support.conduct import IMPATIENT, SMALL, Ended, Running, conduct, halted
 
 RUNS = {
     "scpl": ["pipeline.replicas=2", "data.augmentation=strong"],
@@ -90,6 +90,23 @@ def test_a_lost_replica_only_shrinks_its_stage(phase: str, tmp_path: Path) -> No
     assert ended.losses().keys() == wanted.losses.keys()
     for place, terms in ended.losses().items():
         assert terms == pytest.approx(wanted.losses[place], rel=1e-3), place
+
+
+def test_who_was_started_as_a_replica_and_begins_alone_has_all_samples(tmp_path: Path) -> None:
+    settings = ["run.epochs=2", "pipeline.replicas=[2,1]", "pipeline.elastic=[2,2]", "runtime.replace_s=1"]
+    never = Fault(action="stop", stage=0, replica=1, phase="loading")
+    with Running(tmp_path / "run", *settings, faults=(never,)) as running:
+        absent = halted(running, "0.1", 1)
+        running.wait_for_rows("start", 1)
+        absent.kill()
+        ended = running.end()
+    assert ended.code == 0, ended.screen
+    assert [row["workers"] for row in ended.rows("start")] == [2]
+    wanted = reference.train(load(None, [*SMALL, *settings]))
+    assert ended.losses() == wanted.losses
+    test = [row for row in ended.rows("eval") if row["split"] == "test"]
+    assert [row["accuracy"] for row in test] == wanted.accuracy
+    assert {row["total"] for row in test} == {355}
 
 
 def test_a_checkpoint_of_replicas_is_that_of_a_run_without(undisturbed: Ended) -> None:
