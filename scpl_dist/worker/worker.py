@@ -128,6 +128,7 @@ class Worker:
         self._regrouping = threading.Event()  # the present group is to be left
         self._leaving = threading.Lock()  # that and what goes with it are one thing for the training thread
         self._joining = False  # in calls that nothing but the end of the process can end
+        self._over = threading.Event()  # `run` is at its end, and whoever has called it goes on
         self._stacks: Stacks | None = None
         self._source: DataSource | None = None
         self._plan: Plan | None = None
@@ -178,7 +179,10 @@ class Worker:
             report = self._failure(error)
             self.reason = f"{self.name}: {report.message}"
             self._channel.send(report)
-            self._await_verdict()
+            try:
+                self._await_verdict()
+            except Aborted:  # which says no more than this worker knows
+                self._channel.close(0)
             return 1
         finally:
             if self.timer.trace is not None:
@@ -186,6 +190,7 @@ class Worker:
             self._channel.close()
             if self._transport is not None:
                 self._transport.close()
+            self._over.set()
 
     def _say_hello(self, patience_s: float) -> None:
         """To a coordinator that comes within so many seconds, or ``runtime.timeout_s`` if that is more."""
@@ -655,11 +660,10 @@ class Worker:
     def _end_if_stuck(self, reason: str, group: int) -> None:
         """Nothing but its end takes a process out of a call in which torch waits for a worker that is gone."""
         for seconds in (2.0, 8.0):
-            time.sleep(seconds)
-            if self._group != group or not self._regrouping.is_set():
+            if self._over.wait(seconds) or self._group != group or not self._regrouping.is_set():
                 return
             if self._joining or (seconds > 2.0 and self.timer.phase is Phase.SYNC):
-                _end_process(reason, 1, 0)
+                _end_process(reason, 1)
 
     def _abort(self, reason: str, kind: type[Aborted] = Aborted) -> None:
         """End the training thread's waits, and the process if that does not suffice. Runs in the control thread."""
@@ -669,7 +673,11 @@ class Worker:
             if part is not None:
                 part.abort(ended)
         code = 2 if kind is Refused else 1
-        threading.Thread(target=_end_process, args=(reason, code), name="abort", daemon=True).start()
+        threading.Thread(target=self._end_unless_over, args=(reason, code), name="abort", daemon=True).start()
+
+    def _end_unless_over(self, reason: str, code: int) -> None:
+        if not self._over.wait(2.0):  # so long the training thread has to notice the abort
+            _end_process(reason, code)
 
 
 def _cause(error: Exception) -> tuple[Cause, str]:
@@ -694,8 +702,7 @@ def _cause(error: Exception) -> tuple[Cause, str]:
             return Cause.RAISED, text
 
 
-def _end_process(reason: str, code: int, delay_s: float = 2.0) -> None:
-    time.sleep(delay_s)  # so long the training thread has to notice the abort
+def _end_process(reason: str, code: int) -> None:
     print(f"ended, because the training thread did not react to: {reason}", file=sys.stderr, flush=True)
     os._exit(code)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from scpl_dist.commands.drain import drain
 from scpl_dist.run.config import load
 from scpl_dist.run.faults import Fault
-from tests.support import reference
+from tests.support import own_loggers, reference
 from tests.support.command import called
 from tests.support.faults import encode, fired
 from tests.support.hosts import Host, cluster
@@ -176,6 +176,34 @@ def test_the_worker_of_the_rank_that_has_the_coordinator_is_drained_and_its_proc
     else:
         assert (exit_json["code"], code) == (0, 0), workers.output
         same(run, expected)
+
+
+def test_whoever_fails_tells_torchrun_why_and_the_first_one_how_the_run_ended(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = write(
+        tmp_path / "config.toml",
+        pipeline__stages=2,
+        runtime__max_restarts=0,
+        control__port=free_port(),
+        log__to=[f"{own_loggers.__name__}:Hanging"],  # the coordinator needs a moment to end
+    )
+    fault = encode(Fault(action="raise", stage=1, step=3, phase="forward"))
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for rank in map(str, range(2)):
+            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            environment |= {"TORCHELASTIC_ERROR_FILE": str(tmp_path / rank), **fault}
+            program = Program(sys.executable, *WORKER, config, "--run-dir", run, cwd=ROOT, env=environment)
+            workers.append(stack.enter_context(program))
+        first, failed = (ends(worker, code=1) for worker in workers)
+    told = [json.loads((tmp_path / rank).read_text())["message"] for rank in "01"]
+    assert told == [
+        "the run ended: InjectedFault: a fault on purpose",
+        "stage 1: InjectedFault: a fault on purpose",
+    ]
+    assert "InjectedFault" in failed
+    assert "Aborted" not in failed
+    assert "did not react" not in first + failed
 
 
 @pytest.fixture
