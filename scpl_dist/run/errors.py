@@ -15,7 +15,7 @@ class PeerLost(Exception):
     """The process of the worker `peer` is gone or its connection broke; None is one of several."""
 
     def __init__(self, peer: int | None, reason: str) -> None:
-        whom = "a replica" if peer is None else f"rank {peer}"
+        whom = "another worker" if peer is None else f"rank {peer}"
         super().__init__(f"connection to {whom} broke: {reason}")
         self.peer = peer
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from scpl_dist import data
 from scpl_dist.control import keys, messages
@@ -356,9 +357,11 @@ class Worker:
         self._channel.send(messages.Built(group=self._group, blocks=list(spec.blocks)))
         self._expect(messages.Join)
         self._joining = True
-        self._spring("joining", 0)
-        transport, replicas = self._connect(layout, me, start)
-        self._joining = False
+        try:
+            self._spring("joining", 0)
+            transport, replicas = self._connect(layout, me, start)
+        finally:
+            self._joining = False
         self._bound = replicas is not None
         if replicas is not None:
             for updater in self._updaters.values():
@@ -465,13 +468,21 @@ class Worker:
         """Connections to the other workers, who are all alive and do the same."""
         config, generation = self.config, f"{start.generation}-{start.group}"
         limit = config.runtime.timeout_s
-        store = rendezvous.join(self._store_listener, me.rank, start.endpoints, limit)
-        transport = select.connectable(config, me.rank, generation, start.group, self.device, start.endpoints)
-        self._transport = transport
-        if layout.world > 1:
-            transport.connect(store)
-        limit = config.runtime.first_step_timeout_s
-        return transport, Replicas.join(layout, me, start.endpoints, self.timer, store, limit)
+        try:
+            store = rendezvous.join(self._store_listener, me.rank, start.endpoints, limit)
+            transport = select.connectable(
+                config, me.rank, generation, start.group, self.device, start.endpoints
+            )
+            self._transport = transport
+            if layout.world > 1:
+                transport.connect(store)
+            limit = config.runtime.first_step_timeout_s
+            return transport, Replicas.join(layout, me, start.endpoints, self.timer, store, limit)
+        except RuntimeError as error:  # all were alive, so one of them died meanwhile: torch does not say who
+            # It names groups by their number, and has counted one that it could not make; newcomers have not.
+            dist.distributed_c10d._world.group_count = 0
+            lines = str(error).strip().splitlines()
+            raise PeerLost(None, lines[0] if lines else type(error).__name__) from error
 
     def _trace(self, start: messages.Start, place: WorkerId, run_dir: Path) -> None:
         """Record what happens from here on, if that is wanted; without it, training is as good."""

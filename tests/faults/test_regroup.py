@@ -73,6 +73,34 @@ def test_a_worker_that_stands_still_is_replaced(action: str, undisturbed: Ended,
     assert restart["cause"] in ("hang", "silent")  # a checkpoint may be waited for as well
 
 
+@pytest.mark.parametrize("transport", ["rpc", "gloo"])
+def test_who_cannot_connect_because_another_died_stays_also_when_the_next_one_dies(
+    transport: str, undisturbed: Ended, tmp_path: Path
+) -> None:
+    settings = (*SAVING, "pipeline.stages=3", f"pipeline.transport={transport}")
+    faults = (
+        Fault(action="stop", stage=2, phase="joining"),
+        # In each group: the second time another one shall die meanwhile.
+        Fault(action="delay", stage=1, phase="starting", seconds=4, times=2),
+    )
+    with Running(tmp_path / "run", *settings, faults=faults) as running:
+        waiting = halted(running, "2", 2)
+        survivor, store = running.role("1"), running.role("0")
+        until_nothing(lambda: not _connecting(survivor, store))
+        store.kill()
+        waiting.kill()
+        until_nothing(lambda: len(fired(running.run)) < 3 and "stage 1 has not begun to build again")
+        running.role("2").kill()
+        ended = running.end()
+        assert fired(running.run)[2]["pid"] == survivor.pid
+    same(ended, undisturbed)
+    assert sorted((row["cause"], row["stage"]) for row in ended.rows("restart")) == [
+        ("died", 0),
+        ("died", 2),
+        ("died", 2),
+    ]
+
+
 def test_without_replacements_the_others_share_the_blocks_and_newcomers_get_their_part(
     undisturbed: Ended, tmp_path: Path
 ) -> None:
@@ -202,6 +230,18 @@ def _connected(pid: int, run: Path) -> bool:
     port = int(json.loads((run / "run.json").read_text())["control"].rpartition(":")[2])
     ends = psutil.Process(pid).net_connections()
     return any(end.status == psutil.CONN_ESTABLISHED and end.raddr.port == port for end in ends)
+
+
+def _connecting(worker: psutil.Process, first: psutil.Process) -> bool:
+    """Whether a worker that connects to all others has reached the first one's store, and waits for the rest."""
+
+    def listening(process: psutil.Process) -> set[int]:
+        ends = process.net_connections()
+        return {end.laddr.port for end in ends if end.status == psutil.CONN_LISTEN}
+
+    ends = [end for end in worker.net_connections() if end.status == psutil.CONN_ESTABLISHED]
+    reached = any(end.raddr.port in listening(first) for end in ends)
+    return reached and len(listening(worker)) > 1  # its door, and where the transport listens
 
 
 def _size(*processes: psutil.Process) -> tuple[int, int]:
