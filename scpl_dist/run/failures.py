@@ -82,7 +82,10 @@ MEANING: dict[str, Meaning] = {
     ),
     Cause.DIED: Meaning(_DEAD),
     Cause.UNREACHABLE: Meaning(f"{_SILENT}; {_DEAD}", stacks=True),
-    Cause.CHECKPOINT: Meaning(final="there is nothing to go on from"),
+    Cause.CHECKPOINT: Meaning(
+        "see to the file that is named, then resume: --resume auto takes the newest checkpoint that is whole",
+        final="there is nothing to go on from",
+    ),
     Cause.COORDINATOR: Meaning("this is a bug of scpl_dist: please report it, then resume the run"),
     Cause.COORDINATOR_LOST: Meaning(),
     Cause.LAUNCHER_LOST: Meaning("its process was killed: resume the run", final="nobody is there to do it"),

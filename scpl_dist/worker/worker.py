@@ -56,7 +56,7 @@ from scpl_dist.run.faults import Trap
 from scpl_dist.run.layout import Layout, WorkerId
 from scpl_dist.run.phases import Phase
 from scpl_dist.storage.checkpoints import CheckpointError, manifest_of
-from scpl_dist.storage.parts import read_part
+from scpl_dist.storage.parts import part_name, read_part
 from scpl_dist.storage.run_folder import RunFolder
 from scpl_dist.storage.writer import CheckpointWriter
 from scpl_dist.transport import Transport, rendezvous, select, tensors
@@ -440,7 +440,9 @@ class Worker:
         return made
 
     def _restore(self, checkpoint: Path, first: bool, blocks: Iterable[int]) -> None:
-        step = int(manifest_of(checkpoint)["step"])
+        self._await(checkpoint / "manifest.json")
+        manifest = manifest_of(checkpoint)
+        step, parts = int(manifest["step"]), {entry["name"] for entry in manifest["files"]}
         for block in blocks:
             updater = self._updaters[block]
             if self._offload is not None:
@@ -448,6 +450,8 @@ class Worker:
                 self._offload.change(block)
             state = None if self._writer is None else self._writer.kept(step, block)
             if state is None:
+                if part_name(block) in parts:
+                    self._await(checkpoint / part_name(block))
                 state = read_part(checkpoint, block, self.device, verified=True)
                 name = updater.nonfinite(state)
                 if name is not None:
@@ -461,6 +465,22 @@ class Worker:
                 updater.load_state_dict(state)
             except CheckpointError as error:  # a start from the same one would end here again
                 raise SetupError(str(error)) from error
+
+    def _await(self, path: Path) -> None:
+        """Wait for a file of the checkpoint, which a shared file system may show late on another host."""
+        limit = self.config.runtime.timeout_s / 2  # the coordinator waits longer for this worker
+        deadline = time.monotonic() + limit
+        if not path.exists():
+            print(f"waiting for {path}, which this host does not show", file=sys.stderr, flush=True)
+        while not path.exists():
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"{path}: {socket.gethostname()} has not shown this file within {limit:g} s, though it was there "
+                    "when this worker was told of it: mount the same shared file system on all hosts, and resume; if "
+                    "it only needs longer, raise runtime.timeout_s"
+                )
+            if self._regrouping.wait(0.1):
+                raise Regrouped
 
     def _connect(
         self, layout: Layout, me: WorkerId, start: messages.Start

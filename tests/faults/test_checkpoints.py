@@ -7,15 +7,18 @@ import hashlib
 import json
 import resource
 import shutil
+import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from scpl_dist.run.faults import Fault
 from tests.support import programs
 from tests.support.command import called, scpl_dist
-from tests.support.conduct import Ended, Running, conduct
+from tests.support.conduct import IMPATIENT, IMPATIENT_S, Ended, Running, conduct, halted
 
 pytestmark = pytest.mark.timeout(400)
 SETTINGS = ("checkpoint.every_steps=4", "checkpoint.keep=3", "pipeline.stages=1")
@@ -160,6 +163,53 @@ def test_a_checkpoint_with_nan_which_an_earlier_version_wrote_is_named_with_the_
     assert f"step-20: weight {name} of block 1 is NaN or infinite" in ended.last_line
     assert "move this checkpoint away, and --resume auto takes the one before" in ended.last_line
     assert not ended.rows("restart")
+
+
+def resumed_without(run: Path, name: str, *settings: str) -> Running:
+    """A run that goes on from step 16; its worker looks for a file that is not there any more."""
+    checkpoint = run / "checkpoints" / "step-16"
+    faults = (Fault(action="stop", phase="loading"),)  # the launcher has looked by then
+    running = Running(run, *SETTINGS, *settings, faults=faults, options=("--resume", str(checkpoint)))
+    try:
+        worker = halted(running, "0", 1)
+        (checkpoint / name).rename(run.with_name("away"))
+        worker.send_signal(signal.SIGCONT)
+    except BaseException:
+        running.close()
+        raise
+    return running
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "block-002.pt"])
+def test_a_worker_waits_for_files_that_its_host_shows_late(
+    name: str, finished: Ended, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    late = run / "checkpoints" / "step-16" / name
+    with resumed_without(run, name) as running:
+
+        def missing() -> bool:
+            assert not running.ended, running.output
+            return f"waiting for {late}" not in (run / "log" / "stage0.log").read_text()
+
+        programs.until_nothing(missing)
+        run.with_name("away").rename(late)
+        ended = running.end()
+    assert ended.code == 0, ended.screen
+    assert ended.losses() == finished.losses()
+
+
+def test_a_host_that_never_shows_a_checkpoint_is_named(finished: Ended, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    with resumed_without(run, "block-002.pt", IMPATIENT) as running:
+        ended = running.end()
+    assert ended.code == 1, ended.screen
+    assert ended.exit_json["cause"] == "checkpoint"
+    assert "what to do: see to the file" in ended.screen
+    for word in ("step-16/block-002.pt", socket.gethostname(), f"within {IMPATIENT_S / 2:g} s", "and resume"):
+        assert word in ended.last_line
 
 
 @contextlib.contextmanager
