@@ -452,7 +452,8 @@ class Worker:
             if state is None:
                 if part_name(block) in parts:
                     self._await(checkpoint / part_name(block))
-                state = read_part(checkpoint, block, self.device, verified=True)
+                # To the CPU: an optimizer's numbers of steps stay where they are read to, and it looks at them.
+                state = read_part(checkpoint, block, verified=True)
                 name = updater.nonfinite(state)
                 if name is not None:
                     raise CheckpointError(
