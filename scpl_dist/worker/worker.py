@@ -500,6 +500,8 @@ class Worker:
             limit = config.runtime.first_step_timeout_s
             return transport, Replicas.join(layout, me, start.endpoints, self.timer, store, limit)
         except RuntimeError as error:  # all were alive, so one of them died meanwhile: torch does not say who
+            if tensors.out_of_memory(error):
+                raise
             # It names groups by their number, and has counted one that it could not make; newcomers have not.
             dist.distributed_c10d._world.group_count = 0
             lines = str(error).strip().splitlines()
