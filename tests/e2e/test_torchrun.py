@@ -104,7 +104,8 @@ def test_a_restart_goes_on_by_itself_where_rank_0_has_the_coordinator(
     script = (ROOT / "launch/one_host.sh", 2, "--port", free_port(), "--control-port", free_port())
     environment = {"PYTHON": sys.executable, **killed((1, 7), (0, 13))}
     with Program(*script, config, "--run-dir", run, env=environment) as workers:
-        ends(workers)
+        said = ends(workers)
+    assert "forcefully exiting" not in said
     assert len(fired(run)) == 2
     assert groups(run) == [0, 0, 0]
     assert [row["number"] for row in rows(run, "restart")] == [1, 2]
