@@ -57,6 +57,8 @@ def leave() -> None:
         _hanging_up.pop().join(_ABORT_S)
     if dist.is_initialized():
         dist.destroy_process_group()
+    # torch names groups by their number, and has counted one that it could not make; newcomers have not.
+    dist.distributed_c10d._world.group_count = 0
 
 
 def join(

@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from scpl_dist import data
 from scpl_dist.control import keys, messages
@@ -216,7 +215,7 @@ class Worker:
         if self._problem is not None:
             raise self._problem
         if self._rank is not None and self.config.layout.workers[self._rank].stage == 0:
-            self._describe(self.config.layout.workers[self._rank])
+            self._describe()
         self.timer.enter(Phase.IDLE)
         while True:
             with contextlib.suppress(
@@ -295,7 +294,7 @@ class Worker:
         if self._source is not None:
             self._channel.send(self._described(self._source))
 
-    def _describe(self, worker: WorkerId) -> None:
+    def _describe(self) -> None:
         """Load the data set, and tell the coordinator what it is: the other stages need its shapes only.
 
         Its loader may fork, which is best done now: there are few threads yet, and no connections to other workers.
@@ -303,8 +302,7 @@ class Worker:
         self.timer.enter(Phase.DATA)
         source = self._load()
         self._loader = self._loader_of(source)
-        if worker.first:
-            self._channel.send(self._described(source))
+        self._channel.send(self._described(source))
 
     def _described(self, source: DataSource) -> messages.Described:
         example = tensors.describe(source.example(), "the data set")
@@ -502,8 +500,6 @@ class Worker:
         except RuntimeError as error:  # all were alive, so one of them died meanwhile: torch does not say who
             if tensors.out_of_memory(error):
                 raise
-            # It names groups by their number, and has counted one that it could not make; newcomers have not.
-            dist.distributed_c10d._world.group_count = 0
             lines = str(error).strip().splitlines()
             raise PeerLost(None, lines[0] if lines else type(error).__name__) from error
 

@@ -92,11 +92,12 @@ def test_a_lost_replica_only_shrinks_its_stage(phase: str, tmp_path: Path) -> No
         assert terms == pytest.approx(wanted.losses[place], rel=1e-3), place
 
 
-def test_who_was_started_as_a_replica_and_begins_alone_has_all_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", [0, 1])
+def test_who_was_started_as_a_replica_and_begins_alone_has_all_samples(missing: int, tmp_path: Path) -> None:
     settings = ["run.epochs=2", "pipeline.replicas=[2,1]", "pipeline.elastic=[2,2]", "runtime.replace_s=1"]
-    never = Fault(action="stop", stage=0, replica=1, phase="loading")
+    never = Fault(action="stop", stage=0, replica=missing, phase="loading")
     with Running(tmp_path / "run", *settings, faults=(never,)) as running:
-        absent = halted(running, "0.1", 1)
+        absent = halted(running, f"0.{missing}", 1)
         running.wait_for_rows("start", 1)
         absent.kill()
         ended = running.end()
