@@ -47,7 +47,8 @@ def locked(folder: Path, expired_after_s: float = EXPIRED_AFTER_S) -> Iterator[N
         try:
             yield
         finally:
-            lease.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a disk that cannot be written any more; it expires
+                lease.unlink(missing_ok=True)
 
 
 def is_locked(folder: Path) -> bool:
