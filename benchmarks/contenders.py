@@ -113,13 +113,17 @@ def seconds_a_step(run: Path, warm_up: int = WARM_UP) -> float:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def waiting(stages: int, seconds: float, steps: int) -> Figures:
-    """A real run whose stages do nothing but wait for so long with each batch; of none, a plain loop of one block."""
-    blocks = max(stages, 1)
-    values = settings("delays", "small_data", 16, steps + lead(blocks), stages=blocks, seconds=seconds)
-    values |= {"loss.name": f"{NETWORKS}:nothing", "loss.projector": "i", "pipeline.stages": blocks}
+def waits(stages: int, seconds: float, steps: int) -> dict[str, Any]:
+    """Values of a run with a block for each stage that does nothing but wait for so long with each batch."""
+    values = settings("delays", "small_data", 16, steps + lead(stages), stages=stages, seconds=seconds)
+    values |= {"loss.name": f"{NETWORKS}:nothing", "loss.projector": "i", "pipeline.stages": stages}
     values["runtime.timeout_s"] = 300.0  # many processes import torch on few cores
-    return product(values, stages) if stages else plain_scpl(values)
+    return values
+
+
+def waiting(stages: int, seconds: float, steps: int) -> Figures:
+    """A real run of stages that only wait."""
+    return product(waits(stages, seconds, steps), stages)
 
 
 def plain_scpl(values: dict[str, Any]) -> Figures:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks import contenders, machine
@@ -37,11 +38,13 @@ def ceiling() -> None:
 def delays(rounds: int) -> None:
     """Print the throughput of stages that only wait, against the wait alone; and that of a plain loop of one block."""
     for stages, seconds, steps, aim in DELAYS:
-        taken: dict[int, list[float]] = {0: [], 1: [], stages: []}
-        for _ in range(rounds):
-            for count, found in taken.items():
-                found.append(contenders.waiting(count, seconds, steps).seconds)
-        loop, alone, together = (seconds / statistics.median(found) for found in taken.values())
+        ways = (
+            partial(contenders.plain_scpl, contenders.waits(1, seconds, steps)),
+            partial(contenders.waiting, 1, seconds, steps),
+            partial(contenders.waiting, stages, seconds, steps),
+        )
+        taken = [[way().seconds for way in ways] for _ in range(rounds)]
+        loop, alone, together = (seconds / statistics.median(found) for found in zip(*taken, strict=True))
         print(
             f"  {together:.3f}  (aim {aim})  of the ideal with {stages} stages of {1000 * seconds:.0f} ms; a plain "
             f"loop of one such block reaches {loop:.3f}, one stage {alone:.3f}",

@@ -6,10 +6,9 @@
 
 Hosts are network namespaces (root is needed), and a switch of this project's between them (`benchmarks.link`) passes
 frames on late: so many milliseconds one way, so many Mbit/s a host and direction. All have the same blocks, batch and
-Adam; torch's schedules take turns with several numbers of micro-batches. Bytes are those of all
-interfaces: tensors, labels, control plane, rendezvous and headers. Samples are those per second while all hosts train.
-Busy: the share of the time in which a stage does not wait, of torch's its processor time; more hosts than cores share
-these.
+Adam; torch's schedules take turns with several numbers of micro-batches. Bytes are those of all interfaces: tensors,
+labels, control plane, rendezvous and headers. Samples are those per second while all hosts train. Busy: the share of
+the time in which a stage does not wait, of torch's its processor time; more hosts than cores share these.
 """
 
 from __future__ import annotations

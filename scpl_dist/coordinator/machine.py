@@ -142,7 +142,7 @@ class Coordinator:
             case events.Signal(source, number):
                 self._signal(source, number, now)
             case events.LauncherLost():  # the end, also of a run that was about to survive something else
-                self._failed(self._lost or failure(Cause.LAUNCHER_LOST, "the launcher is gone"))
+                self._end_by(self._lost or failure(Cause.LAUNCHER_LOST, "the launcher is gone"))
             case events.Garbage():
                 self.rejected["garbage"] += 1
             case TurnedAway(reason, report):
@@ -341,7 +341,7 @@ class Coordinator:
         If another one is lost, that is why: torchrun ends the others of a host.
         """
         if self._lost is not None:
-            self._failed(self._lost)
+            self._end_by(self._lost)
         else:
             self._signal(LEADER, number, now)
 
@@ -424,7 +424,7 @@ class Coordinator:
             self._survive(found, member, self._clocked, replaced=len(self.restarts.causes) > counted)
             return
         self._final = reason if self.origin.replaceable else ""  # whoever starts all again knows better
-        self._failed(found)
+        self._end_by(found)
 
     def _not_survived(self, found: Failure, member: Member | None) -> str | None:
         """Why the run is over after a failure; None if it goes on, which is then counted."""
@@ -754,7 +754,8 @@ class Coordinator:
         text = f"stopped by {self._stops.name} {when}"
         self._over(Outcome(128 + self._stops.number, text), messages.Abort(reason=text))
 
-    def _failed(self, found: Failure) -> None:
+    def _end_by(self, found: Failure) -> None:
+        """A failure that the run does not survive."""
         meaning = MEANING[found.cause]
         last = messages.Abort(reason=found.message[:1000], stacks=meaning.stacks)
         self._over(Outcome(meaning.code, found.cause, found), last)

@@ -38,9 +38,8 @@ class Envelope:
     item: dict[str, Any]
     micro_batch: int = 0
     payload: Any = None  # pytree of tensors; None for a marker
-    weight: float | None = (
-        None  # share of the micro-batch in the item's loss, where that is not its share of samples
-    )
+    # Share of the micro-batch in the item's loss, where that is not its share of the samples.
+    weight: float | None = None
     wide: Wide = field(default_factory=list)  # what `narrow` made smaller for the way
 
 

@@ -43,6 +43,10 @@ class Neighbours:
             if layout.lead(worker_id.stage, layout.workers[rank]) == worker_id.rank
         ]
 
+    def own(self, size: int) -> tuple[int, int]:
+        """The samples that this worker has of a micro-batch of `size`: the first one, and the one after the last."""
+        return share(size, self._worker_id.replicas, self._worker_id.replica)
+
     def next(self) -> Envelope:
         """The first message of the next item, from the stage before."""
         assert self._lead is not None
@@ -69,7 +73,7 @@ class Neighbours:
         """Send this worker's part of a micro-batch of `size` to a stage, sample first; see `Transport.post`."""
         routes = self._routes(self._worker_id.stage, stage, size)
         mine = [route for route in routes if route.sender == self._worker_id.rank]
-        start, end = share(size, self._worker_id.replicas, self._worker_id.replica)
+        start, end = self.own(size)
         for route in mine:
             part = payload
             if len(mine) > 1:

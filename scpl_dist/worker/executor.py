@@ -31,7 +31,6 @@ from scpl_dist.methods.block import Carry, detached, floating, seed_operators
 from scpl_dist.methods.lowering import NONE, first_learning, lower
 from scpl_dist.methods.schedule import Action, Kind, StageSpec
 from scpl_dist.methods.task import plain
-from scpl_dist.run.layout import share
 from scpl_dist.run.phases import Phase
 from scpl_dist.storage import checkpoints
 from scpl_dist.storage.writer import CheckpointWriter
@@ -53,13 +52,12 @@ class Executor:
     spec: StageSpec
     method: Method
     updaters: dict[int, Updater]  # by block, on the device
-    neighbours: Neighbours  # connected; not used with one stage
+    neighbours: Neighbours  # connected; with one stage nothing is sent
     device: torch.device
     timer: PhaseTimer
     report: Callable[[Done], None]  # called after every item
     run_dir: Path
     loader: Loader[Item] | None = None  # on stage 0
-    share: tuple[int, int] = (1, 0)  # number of replicas of the stage, and which of them this one is
     writer: CheckpointWriter | None = None  # on the first replica of a stage, where checkpoints are written
     replicas: Replicas | None = None
     offload: Offload | None = None  # that has the blocks; None if all of them are on the device
@@ -254,7 +252,7 @@ class Executor:
             work.weigh(self.method.task.counted)
         inputs, labels = next(work.batches)
         assert labels.dim() == 1 + self.method.task.label_dimensions
-        begin, end = share(work.sizes[m], *self.share)
+        begin, end = self.neighbours.own(work.sizes[m])
         views = 2 if work.training and self.method.config.data.augmentation == "strong" else 1
         assert len(labels) == views * (end - begin), "samples would be left out, or trained twice"
         if self.device.type != "cpu":

@@ -376,7 +376,6 @@ class Worker:
             report=self._report,
             run_dir=run_dir,
             loader=self._loader,
-            share=(me.replicas, me.replica),
             writer=self._writer if me.first else None,
             replicas=replicas,
             offload=self._offload,

@@ -164,9 +164,8 @@ def test_the_worker_of_the_rank_that_has_the_coordinator_is_drained_and_its_proc
         until_group(1)
         assert first.is_running()
         while stopped and not (run / "exit.json").exists():
-            first.send_signal(
-                signal.SIGTERM
-            )  # as it is about to leave the others, it may not hear the first one
+            # Again: as it is about to leave the others, it may not hear the first one.
+            first.send_signal(signal.SIGTERM)
             time.sleep(0.5)
         code = workers.wait()
     assert groups(run) == [0, 1]

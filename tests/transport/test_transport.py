@@ -228,9 +228,8 @@ def test_who_has_no_memory_for_a_message_does_not_take_its_sender_for_dead(pair:
 def test_what_comes_after_the_end_is_not_taken() -> None:
     transport = alone(1, 2)
     transport.abort(Aborted("stop"))
-    transport.arrive(
-        0, 0, Envelope({}, 0, torch.empty(3)), lambda: None
-    )  # what a receive that was ended has left
+    # What a receive that was ended has left.
+    transport.arrive(0, 0, Envelope({}, 0, torch.empty(3)), lambda: None)
     with pytest.raises(Aborted, match="stop"):
         transport.receive(0)
 
